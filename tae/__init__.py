@@ -1,0 +1,1 @@
+"""Temporal Autoencoder: video to a small latent and back."""

@@ -1,0 +1,32 @@
+"""Shared fixtures. Real clips are used where they are at hand and skipped by name where they are not."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_CLIPS = Path(os.environ.get("TAE_SHARED_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
+
+
+@pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """The folder of real videos (ucf101/, hd/, awkward/); set TAE_SHARED_CLIPS to its path."""
+    if not SHARED_CLIPS.is_dir():
+        pytest.skip(f"real clips are not at hand: {SHARED_CLIPS} does not exist (set TAE_SHARED_CLIPS)")
+    return SHARED_CLIPS
+
+
+@pytest.fixture(autouse=True)
+def fixed_rng() -> Iterator[None]:
+    """Every test starts from the same seed and leaves the global generator as it found it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A GPU test skips without a device, unless TAE_REQUIRE_GPU=1: a GPU job must not pass by skipping."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available() and os.environ.get("TAE_REQUIRE_GPU") != "1":
+        pytest.skip("needs a CUDA device")
