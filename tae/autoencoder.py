@@ -1,0 +1,288 @@
+"""The Temporal Autoencoder: encoder, decoder and the model that users hold.
+
+Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffusion 3.5 image autoencoder.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tae.errors import UserError
+from tae.layers import (
+    GROUP_NORM_MODES,
+    Attention,
+    Conv2_5d,
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    Upsample,
+)
+from tae.posterior import DiagonalGaussian
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Middle(nn.Module):
+    """The lowest resolution: residual block, attention over space, then over time, residual block."""
+
+    def __init__(self, channels: int, groups: int, group_norm: str) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, groups, group_norm)
+        self.attention = Attention(channels, groups, group_norm, over="space")
+        self.temporal_attention = Attention(channels, groups, group_norm, over="time")
+        self.block_2 = ResidualBlock(channels, channels, groups, group_norm)
+
+    def forward(self, x: Tensor, run: Run) -> Tensor:
+        x = run(self.block_1, x)
+        x = self.temporal_attention(self.attention(x))
+        return run(self.block_2, x)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then a change of resolution (none at the last level)."""
+
+    def __init__(self, blocks: list[ResidualBlock], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+    def forward(self, x: Tensor, run: Run) -> Tensor:
+        for block in self.blocks:
+            x = run(block, x)
+        return x if self.resample is None else self.resample(x)
+
+
+def make_blocks(count: int, in_channels: int, out_channels: int, groups: int, group_norm: str) -> list[ResidualBlock]:
+    """Residual blocks in a row, the first of which changes the number of channels."""
+    inputs = [in_channels] + [out_channels] * (count - 1)
+    return [ResidualBlock(channels, out_channels, groups, group_norm) for channels in inputs]
+
+
+class Encoder(nn.Module):
+    """A clip (b, 3, t, h, w) to the parameters of its posterior (b, 2 latent, ceil(t / f), h / f, w / f)."""
+
+    def __init__(self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str) -> None:
+        super().__init__()
+        self.conv_in = Conv2_5d(3, widths[0])
+        levels = []
+        for i, width in enumerate(widths):
+            row = make_blocks(blocks, widths[max(i - 1, 0)], width, groups, group_norm)
+            levels.append(Level(row, Downsample(width) if i < len(widths) - 1 else None))
+        self.levels = nn.ModuleList(levels)
+        self.middle = Middle(widths[-1], groups, group_norm)
+        self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
+        self.conv_out = Conv2_5d(widths[-1], 2 * latent_channels)
+
+    def forward(self, clip: Tensor, run: Run) -> Tensor:
+        x = self.conv_in(clip)
+        for level in self.levels:
+            x = level(x, run)
+        return self.conv_out(self.norm_out(self.middle(x, run)))
+
+
+class Decoder(nn.Module):
+    """Latents (b, latent, t, h, w) to a clip (b, 3, f t, f h, f w). Levels are listed in the order they run."""
+
+    def __init__(self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str) -> None:
+        super().__init__()
+        widths = list(reversed(widths))
+        self.conv_in = Conv2_5d(latent_channels, widths[0])
+        self.middle = Middle(widths[0], groups, group_norm)
+        levels = []
+        for i, width in enumerate(widths):
+            row = make_blocks(blocks, widths[max(i - 1, 0)], width, groups, group_norm)
+            levels.append(Level(row, Upsample(width) if i < len(widths) - 1 else None))
+        self.levels = nn.ModuleList(levels)
+        self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
+        self.conv_out = Conv2_5d(widths[-1], 3)
+
+    def forward(self, latents: Tensor, run: Run) -> Tensor:
+        x = self.middle(self.conv_in(latents), run)
+        for level in self.levels:
+            x = level(x, run)
+        return self.conv_out(self.norm_out(x))
+
+
+@dataclass(frozen=True)
+class AutoencoderOutput:
+    """What a forward pass gives.
+
+    reconstruction: (b, 3, t, h, w), the size of the clip that went in
+    posterior:      over latents (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8))
+    latents:        what was decoded: a sample of the posterior, or its mode
+    """
+
+    reconstruction: Tensor
+    posterior: DiagonalGaussian
+    latents: Tensor
+
+
+class TemporalAutoencoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="temporal-autoencoder",
+    tags=["video", "autoencoder", "vae"],
+):
+    """Compress video 8x in time, height and width into a few latent channels, and back.
+
+    The defaults are the paper's: the Stable Diffusion 3.5 image autoencoder with temporal parts, 114.06 M parameters.
+    A fresh temporal part does nothing, so with an image autoencoder's weights (`from_image_vae`) latent frame i is the
+    image latent of frame 8 i, and decoding repeats every decoded latent frame 8 times, until training changes it.
+
+    Args:
+        base_channels: channels of the first level.
+        channel_multipliers: one for each level; every level but the last halves time, height and width.
+        latent_channels: channels of the latent.
+        encoder_blocks, decoder_blocks: residual blocks in each level.
+        norm_groups: groups of every GroupNorm; divides the channels of every level.
+        group_norm: "frame" takes normalisation statistics of each frame alone, "clip" of the whole clip.
+
+    Raises:
+        UserError: the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        latent_channels: int = 16,
+        encoder_blocks: int = 2,
+        decoder_blocks: int = 3,
+        norm_groups: int = 32,
+        group_norm: str = "frame",
+    ) -> None:
+        super().__init__()
+        widths = [base_channels * multiplier for multiplier in channel_multipliers]
+        check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
+        self.latent_channels = latent_channels
+        self.factor = 2 ** (len(widths) - 1)
+        self.gradient_checkpointing = False
+        self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, group_norm)
+        self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, group_norm)
+        self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
+
+    @classmethod
+    def from_image_vae(cls, path_or_repo_id: str | Path, **architecture) -> Self:  # noqa: ANN003  (this class's own)
+        """Build a model and fill its spatial part from an image autoencoder.
+
+        Args:
+            path_or_repo_id: a diffusers folder (its `vae` subfolder is found), a `.safetensors` file in diffusers' or in
+                the original Stable Diffusion layout (with or without a prefix), or a repository id on the hub.
+            **architecture: arguments of this class; the defaults fit Stable Diffusion 3 and 3.5.
+
+        The model carries an `inflation` report: which parameters were copied, which are new, which were ignored.
+
+        Raises:
+            UserError: the weights cannot be had or are of another shape or layout.
+        """
+        from tae.inflate import inflate  # here, since it needs this class's names only when asked for
+
+        model = cls(**architecture)
+        model.inflation = inflate(model, path_or_repo_id)
+        return model
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:  # noqa: ANN003
+        """huggingface_hub's loader, but a file that does not fit is refused instead of half loaded."""
+        return super()._from_pretrained(strict=True, **kwargs)
+
+    def encode(self, clip: Tensor) -> DiagonalGaussian:
+        """Give the posterior over latents.
+
+        Shapes:
+            clip:    (b, 3, t, h, w) in [-1, 1], with t >= 1 and h, w >= 8 (of any remainder)
+            returns: over (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8)), in float32
+
+        Height and width that are no multiple of 8 are padded by repeating the last row and column. Time needs no padding:
+        three halvings that round up give ceil(t / 8).
+        """
+        check_clip(clip, smallest=self.factor)
+        height, width = clip.shape[-2:]
+        padding = (0, -width % self.factor, 0, -height % self.factor, 0, 0)
+        if any(padding):
+            clip = F.pad(clip, padding, mode="replicate")
+        clip = clip.contiguous(memory_format=torch.channels_last_3d)
+        mean, logvar = self.encoder(clip, self._run).float().chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar)
+
+    def decode(
+        self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Give the clip of these latents.
+
+        Shapes:
+            latents: (b, latent_channels, t', h', w')
+            returns: (b, 3, num_frames, *size), by default (b, 3, 8 t', 8 h', 8 w'); not clamped
+
+        Args:
+            num_frames: how many frames to keep, from the start.
+            size: height and width to keep, from the upper left.
+        """
+        check_latents(latents, self.latent_channels)
+        latents = latents.contiguous(memory_format=torch.channels_last_3d)
+        decoded = self.decoder(latents, self._run)
+        wanted = (num_frames or decoded.shape[2], *(size or decoded.shape[3:]))
+        if any(want > have for want, have in zip(wanted, decoded.shape[2:], strict=True)):
+            raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {tuple(decoded.shape[2:])}.")
+        frames, height, width = wanted
+        return decoded[:, :, :frames, :height, :width]
+
+    def forward(self, clip: Tensor, sample_posterior: bool = True) -> AutoencoderOutput:
+        """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded."""
+        posterior = self.encode(clip)
+        latents = posterior.sample() if sample_posterior else posterior.mode()
+        reconstruction = self.decode(latents, num_frames=clip.shape[2], size=tuple(clip.shape[3:]))
+        return AutoencoderOutput(reconstruction, posterior, latents)
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(channels, frames, height, width) of the latent of a clip of this size."""
+        return (self.latent_channels, *(math.ceil(extent / self.factor) for extent in (num_frames, height, width)))
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run a residual block, keeping only its input for the backward pass where checkpointing is on."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+
+def check_architecture(
+    widths: Sequence[int], latent_channels: int, encoder_blocks: int, decoder_blocks: int, groups: int, group_norm: str
+) -> None:
+    """Refuse what cannot be built, before building it."""
+    if group_norm not in GROUP_NORM_MODES:
+        raise UserError(f"model.group_norm={group_norm!r} is unknown. Choose one of: {', '.join(GROUP_NORM_MODES)}.")
+    if not widths or min(*widths, latent_channels, encoder_blocks, decoder_blocks, groups) < 1:
+        raise UserError(
+            f"The model's sizes must be positive integers; got levels of {list(widths)} channels, {latent_channels} "
+            f"latent channels, {encoder_blocks} and {decoder_blocks} blocks, {groups} groups."
+        )
+    if any(width % groups for width in widths):
+        raise UserError(
+            f"model.norm_groups={groups} does not divide the channels of every level, {list(widths)}. "
+            f"Choose a divisor of {math.gcd(*widths)}."
+        )
+
+
+def check_clip(clip: Tensor, smallest: int) -> None:
+    """Refuse what is not a clip, with the way to make it one."""
+    if clip.ndim != 5 or clip.shape[1] != 3:
+        hint = " For images add a time axis: x[:, :, None]." if clip.ndim == 4 else ""
+        raise ValueError(f"encode() takes a clip (b, 3, t, h, w); got {tuple(clip.shape)}.{hint}")
+    if not clip.is_floating_point():
+        raise TypeError(f"encode() takes values in [-1, 1]; got {clip.dtype}. Use tae.clip.frames_to_clip on frames.")
+    if clip.shape[2] < 1 or min(clip.shape[3:]) < smallest:
+        raise ValueError(f"encode() takes t >= 1 and h, w >= {smallest}; got (t, h, w) = {tuple(clip.shape[2:])}.")
+
+
+def check_latents(latents: Tensor, channels: int) -> None:
+    """Refuse what is not a latent of this model."""
+    if latents.ndim != 5 or latents.shape[1] != channels:
+        raise ValueError(f"decode() takes latents (b, {channels}, t, h, w); got {tuple(latents.shape)}.")
