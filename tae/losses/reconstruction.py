@@ -1,0 +1,18 @@
+"""Absolute error between a clip and its reconstruction."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tae.losses.term import Output, check_weight
+
+
+class Reconstruction:
+    """sum |x - y| / N over the N = b * 3 * t * h * w values of the clip (L1, Movie Gen section 3.1.1)."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = check_weight("reconstruction", weight)
+
+    def __call__(self, clip: Tensor, out: Output) -> Tensor:
+        with torch.autocast(clip.device.type, enabled=False):
+            return F.l1_loss(out.reconstruction.float(), clip.float())

@@ -1,0 +1,42 @@
+"""What every term of the objective has in common."""
+
+import math
+from typing import Protocol
+
+from torch import Tensor
+
+from tae.errors import UserError
+from tae.posterior import DiagonalGaussian
+
+
+class Output(Protocol):
+    """What the terms read of an autoencoder's output (b batch, t frames, h height, w width; c, t', h', w' latents)."""
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """(b, 3, t, h, w) in [-1, 1]."""
+
+    @property
+    def posterior(self) -> DiagonalGaussian:
+        """Of (b, c, t', h', w') latents."""
+
+    @property
+    def latents(self) -> Tensor:
+        """(b, c, t', h', w'): what was decoded."""
+
+
+class Term(Protocol):
+    """One term of the objective: a float32 scalar, unweighted; it is called only where its weight is above 0."""
+
+    weight: float
+
+    def __call__(self, clip: Tensor, out: Output) -> Tensor: ...
+
+
+def check_weight(name: str, weight: float) -> float:
+    """Return the weight of the term `name`, or raise UserError where it is not a finite number of 0 or more."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise UserError(
+            f"loss.{name}.weight={weight} is not a weight: give a finite number >= 0 (0 turns the term off)."
+        )
+    return float(weight)

@@ -1,0 +1,144 @@
+"""Reconstruction, KL, outlier penalty and their sum against float64 loops."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from references.losses import kl_by_loops, opl_by_loops
+
+from tae.errors import UserError
+from tae.losses import KL, AutoencoderLoss, OutlierPenalty, Perceptual, Reconstruction, outlier_rate
+from tae.posterior import DiagonalGaussian
+
+
+def make_output(b=2, t=3, h=6, w=5, dtype=torch.float32):
+    """A clip and an output like a model's, with a few latent positions far out of their frame."""
+    latents = torch.randn(b, 16, t, h, w)
+    latents[0, :, 1, 2, 3] *= 40
+    latents[1, :, 0, 0, 0] += 25
+    clip, reconstruction = (torch.rand(b, 3, 8 * t, 8, 8) * 2 - 1 for _ in range(2))
+    posterior = DiagonalGaussian(torch.randn_like(latents), torch.randn_like(latents))
+    return clip, SimpleNamespace(
+        reconstruction=reconstruction.to(dtype), posterior=posterior, latents=latents.to(dtype)
+    )
+
+
+def no_perceptual():
+    return Perceptual(weight=0, net="vgg", weights_path=None)
+
+
+def test_reconstruction_is_the_mean_absolute_error():
+    clip, out = make_output()
+    expected = (clip.double() - out.reconstruction.double()).abs().sum() / clip.numel()
+    # 6,000 summands below 2 in float32, pairwise: rounding < 1e-6; a squared error would be off by 0.1.
+    assert Reconstruction(weight=1)(clip, out).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_kl_equals_its_definition():
+    clip, out = make_output()
+    posterior = out.posterior
+    expected = kl_by_loops(posterior.mean.double().numpy(), posterior.logvar.double().numpy(), clip.numel())
+    # Rounding of a float32 sum: 1e-6 relative. Dividing by the latents' size instead would change it by a factor of 3.
+    assert KL(weight=1)(clip, out).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("r", [0.5, 1.0, 3.0])
+def test_outlier_penalty_equals_its_definition(r):
+    clip, out = make_output()
+    expected, _ = opl_by_loops(out.latents.double().numpy(), r)
+    # float32 rounding: 1e-6 relative. The sample (not population) deviation would differ by 2 % of r ||s||.
+    assert OutlierPenalty(weight=1, r=r)(clip, out).item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 0, "a penalty of 0 would prove nothing"
+
+
+def test_outlier_rate_equals_its_definition():
+    _, out = make_output()
+    _, expected = opl_by_loops(out.latents.double().numpy(), 3.0)
+    assert outlier_rate(out.latents).item() == pytest.approx(expected, abs=1e-7)
+    assert expected > 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4)])
+def test_outlier_penalty_of_constant_latents_has_a_finite_gradient(size):
+    """Standard deviation and norm are 0 everywhere: written with sqrt(var) the gradient would be NaN."""
+    latents = torch.ones(1, 16, 2, *size, requires_grad=True)
+    value = OutlierPenalty(weight=1, r=3)(torch.zeros(1, 3, 16, 8, 8), SimpleNamespace(latents=latents))
+    value.backward()
+    assert value.item() == 0
+    assert latents.grad.isfinite().all()
+
+
+def test_outlier_penalty_pulls_the_outlier_in():
+    latents = torch.randn(1, 16, 1, 8, 8)
+    latents[0, :, 0, 3, 3] += 50
+    latents.requires_grad_()
+    OutlierPenalty(weight=1, r=3)(torch.zeros(1, 3, 8, 64, 64), SimpleNamespace(latents=latents)).backward()
+    assert (latents.grad[0, :, 0, 3, 3] > 0).all(), "a step against the gradient must lower the outlier"
+
+
+def test_total_is_the_weighted_sum_and_terms_are_unweighted():
+    clip, out = make_output()
+    loss = AutoencoderLoss(Reconstruction(2.0), no_perceptual(), KL(1e-3), OutlierPenalty(0.5, r=3))
+    total, terms = loss(clip, out)
+    assert set(terms) == {"reconstruction", "kl", "opl", "outlier_rate"}
+    expected = 2.0 * terms["reconstruction"] + 1e-3 * terms["kl"] + 0.5 * terms["opl"]
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+    assert all(term.dtype == torch.float32 and not term.requires_grad for term in terms.values())
+
+
+def test_terms_are_float32_under_autocast():
+    clip, out = make_output(dtype=torch.bfloat16)
+    loss = AutoencoderLoss(Reconstruction(1.0), no_perceptual(), KL(1e-6), OutlierPenalty(1.0, r=3))
+    plain, _ = loss(clip, out)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, terms = loss(clip, out)
+    assert {term.dtype for term in (total, *terms.values())} == {torch.float32}
+    assert total.item() == plain.item()
+
+
+def test_a_term_of_weight_0_is_not_computed():
+    class Exploding(Reconstruction):
+        def __call__(self, clip, out):
+            raise AssertionError("computed")
+
+    clip, out = make_output()
+    _, terms = AutoencoderLoss(Exploding(0), no_perceptual(), KL(1.0), OutlierPenalty(0, r=3))(clip, out)
+    assert set(terms) == {"kl", "outlier_rate"}
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan, math.inf, "much", True])
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("reconstruction", Reconstruction),
+        ("perceptual", lambda weight: Perceptual(weight, net="vgg", weights_path=None)),
+        ("kl", KL),
+        ("opl", lambda weight: OutlierPenalty(weight, r=3)),
+    ],
+)
+def test_an_impossible_weight_is_refused_by_name(name, term, weight):
+    with pytest.raises(UserError, match=rf"loss\.{name}\.weight={weight}"):
+        term(weight)
+
+
+@pytest.mark.parametrize("r", [0, -3.0, math.nan])
+def test_an_impossible_r_is_refused(r):
+    with pytest.raises(UserError, match=r"loss\.opl\.r="):
+        OutlierPenalty(1.0, r=r)
+
+
+def test_an_objective_of_nothing_is_refused():
+    with pytest.raises(UserError, match="nothing to train"):
+        AutoencoderLoss(Reconstruction(0), no_perceptual(), KL(0), OutlierPenalty(0, r=3))
+
+
+def test_the_default_config_builds_the_objective():
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(Path(__file__).parents[3] / "conf" / "loss" / "default.yaml")
+    config.perceptual.weight = 0  # its weights need a download
+    loss = instantiate(config)
+    assert {name: term.weight for name, term in loss.terms.items()} == {"reconstruction": 1, "kl": 1e-6, "opl": 1}
