@@ -1,0 +1,157 @@
+"""Is a file fit for training? Decodes it whole, in order, and compares with what the training-time reader gives."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+
+from data.decode import DecodeError, VideoFile, open_video
+
+# A frame or two may be missing at a file's end (UCF-101 has "372 frames" of which 371 decode); more is damage.
+TOLERATED_LOSS = 0.02
+GRID = 32  # pixels along each side at which two decoders' frames are compared
+# Mean difference of 8-bit pixels. Two libav versions differ by less than 0.1 on sound files (rounding in the colour
+# conversion), by more than 50 where a reader returns garbage after a seek.
+SAME_FRAME = 1.0
+WINDOW_STARTS = (0.0, 1 / 3, 2 / 3, 1.0)
+WINDOW_LENGTH = 8
+SINGLE_PICTURES = {"mjpeg", "png", "bmp", "webp", "jpeg2000"}
+
+
+class RefusedError(Exception):
+    """The file is not accepted; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is in an accepted file, as the training-time reader gives it (size as displayed, rotation applied)."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    codec: str
+    sha256: str
+
+
+@dataclass
+class Decoded:
+    """A whole video stream, decoded in order by PyAV: the reference."""
+
+    codec: str
+    stated_frames: int  # by the header; 0 where it says nothing
+    points: list[np.ndarray]  # of each frame, see `_points`
+    sizes: set[tuple[int, int]]
+    hidden: int = 0  # packets that an edit list tells players not to show
+    damaged: int = 0  # frames that libav marks as corrupt
+    error: str = ""
+
+
+def check(path: Path) -> Facts | str:
+    """Facts about a video file, or the reason in plain words why it cannot be used."""
+    try:
+        video = path.read_bytes()
+        _refuse_by_content(video)
+        reference = _decode_in_order(path, video)
+        _refuse_damage(reference)
+        return _compare(video, reference)
+    except (RefusedError, DecodeError) as reason:
+        return str(reason)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _refuse_by_content(video: bytes) -> None:
+    if not video:
+        raise RefusedError("empty file (0 bytes)")
+    if video.startswith(b"version https://git-lfs"):
+        raise RefusedError("a git-lfs pointer, not the video itself (git lfs pull fetches it)")
+
+
+def _decode_in_order(path: Path, video: bytes) -> Decoded:
+    try:
+        container = av.open(str(path))
+    except av.error.FFmpegError as error:
+        if video[4:8] == b"ftyp" and b"moov" not in video:
+            raise RefusedError("truncated: the file ends before its header (moov)") from error
+        raise RefusedError(f"not a video file that can be opened: {error.strerror}") from error
+    with container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise RefusedError("no video stream in the file")
+        stream.thread_type = "NONE"  # processes already use every core
+        found = Decoded(stream.codec_context.codec.canonical_name, stream.frames, [], set())
+        for packet in container.demux(stream):
+            found.hidden += packet.is_discard
+            try:
+                for frame in packet.decode():
+                    _add_frame(found, frame)
+            except av.error.FFmpegError as error:
+                found.error = error.strerror
+        return found
+
+
+def _add_frame(found: Decoded, frame: av.VideoFrame) -> None:
+    found.damaged += frame.is_corrupt
+    found.sizes.add((frame.width, frame.height))
+    if len(found.sizes) == 1:
+        image = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        found.points.append(_points(image))
+
+
+def _points(image: np.ndarray) -> np.ndarray:
+    """About GRID x GRID pixels of an image: cheap to keep for every frame, and no filter hides a difference."""
+    rows, columns = (max(side // GRID, 1) for side in image.shape[:2])
+    return image[::rows, ::columns].astype(np.int16)
+
+
+def _refuse_damage(found: Decoded) -> None:
+    decoded = len(found.points)
+    if len(found.sizes) > 1:
+        sizes = ", ".join(f"{width}x{height}" for width, height in sorted(found.sizes))
+        raise RefusedError(f"the picture size changes within the video ({sizes})")
+    if not decoded:
+        raise RefusedError(f"no frame decodes ({found.error or 'the stream is empty'})")
+    if found.damaged > TOLERATED_LOSS * decoded:
+        raise RefusedError(f"damaged: {found.damaged} of {decoded} decoded frames are corrupt")
+    lost = found.stated_frames - found.hidden - decoded
+    if lost > max(1, TOLERATED_LOSS * found.stated_frames):
+        raise RefusedError(f"truncated or damaged: {decoded} of {found.stated_frames} frames decode")
+
+
+def _compare(video: bytes, reference: Decoded) -> Facts:
+    """Read windows as training does and refuse the file where they are not the reference's frames."""
+    try:
+        with open_video(video) as file:
+            num_frames = min(len(file), len(reference.points))
+            height, width = file.frames([0]).shape[1:3]
+            fps = file.fps
+        for share in WINDOW_STARTS:
+            start = round(share * max(num_frames - WINDOW_LENGTH, 0))
+            with open_video(video) as file:  # anew, so that the window is reached by a seek
+                _compare_window(file, range(start, min(start + WINDOW_LENGTH, num_frames)), reference)
+    except DecodeError as error:
+        if len(reference.points) == 1 and reference.codec in SINGLE_PICTURES:
+            raise RefusedError(f"a single picture ({reference.codec}) that the video reader cannot open") from error
+        raise RefusedError(f"the video reader (decord) fails: {error}") from error
+    if not 0 < fps < 1000:
+        raise RefusedError(f"states an impossible frame rate ({fps:g})")
+    digest = hashlib.sha256(video).hexdigest()
+    return Facts(num_frames, fps, width, height, num_frames / fps, reference.codec, digest)
+
+
+def _compare_window(file: VideoFile, indices: Sequence[int], reference: Decoded) -> None:
+    """Each frame must be the reference's, or after a seek its neighbour (XviD files with B-frames of UCF-101)."""
+    for index, image in zip(indices, file.frames(indices), strict=True):
+        neighbours = reference.points[max(index - 1, 0) : index + 2]
+        points = _points(image)
+        if any(points.shape != other.shape for other in neighbours):
+            raise RefusedError(f"read by index it has another picture size ({image.shape[1]}x{image.shape[0]})")
+        if min(np.abs(points - other).mean() for other in neighbours) > SAME_FRAME:
+            hidden = f" (an edit list hides {reference.hidden} frames)" if reference.hidden else ""
+            raise RefusedError(f"read by index, frame {index} is not frame {index} of the video{hidden}")

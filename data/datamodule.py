@@ -1,0 +1,165 @@
+"""Shards to Lightning: checks the arguments, finds the clips, gives a loader for each split."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch.distributed as dist
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from data.clips import ShortClip, window_span
+from data.loader import ClipLoader
+from data.shards import find_shards
+from data.stream import Clip, Window
+from tae.errors import UserError
+
+SPLITS = ("train", "val", "test")
+SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
+
+
+class ClipDataModule(LightningDataModule):
+    """Clips from shards, for training and evaluation.
+
+    A batch is `{"frames": uint8 (b, t, h, w, 3), "keys": b names, "fps": b frame rates}` with `t = num_frames` and
+    `h = w = resolution`; the rate is the file's divided by `frame_stride`.
+
+    Args:
+        shards: patterns for "train", "val" and "test" (see `data.shards.find_shards`); null leaves a split out.
+        num_frames: frames of a clip.
+        frame_stride: every how manieth frame of the file is taken.
+        resolution: height and width in pixels, after scaling the short side to it and cropping.
+        batch_size: clips in a batch of one process.
+        num_workers: decoding processes for each loader; 0 decodes in the training process.
+        short_clip: what becomes of files with fewer frames than a window spans: `skip` leaves them out,
+            `repeat_last` repeats their last frame.
+        max_skipped: share of clips that may fail to decode before training stops.
+        shuffle_buffer: video files that each worker holds in memory to shuffle them.
+        seed: of the order, the windows and the crops.
+        output_dir: where `skipped.jsonl` names the clips that failed.
+
+    Raises:
+        UserError: an argument is out of its range; in `setup`, shards that are missing or do not fit their index,
+            or no clip that is long enough.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[str, str | Sequence[str] | None],
+        num_frames: int,
+        frame_stride: int,
+        resolution: int,
+        batch_size: int,
+        num_workers: int,
+        short_clip: ShortClip,
+        max_skipped: float,
+        shuffle_buffer: int,
+        seed: int,
+        output_dir: str | Path,
+    ) -> None:
+        super().__init__()
+        at_least_one = {"num_frames": num_frames, "frame_stride": frame_stride, "batch_size": batch_size}
+        _check_numbers(at_least_one | {"shuffle_buffer": shuffle_buffer}, 1)
+        _check_numbers({"resolution": resolution}, 8)
+        _check_numbers({"num_workers": num_workers}, 0)
+        if short_clip not in get_args(ShortClip):
+            raise UserError(f"data.short_clip={short_clip} is unknown. Choose {' or '.join(get_args(ShortClip))}.")
+        if not 0 <= max_skipped <= 1:
+            raise UserError(f"data.max_skipped={max_skipped} is not a share: give a number from 0 to 1.")
+        if unknown := set(shards) - set(SPLITS):
+            raise UserError(f"data.shards.{min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
+        self.shards = dict(shards)
+        self.window = Window(num_frames, frame_stride, resolution)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.short_clip = short_clip
+        self.max_skipped = max_skipped
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.output_dir = Path(output_dir)
+        self.clips: dict[str, list[Clip]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find and check the clips of the stage's splits; opens no shard."""
+        for split in SPLITS_OF_STAGE[stage]:
+            if split not in self.clips and self.shards.get(split) is not None:
+                self.clips[split] = self._find_clips(split)
+
+    def train_dataloader(self) -> ClipLoader:
+        """The endless, shuffled stream; its position is saved with the checkpoint."""
+        return self._loader("train", self._clips_of("train"), self.shuffle_buffer)
+
+    def val_dataloader(self) -> ClipLoader | list[ClipLoader]:
+        """Each validation clip once; nothing where `shards.val` is null."""
+        return self.eval_dataloader("val") if self.shards.get("val") is not None else []
+
+    def test_dataloader(self) -> ClipLoader:
+        """Each test clip once."""
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, split: str, only: Sequence[str] | None = None) -> ClipLoader:
+        """Each clip of a split once over all processes, or only those with the given keys, in the index's order."""
+        clips = self._clips_of(split)
+        if only is not None:
+            if missing := set(only) - {clip.key for clip in clips}:
+                raise UserError(f"{split} has no usable clip {min(missing)} ({len(missing)} of {len(only)} missing).")
+            clips = [clip for clip in clips if clip.key in set(only)]
+        return self._loader(split, clips, None)
+
+    def _loader(self, split: str, clips: list[Clip], shuffle_buffer: int | None) -> ClipLoader:
+        rank, world_size = self._place()
+        return ClipLoader(
+            split,
+            clips,
+            self.window,
+            self.batch_size,
+            self.num_workers,
+            shuffle_buffer,
+            self.seed,
+            self.max_skipped,
+            self.output_dir,
+            rank,
+            world_size,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """This process' number and how many there are, with and without a Trainer."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def _clips_of(self, split: str) -> list[Clip]:
+        if split not in self.clips:
+            if self.shards.get(split) is None:
+                raise UserError(f"data.shards.{split} is not set: give a pattern of shards to read.")
+            self.clips[split] = self._find_clips(split)
+        return self.clips[split]
+
+    def _find_clips(self, split: str) -> list[Clip]:
+        """The split's usable clips, numbered; says once how many are too short."""
+        option = f"data.shards.{split}"
+        patterns = self.shards[split]
+        assert patterns is not None
+        pairs = [(key, shard) for shard in find_shards(patterns, option) for key in shard.frames]
+        span = window_span(self.window.num_frames, self.window.frame_stride)
+        usable = [pair for pair in pairs if self.short_clip == "repeat_last" or pair[1].frames[pair[0]] >= span]
+        if not usable:
+            longest = max((shard.frames[key] for key, shard in pairs), default=0)
+            raise UserError(
+                f"{option}: no clip is long enough. A window spans {span} frames (data.num_frames="
+                f"{self.window.num_frames}, data.frame_stride={self.window.frame_stride}), the longest of "
+                f"{len(pairs)} clips has {longest}. Lower one of the two, or set data.short_clip=repeat_last."
+            )
+        short = sum(shard.frames[key] < span for key, shard in pairs)
+        if short:
+            fate = "left out" if self.short_clip == "skip" else "filled up with their last frame"
+            rank_zero_info(f"{split}: {short} of {len(pairs)} clips have fewer than {span} frames and are {fate}.")
+        return [Clip(number, key, shard) for number, (key, shard) in enumerate(usable)]
+
+
+def _check_numbers(arguments: Mapping[str, int], least: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"data.{name}={value} is not allowed: give a whole number of at least {least}.")

@@ -1,0 +1,283 @@
+"""The stream from shards to batches: who reads which clip in which order, and where it stands.
+
+The order is a pure function of (seed, epoch, layout), where the layout is the number of consumers (processes times
+workers). In each epoch the shards are shuffled, their samples are put in one row, and the row is cut into as many
+contiguous parts as there are consumers, equal to within one clip. A consumer reads the shards of its part from front
+to back through a shuffle buffer. Planning by samples and not by shards makes every layout work: fewer shards than
+workers, unequal shards, a single clip.
+
+A position is (epoch, clips taken in it), which is enough to go on exactly there: shuffling works on numbers, so the
+taken ones are found again without reading them.
+"""
+
+import json
+import random
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from data.clips import central_window, random_window
+from data.decode import DecodeError, open_video
+from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
+from data.transforms import to_square
+
+FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sample of a shard; `number` is its place among all clips of the split, the same in every epoch."""
+
+    number: int
+    key: str
+    shard: Shard
+
+    @property
+    def frames(self) -> int:
+        return self.shard.frames[self.key]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What becomes of a file: `num_frames` at every `frame_stride`-th frame, as a square of `resolution` pixels."""
+
+    num_frames: int
+    frame_stride: int
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who takes part: `world_size` processes, each with `num_workers` readers; this process is `rank`."""
+
+    rank: int
+    world_size: int
+    num_workers: int
+
+    @property
+    def consumers(self) -> int:
+        return self.world_size * self.num_workers
+
+    def part(self, total: int, worker: int) -> range:
+        """The contiguous share of `total` items for one worker; shares differ by at most one item."""
+        consumer = self.rank * self.num_workers + worker
+        return range(total * consumer // self.consumers, total * (consumer + 1) // self.consumers)
+
+
+def epoch_order(clips: Sequence[Clip], seed: int, epoch: int, rounds: int) -> list[Clip]:
+    """All clips of an epoch, shard after shard, the shards shuffled.
+
+    Args:
+        rounds: how often the data is gone through in one epoch: once, except where there are fewer clips than
+            consumers, because none of them may be left with nothing.
+    """
+    shards = [list(group) for _, group in groupby(clips, key=lambda clip: clip.shard.url)]
+    order: list[Clip] = []
+    for turn in range(rounds):
+        np.random.default_rng((seed, epoch, turn)).shuffle(shards)
+        order += [clip for shard in shards for clip in shard]
+    return order
+
+
+def shuffled(items: Iterable[Any], buffer: int, seed: tuple[int, ...]) -> Iterator[Any]:
+    """WebDataset's shuffle buffer with a seed: the outgoing order depends on how many items there are, not on them."""
+    rng = random.Random(":".join(map(str, seed)))
+    return iter(wds.shuffle(buffer, initial=buffer, rng=rng)(iter(items)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a shard holds for a clip: the video file's bytes and its frame rate, or the reason why there are none."""
+
+    clip: Clip
+    video: bytes = b""
+    fps: float = 0.0
+    fault: str = ""
+
+
+def read_samples(clips: Sequence[Clip]) -> Iterator[Sample]:
+    """One sample for each clip, shard by shard. Clips of one shard that stand together are read in one pass."""
+    one_pass: dict[str, Clip] = {}
+    for clip in clips:
+        if one_pass and (clip.key in one_pass or clip.shard.url != next(iter(one_pass.values())).shard.url):
+            yield from _read_shard(one_pass)
+            one_pass = {}
+        one_pass[clip.key] = clip
+    if one_pass:
+        yield from _read_shard(one_pass)
+
+
+def _read_shard(wanted: dict[str, Clip]) -> Iterator[Sample]:
+    """Samples of one shard by key; whatever it fails to give is yielded with the fault."""
+    waiting = dict(wanted)
+    shard = next(iter(waiting.values())).shard
+    fault = "not in the shard, though its index lists it"
+    try:
+        with open_samples(shard, set(waiting)) as samples:
+            for sample in samples:
+                if clip := waiting.pop(sample["__key__"], None):
+                    yield _parse(clip, sample)
+                if not waiting:
+                    return
+    except (OSError, tarfile.TarError, ValueError) as error:
+        fault = f"the shard cannot be read: {error}"
+    for clip in waiting.values():
+        yield Sample(clip, fault=fault)
+
+
+def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
+    videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
+    if len(videos) != 1:
+        return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
+    try:
+        return Sample(clip, videos[0], float(json.loads(sample["json"])["fps"]))
+    except (KeyError, TypeError, ValueError) as error:
+        return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a worker hands to the main process: a batch (or none) and where the worker stands after it."""
+
+    frames: Tensor | None
+    keys: list[str]
+    fps: list[float]
+    faults: list[dict[str, str]]
+    worker: int
+    position: tuple[int, int]
+
+    def pin_memory(self) -> "Item":
+        """Called by the DataLoader where batches go to a GPU."""
+        frames = None if self.frames is None else self.frames.pin_memory()
+        return Item(frames, self.keys, self.fps, self.faults, self.worker, self.position)
+
+
+class ClipStream(IterableDataset):
+    """Batches of decoded clips for one process; iterate through `data.loader.ClipLoader`.
+
+    Args:
+        clips: all usable clips of the split, the same list in every process.
+        shuffle_buffer: clips held for shuffling; None reads every clip once in the order of the index (evaluation),
+            with the central window and crop. A number makes the stream endless, with random windows and crops.
+        starts: the position (epoch, clips taken in it) that each worker starts from.
+        first_worker: which worker's turn it is, so that a resumed run takes the workers in the same order.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        window: Window,
+        layout: Layout,
+        batch_size: int,
+        shuffle_buffer: int | None,
+        seed: int,
+        starts: Sequence[tuple[int, int]],
+        first_worker: int = 0,
+    ) -> None:
+        self.clips = clips
+        self.window = window
+        self.layout = layout
+        self.batch_size = batch_size
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.starts = starts
+        self.first_worker = first_worker
+        self.rounds = -(-layout.consumers // len(clips)) if shuffle_buffer is not None else 1
+
+    def __iter__(self) -> Iterator[Item]:
+        info = get_worker_info()
+        worker = ((info.id if info else 0) + self.first_worker) % self.layout.num_workers
+        return self._train(worker) if self.shuffle_buffer is not None else self._evaluate(worker)
+
+    def _train(self, worker: int) -> Iterator[Item]:
+        """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
+        epoch, taken = self.starts[worker]
+        batch = _Batch(self.batch_size, worker)
+        while True:
+            reported = False
+            for sample in self._epoch(worker, epoch, taken):
+                taken += 1
+                if item := batch.add(self._decode(sample, epoch), (epoch, taken)):
+                    reported = True
+                    yield item
+            epoch, taken = epoch + 1, 0
+            if not reported and not batch.clips:
+                yield batch.flush((epoch, 0))
+
+    def _evaluate(self, worker: int) -> Iterator[Item]:
+        part = self.layout.part(len(self.clips), worker)
+        batch = _Batch(self.batch_size, worker)
+        for taken, sample in enumerate(read_samples([self.clips[i] for i in part]), start=1):
+            if item := batch.add(self._decode(sample, None), (0, taken)):
+                yield item
+        if batch.clips or batch.faults:
+            yield batch.flush((0, len(part)))
+
+    def _epoch(self, worker: int, epoch: int, taken: int) -> Iterator[Sample]:
+        """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
+        order = epoch_order(self.clips, self.seed, epoch, self.rounds)
+        part = [order[i] for i in self.layout.part(len(order), worker)]
+        assert self.shuffle_buffer is not None
+        seed = (self.seed, epoch, self.layout.rank, worker)
+        done = set(islice(shuffled(range(len(part)), self.shuffle_buffer, seed), taken))
+        rest = read_samples([clip for i, clip in enumerate(part) if i not in done])
+        row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
+        return islice(shuffled(row, self.shuffle_buffer, seed), taken, None)
+
+    def _decode(self, sample: Sample, epoch: int | None) -> "Decoded":
+        """A clip's window as a square; random by (seed, epoch, clip) in training, central in evaluation."""
+        clip, window = sample.clip, self.window
+        if sample.fault:
+            return Decoded(clip, fault=sample.fault)
+        rng = None if epoch is None else np.random.default_rng((self.seed, epoch, clip.number))
+        sizes = (clip.frames, window.num_frames, window.frame_stride)
+        indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
+        try:
+            with open_video(sample.video) as video:
+                frames = to_square(video.frames(indices), window.resolution, rng)
+        except DecodeError as error:
+            return Decoded(clip, fault=str(error))
+        return Decoded(clip, frames, sample.fps / window.frame_stride)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A clip's frames (t, h, w, 3) uint8 with their rate, or the reason why there are none."""
+
+    clip: Clip
+    frames: Tensor | None = None
+    fps: float = 0.0
+    fault: str = ""
+
+
+class _Batch:
+    """Collects clips and faults until a batch is full."""
+
+    def __init__(self, size: int, worker: int) -> None:
+        self.size = size
+        self.worker = worker
+        self.clips: list[Decoded] = []
+        self.faults: list[dict[str, str]] = []
+
+    def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
+        if clip.fault:
+            self.faults.append({"key": clip.clip.key, "shard": clip.clip.shard.url, "reason": clip.fault})
+        else:
+            self.clips.append(clip)
+        hopeless = not self.clips and len(self.faults) >= FAULTS_AT_ONCE
+        return self.flush(position) if hopeless or len(self.clips) == self.size else None
+
+    def flush(self, position: tuple[int, int]) -> Item:
+        frames = [clip.frames for clip in self.clips if clip.frames is not None]
+        keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
+        item = Item(torch.stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
+        self.clips, self.faults = [], []
+        return item
