@@ -3,7 +3,6 @@
 import importlib.resources
 import pickle
 import socket
-import urllib.error
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,7 +167,7 @@ def _feature_distance(network: Any, x_features: list[Tensor], y_features: list[T
 
 def _load(net: str, weights_path: str | None) -> nn.Module:
     """The LPIPS network with pretrained weights, frozen, in evaluation mode, channels-last."""
-    path = Path(weights_path) if weights_path is not None else _torchvision_file(net)
+    path = Path(weights_path) if weights_path is not None else _downloaded(net)
     backbone = _read(path)
     with _quiet_torchvision():
         import lpips
@@ -227,23 +226,31 @@ def _safetensors_error() -> type[Exception]:
     return SafetensorError
 
 
-def _torchvision_file(net: str) -> Path:
-    """Torchvision's weights in torch.hub's cache, downloaded first where they are missing."""
+def torchvision_file(net: str) -> Path:
+    """Where torch.hub's cache keeps torchvision's weights of a backbone, whether they are there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _url(net).rsplit("/", 1)[1]
+
+
+def _url(net: str) -> str:
     import torchvision
 
-    url = getattr(torchvision.models, BACKBONES[net][1]).IMAGENET1K_V1.url
-    name = url.rsplit("/", 1)[1]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    return getattr(torchvision.models, BACKBONES[net][1]).IMAGENET1K_V1.url
+
+
+def _downloaded(net: str) -> Path:
+    """Torchvision's weights in the cache, fetched first where they are missing."""
+    path = torchvision_file(net)
     if path.exists():
         return path
     sha256_prefix = path.stem.rsplit("-", 1)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _socket_timeout(DOWNLOAD_TIMEOUT):
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_prefix)
-    except (OSError, RuntimeError, urllib.error.URLError) as error:
+            torch.hub.download_url_to_file(_url(net), str(path), hash_prefix=sha256_prefix)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong hash a RuntimeError
         raise UserError(
-            f"The LPIPS backbone's weights {name} are not in {path.parent} and {url} did not answer ({error}). {_WAYS}"
+            f"The LPIPS backbone's weights {path.name} are not in {path.parent}, and downloading them failed: "
+            f"{error}. {_WAYS}"
         ) from error
     return path
 

@@ -1,0 +1,93 @@
+"""What happens around training: timing, the progress bar's figures, reconstruction videos."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from tae.clip import clip_to_frames, frames_to_clip
+from tae.report import side_by_side, write_video
+
+
+def best_checkpoint(folder: str, monitor: str) -> ModelCheckpoint:
+    """`best.ckpt`: the weights with the highest validation metric so far."""
+    return ModelCheckpoint(
+        dirpath=folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False, save_top_k=1
+    )
+
+
+def last_checkpoint(folder: str, every_n_steps: int) -> ModelCheckpoint:
+    """`last.ckpt`: the newest state, written every few steps and at the end of training."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        every_n_train_steps=every_n_steps,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+class StepTimer(Callback):
+    """Seconds of a training step from the end of one batch to the end of the next, loading included.
+
+    No device is waited for: over many steps the launches cannot run ahead of the work. The first steps (compilation,
+    autotuning, filling of queues) and those with a validation in between are left out of the mean.
+    """
+
+    WARM_UP_STEPS = 3
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = 0.0
+        self.seen = 0
+        self.last_end: float | None = None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        return self.seconds / self.steps if self.steps else None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:  # noqa: ARG002
+        now = time.perf_counter()
+        self.seen += 1
+        if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
+            self.steps += 1
+            self.seconds += now - self.last_end
+            pl_module.log("train/step_time", now - self.last_end, prog_bar=True)
+        self.last_end = now
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        self.last_end = None
+
+
+class ReconstructionVideos(Callback):
+    """At each validation write the first clips beside their reconstructions, to `videos/` and to loggers that take videos.
+
+    Args:
+        folder: where the MP4 files go, named by step and clip.
+        num_clips: how many clips, taken from the first validation batch of the first process.
+    """
+
+    def __init__(self, folder: str, num_clips: int) -> None:
+        self.folder = Path(folder)
+        self.num_clips = num_clips
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any  # noqa: ARG002
+    ) -> None:
+        if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
+            self.write(trainer, pl_module, batch)
+
+    @torch.no_grad()
+    def write(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
+        frames = batch["frames"][: self.num_clips]
+        with trainer.precision_plugin.forward_context():
+            reconstructed = clip_to_frames(pl_module(frames_to_clip(frames)))
+        for original, other, key, fps in zip(frames.cpu(), reconstructed.cpu(), batch["keys"], batch["fps"], strict=False):
+            path = self.folder / f"step{trainer.global_step:07d}_{key}.mp4"
+            write_video(path, side_by_side(original, other), fps)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_video"):
+                    logger.log_video(f"val/{key}", [str(path)], step=trainer.global_step)

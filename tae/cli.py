@@ -1,0 +1,103 @@
+"""What every entry point shares: Hydra around a task, user errors in one message, the output folder settled."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
+from tae.errors import UserError
+
+CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
+Task = Callable[[DictConfig], Any]
+
+
+def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make an entry point of `task(cfg)`: like `hydra.main`, on `conf/<config_name>.yaml`.
+
+    A mistake of the user ends in one message on standard error and exit code 1, without a traceback. Inside a sweep it is
+    raised to Hydra instead, so that the other runs go on.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            settle_output_folder(cfg)
+            try:
+                return task(cfg)
+            except Exception as error:
+                mistake = find_user_error(error)
+                if mistake is None:
+                    raise
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise CompactHydraException(str(mistake)) from error
+                fail(str(mistake))
+
+        return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=config_name)(guarded)
+
+    return decorate
+
+
+def fail(message: str) -> None:
+    """End the process with one message. Only the first process of a node speaks: the others have the same to say."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def find_user_error(error: BaseException | None) -> BaseException | None:
+    """The user's mistake behind an exception, if there is one; Hydra wraps what a constructor raises."""
+    kinds: tuple[type[BaseException], ...] = (UserError,)
+    if "lightning" in sys.modules:  # its own word for a Trainer argument that cannot be served, such as too many devices
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        kinds += (MisconfigurationException,)
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def settle_output_folder(cfg: DictConfig) -> None:
+    """Make `output_dir` the folder of this very run, and let further processes of it start with the same settings.
+
+    Lightning starts the processes of a node by repeating this command line with `hydra.run.dir` added. Inside a sweep that
+    would repeat the whole sweep; there the command line becomes that of this one run.
+    """
+    hydra_config = HydraConfig.instance().cfg
+    assert hydra_config is not None
+    output_dir = hydra_config.hydra.runtime.output_dir
+    with read_write(cfg), open_dict(cfg):
+        cfg.output_dir = output_dir
+    if hydra_config.hydra.mode == RunMode.MULTIRUN:
+        with read_write(hydra_config):
+            hydra_config.hydra.run.dir = output_dir
+        sys.argv = [sys.argv[0], *hydra_config.hydra.overrides.task]
+
+
+class CheckOutputFolder(Callback):
+    """Hydra callback: refuse an output folder that cannot be written, before Hydra fails on it with a traceback."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        check_writable(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        check_writable(Path(config.hydra.sweep.dir))
+
+
+def check_writable(folder: Path) -> None:
+    """End the process unless files can be made in `folder`."""
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        fail(f"output_dir={folder} cannot be written ({error.strerror}). Choose another with output_dir=PATH.")

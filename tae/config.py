@@ -1,0 +1,83 @@
+"""Checks across config groups, before any long work, and configs as plain values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from tae.errors import UserError
+
+# The only classes that a config inside a checkpoint may name: such a config comes from whoever made the file.
+DATA_CLASSES = ("data.datamodule.ClipDataModule", "data.synthetic.SyntheticDataModule")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as dicts, lists and plain values.
+
+    Raises:
+        UserError: a value that has no default was not given.
+    """
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no default: give {error.full_key}=VALUE on the command line.") from error
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Refuse settings that are each allowed but do not fit together; everything that is wrong at once.
+
+    Raises:
+        UserError: with one line for each finding.
+    """
+    plain(cfg)
+    findings = []
+    if cfg.resume is not None and cfg.init_from is not None:
+        findings.append(
+            f"resume={cfg.resume} goes on with a run, init_from={cfg.init_from} starts a new one: give only one of them."
+        )
+    if cfg.optimizer.lr <= 0:
+        findings.append(f"optimizer.lr={cfg.optimizer.lr} would not train: give a number > 0 (1e-5 is the reference's).")
+    if cfg.trainer.max_steps < 1:
+        findings.append(f"trainer.max_steps={cfg.trainer.max_steps} would not train: give a whole number of at least 1.")
+    if str(cfg.trainer.precision).startswith("16") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
+        findings.append("optimizer.fused=true cannot be clipped under precision=fp16: set optimizer.fused=false.")
+    if findings:
+        raise UserError("\n".join(findings))
+
+
+def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> DictConfig:
+    """The data settings of an evaluation: the checkpoint's, with what the command line gives put over them.
+
+    Args:
+        cfg: the evaluation's config; `data` is either a whole data group or `from_checkpoint`, where null means "as in the
+            checkpoint".
+        trained_with: the config in the checkpoint, None where there is none.
+
+    Raises:
+        UserError: no data settings anywhere, or a class in the checkpoint's config that is not a data set of ours.
+    """
+    if "_target_" in cfg.data:
+        return cfg.data
+    if trained_with is None:
+        raise UserError(
+            f"{cfg.ckpt} carries weights only, no data settings: add data=GROUP (ucf101, mixkit, folder, synthetic)."
+        )
+    stored = dict(trained_with["data"])
+    if stored.get("_target_") not in DATA_CLASSES:
+        raise UserError(
+            f"The checkpoint's data config names the class {stored.get('_target_')}, which is none of "
+            f"{', '.join(DATA_CLASSES)}. It is not run; give data=GROUP instead."
+        )
+    given = without_nulls(OmegaConf.to_container(cfg.data, resolve=True))
+    for name, value in given.items():
+        print(f"data.{name}: {value} (the checkpoint's run had {stored.get(name)})")
+    return OmegaConf.merge(stored, given)  # type: ignore[return-value]
+
+
+def without_nulls(node: Any) -> Any:
+    """The same nested dict without entries that are null or empty."""
+    if not isinstance(node, Mapping):
+        return node
+    kept = {key: without_nulls(value) for key, value in node.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}

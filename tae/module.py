@@ -1,0 +1,136 @@
+"""Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812  (Lightning's own convention)
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from tae.autoencoder import TemporalAutoencoder
+from tae.checkpoint import architecture_of, load_model, load_weights
+from tae.clip import clip_to_frames, frames_to_clip
+from tae.errors import UserError
+from tae.losses import AutoencoderLoss
+from tae.losses.outlier import outlier_rate
+from tae.metrics import psnr, ssim
+
+VALIDATION_METRICS = ("psnr", "ssim", "outlier_rate")
+
+
+def build_autoencoder(
+    image_vae: str | None, init_from: str | None, gradient_checkpointing: bool, **architecture: Any
+) -> TemporalAutoencoder:
+    """Build the model to train.
+
+    Args:
+        image_vae: where the spatial weights come from (`TemporalAutoencoder.from_image_vae`); None starts at random.
+        init_from: a checkpoint or folder whose weights replace all of them, for fine-tuning.
+        gradient_checkpointing: keep only each residual block's input for the backward pass.
+        **architecture: arguments of `TemporalAutoencoder`.
+    """
+    if init_from is not None:
+        model = TemporalAutoencoder(**architecture)
+        load_weights(model, load_model(init_from).model.state_dict(), init_from)
+        print(f"init_from: all weights from {init_from}")
+    elif image_vae is not None:
+        model = TemporalAutoencoder.from_image_vae(image_vae, **architecture)
+        print(f"image_vae: {model.inflation}")
+    else:
+        model = TemporalAutoencoder(**architecture)
+    model.gradient_checkpointing = gradient_checkpointing
+    return model
+
+
+class AutoencoderModule(L.LightningModule):
+    """One optimizer, four losses, three validation metrics.
+
+    Args:
+        model: the autoencoder to train.
+        loss: gives (objective, {term: value}) for a clip and the model's output.
+        optimizer: makes the optimizer of the parameters (a partial).
+        scheduler: makes the learning rate's schedule of the optimizer, stepped every step (a partial), or None.
+        config: the resolved configuration, as plain values, to be carried in every checkpoint.
+        output_dir: where a stopped run leaves its evidence.
+    """
+
+    def __init__(
+        self,
+        model: TemporalAutoencoder,
+        loss: AutoencoderLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        config: Mapping[str, Any],
+        output_dir: str | Path,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.config = config
+        self.output_dir = Path(output_dir)
+        self.validation = nn.ModuleDict({name: MeanMetric() for name in VALIDATION_METRICS})
+        self.last_step: dict[str, Any] = {}
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
+        return self.model(clip, sample_posterior=False).reconstruction
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        clip = frames_to_clip(batch["frames"])
+        out = self.model(clip)
+        total, terms = self.loss(clip, out)
+        quality = mean_psnr(batch["frames"], out.reconstruction.detach())
+        self.last_step = {"keys": batch["keys"], "loss": total.detach(), "terms": terms}
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(clip))
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(clip))
+        self.log("train/psnr", quality, prog_bar=True, batch_size=len(clip))
+        return total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop on a loss that is not finite while the weights are still good, and say which clips gave it.
+
+        The host waits here for the backward pass, when only clipping and the update are left to launch.
+        """
+        if not torch.isfinite(self.last_step["loss"]):
+            self.stop_on_nonfinite_loss()
+
+    def stop_on_nonfinite_loss(self) -> None:
+        terms = {name: repr(value.item()) for name, value in self.last_step["terms"].items()}
+        path = self.output_dir / f"nonfinite_rank{self.global_rank}.json"
+        path.write_text(json.dumps({"step": self.global_step, "keys": self.last_step["keys"], "terms": terms}, indent=2))
+        raise UserError(
+            f"The loss is not finite at step {self.global_step} ({', '.join(f'{k}={v}' for k, v in terms.items())}); the "
+            f"weights were not updated. The clips of this step are in {path}. Look at them, lower optimizer.lr, or use "
+            "precision=fp32; then go on from the last checkpoint with resume=auto."
+        )
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
+        original, reconstruction = batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction).flatten(0, 1)
+        self.validation["psnr"].update(psnr(original, reconstruction))
+        self.validation["ssim"].update(ssim(original, reconstruction))
+        # Weighed by frames, so that the three are averaged over the same thing.
+        self.validation["outlier_rate"].update(outlier_rate(out.latents), weight=len(original))
+
+    def on_validation_epoch_end(self) -> None:
+        """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
+        for name, metric in self.validation.items():
+            self.log(f"val/{name}", metric.compute(), prog_bar=True)
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.model.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["architecture"] = architecture_of(self.model)
+        checkpoint["config"] = dict(self.config)
