@@ -1,0 +1,312 @@
+"""What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, side-by-side videos and a table to read."""
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from tae.evaluation import PROTOCOL, ClipFrames, EvaluationResult, Interval
+from tae.metrics import HIGHER_IS_BETTER
+
+LABELS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "ssim_uniform": "SSIM (uniform 7x7)",
+    "lpips": "LPIPS (VGG)",
+    "outlier_rate": "outlier rate",
+}
+NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path, or connect to the network once"
+MIN_VIDEO_HEIGHT = 256  # smaller clips are shown enlarged by a whole factor, each pixel a square
+
+
+def write_report(
+    output_dir: Path,
+    result: EvaluationResult,
+    videos: Mapping[str, ClipFrames],
+    *,
+    checkpoint: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write metrics.json, per_clip.csv, report.md and videos/<role>.mp4, and return what metrics.json holds.
+
+    Args:
+        output_dir: folder of this run; made where it is missing.
+        videos: {"best" | "median" | "worst": frames before and after}.
+        checkpoint: {"path": ..., "sha256": ...} of what was evaluated, None for weights that are in no file.
+        config: the resolved configuration.
+        skipped: clips that could not be measured, each with its reason.
+        training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
+    """
+    document = metrics_document(result, checkpoint=checkpoint, config=config, skipped=skipped, training=training)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for role, clip in videos.items():
+        write_video(output_dir / "videos" / f"{role}.mp4", side_by_side(clip.original, clip.reconstruction), clip.fps)
+    _write_per_clip(output_dir / "per_clip.csv", result)
+    write_text(output_dir / "report.md", _markdown(document, result, list(videos)))
+    write_text(output_dir / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    return document
+
+
+def metrics_document(
+    result: EvaluationResult,
+    *,
+    checkpoint: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of metrics.json: valid JSON, so what has no number is null and says why."""
+    metrics, trilinear = result.metrics(), result.trilinear()
+    for values in (metrics, trilinear):
+        values.setdefault("lpips", {"mean": None, "ci95": None, "reason": NO_LPIPS})
+    document = {
+        "protocol": PROTOCOL,
+        "num_clips": len(result.clips),
+        "num_frames": sum(clip.num_frames for clip in result.clips),
+        "metrics": metrics,
+        "baselines": {"trilinear": trilinear},
+        "skipped": [dict(clip) for clip in skipped],
+        "checkpoint": None if checkpoint is None else dict(checkpoint),
+        "config": config,
+        "environment": environment(),
+    }
+    if training is not None:
+        document["training"] = dict(training)
+    return _finite(document)
+
+
+def verdict(result: EvaluationResult) -> str:
+    """In words, whether the model is worth more than a trivial codec of the same grid."""
+    parts = []
+    for name in ("psnr", "ssim"):
+        difference = result.advantage()[name]
+        amount = abs(difference["mean"])
+        if difference["ci95"] is None or difference["ci95"][0] <= 0 <= difference["ci95"][1]:
+            parts.append(f"not clearly different from it in {name.upper()} ({difference['mean']:+.3g})")
+        else:
+            side = "above" if difference["mean"] > 0 else "BELOW"
+            parts.append(f"{side} it by {amount:.3g}{' dB' if name == 'psnr' else ''} in {name.upper()}")
+    return f"Against the trilinear baseline (8x8x8 down and up, nothing learned) the model is {' and '.join(parts)}."
+
+
+def print_report(result: EvaluationResult, output_dir: Path, console: Console | None = None) -> None:
+    """The table on the terminal, the verdict in words, and where the files are."""
+    console = console or Console()
+    clips = len(result.clips)
+    frames = sum(clip.num_frames for clip in result.clips)
+    table = Table(title=f"{PROTOCOL}: {clips:,} clips, {frames:,} frames", caption="mean [95 % interval over clips]")
+    table.add_column("metric")
+    for header in ("model", "trilinear", "difference"):
+        table.add_column(header, justify="right")
+    for row in _table_rows(result):
+        table.add_row(*row)
+    console.print(table)
+    console.print(verdict(result), highlight=False)
+    console.print(f"Report and videos: {output_dir}", highlight=False, soft_wrap=True)
+
+
+def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Original left, reconstruction right, a white line between.
+
+    Shapes: (t, h, w, 3) uint8 twice -> (t, k h, k (2 w) + 4, 3) uint8, enlarged by the whole factor k.
+    """
+    factor = max(1, math.ceil(MIN_VIDEO_HEIGHT / original.shape[1]))
+    left, right = (
+        frames.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for frames in (original, reconstruction)
+    )
+    line = torch.full_like(left[:, :, :4], 255)
+    return torch.cat([left, line, right], dim=2)
+
+
+def write_video(path: Path, frames: Tensor, fps: float) -> None:
+    """Write an MP4 that browsers play: H.264, yuv420p, BT.709, index at the front.
+
+    Args:
+        path: the file, replaced whole or not at all; its folder is made.
+        frames: (t, h, w, 3) uint8 RGB; an odd size is made even by repeating the last row or column.
+        fps: frames a second.
+    """
+    import av
+
+    even = frames.cpu().repeat_interleave(_repeats(frames.shape[1]), 1).repeat_interleave(_repeats(frames.shape[2]), 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "14"})
+        stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
+        stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
+        stream.codec_context.color_range = 1  # limited, what players assume
+        for frame in even.numpy():
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="itu709")))
+        container.mux(stream.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """What one needs to know of the machine and the software to judge a number."""
+    cuda = torch.cuda.is_available()
+    return {
+        "tae": _version("temporal-autoencoder"),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": _version("lightning"),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this source tree, with "-dirty" for local changes; None where it is no git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _finite(value: Any) -> Any:
+    """The same document with null for every number that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _repeats(size: int) -> Tensor:
+    """How often each row is shown: once, the last one twice where their number is odd."""
+    repeats = torch.ones(size, dtype=torch.long)
+    repeats[-1] += size % 2
+    return repeats
+
+
+def _table_rows(result: EvaluationResult) -> list[tuple[str, str, str, str]]:
+    """(metric, model, trilinear, difference) as text, for the terminal and for Markdown."""
+    trilinear, advantage = result.trilinear(), result.advantage()
+    rows = []
+    for name, value in result.metrics().items():
+        label = f"{LABELS[name]} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
+        rows.append(
+            (label, _text(name, value), _text(name, trilinear.get(name)), _text(name, advantage.get(name), "+"))
+        )
+    return rows
+
+
+def _text(name: str, value: Interval | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    form = f"{sign}.2f" if name == "psnr" else f"{sign}.4f"
+    interval = "" if value["ci95"] is None else f" [{value['ci95'][0]:{form}}, {value['ci95'][1]:{form}}]"
+    return f"{value['mean']:{form}}{interval}"
+
+
+def _write_per_clip(path: Path, result: EvaluationResult) -> None:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        first = result.clips[0]
+        header = ["key", "num_frames", "fps", *first.model, *(f"trilinear_{name}" for name in first.trilinear)]
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for clip in result.clips:
+            writer.writerow([clip.key, clip.num_frames, clip.fps, *clip.model.values(), *clip.trilinear.values()])
+
+
+def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequence[str]) -> str:
+    checkpoint = document["checkpoint"] or {"path": "weights that are in no file", "sha256": "-"}
+    chosen = result.chosen()
+    sections = [
+        "# Evaluation",
+        verdict(result),
+        _markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
+        f"{document['num_clips']:,} clips, {document['num_frames']:,} frames; mean over frames, in brackets the 95 % "
+        "interval by bootstrap over clips. Every metric is taken per frame on uint8 RGB, the posterior's mode decoded "
+        f"(protocol `{PROTOCOL}`). ↑ higher is better, ↓ lower is better.",
+        *([] if "lpips" in result.metrics() else [f"LPIPS: {NO_LPIPS}."]),
+        "## Clips to look at",
+        _markdown_table(
+            ["", "clip", "PSNR (dB)", "trilinear (dB)", "original (left), reconstruction (right)"],
+            [
+                (
+                    role,
+                    f"`{clip.key}`",
+                    f"{clip.model['psnr']:.2f}",
+                    f"{clip.trilinear['psnr']:.2f}",
+                    _link(role, roles),
+                )
+                for role, clip in chosen.items()
+            ],
+        ),
+        "All clips: [per_clip.csv](per_clip.csv), all numbers: [metrics.json](metrics.json).",
+        "## Skipped",
+        "\n".join(f"- {_inline(clip)}" for clip in document["skipped"]) or "None.",
+        "## Run",
+        _markdown_table(
+            ["", ""],
+            [
+                ("checkpoint", f"`{checkpoint['path']}`"),
+                ("sha256", f"`{checkpoint['sha256']}`"),
+                *((name, f"{value}") for name, value in document.get("training", {}).items()),
+                *((name, f"{value}") for name, value in document["environment"].items()),
+            ],
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _link(role: str, written: Sequence[str]) -> str:
+    return f"[videos/{role}.mp4](videos/{role}.mp4)" if role in written else "-"
+
+
+def _inline(clip: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in clip.items())
