@@ -1,0 +1,90 @@
+"""A sweep of a small Hydra application, with runs that fail, ends in one table and one plot."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+APP = """
+import json, sys
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def main(cfg):
+    if cfg.opl == 7:
+        raise ValueError("the loss is not finite | at step 3\\n  a second line")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    psnr = 20.0 + cfg.opl
+    metrics = {"psnr": {"mean": psnr}, "ssim": {"mean": 0.8}, "outlier_rate": {"mean": 0.01 / (1 + cfg.opl)},
+               "lpips": {"mean": None, "ci95": None, "reason": "no weights"}}
+    document = {"metrics": metrics, "training": {"steps": 30, "seconds_per_step": 0.125}}
+    (folder / "metrics.json").write_text(json.dumps(document))
+    (folder / "csv").mkdir()
+    rows = "".join(f"{step},,{psnr - 30 / step}\\n{step},0.5,\\n" for step in (10, 20, 30))
+    (folder / "csv" / "metrics.csv").write_text("step,train/loss,val/psnr\\n" + rows)
+
+main()
+"""
+
+CONFIG = """
+opl: 0
+seed: 1
+hydra:
+  callbacks: {comparison: {_target_: tae.comparison.SweepComparison}}
+  sweep: {dir: sweep, subdir: "${hydra.job.num}"}
+  job: {chdir: %s}
+"""
+
+
+def sweep(tmp_path, *arguments, chdir=False):
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "app.yaml").write_text(CONFIG % str(chdir).lower())
+    done = subprocess.run(
+        [sys.executable, "app.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    with (tmp_path / "sweep" / "comparison.csv").open(newline="") as file:
+        return done, list(csv.DictReader(file))
+
+
+def test_every_run_has_a_row_and_the_plot_is_there(tmp_path):
+    done, rows = sweep(tmp_path, "-m", "opl=0,1", "seed=3", chdir=True)
+    assert done.returncode == 0, done.stderr
+    assert rows == [
+        {"run": "0", "opl": "0", "psnr": "20.00", "ssim": "0.8000", "outlier_rate": "0.0100"}
+        | {"s/step": "0.125", "status": "completed"},
+        {"run": "1", "opl": "1", "psnr": "21.00", "ssim": "0.8000", "outlier_rate": "0.0050"}
+        | {"s/step": "0.125", "status": "completed"},
+    ]
+    with Image.open(tmp_path / "sweep" / "comparison.png") as picture:
+        assert picture.width > 1200, "three panels of bars and the validation curve"
+    text = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert "| 1 | 1 | 21.00 |" in text
+    assert "20.00" in done.stdout
+    assert "sweep/comparison.md" in done.stdout
+
+
+def test_a_failed_run_has_a_row_with_its_error_and_the_others_finish(tmp_path):
+    done, rows = sweep(tmp_path, "-m", "opl=0,7,1")
+    assert done.returncode != 0, "the sweep as a whole did not succeed"
+    assert [row["psnr"] for row in rows] == ["20.00", "", "21.00"]
+    assert rows[1]["status"] == "failed: the loss is not finite | at step 3"
+    assert "the loss is not finite" in done.stdout + done.stderr
+    text = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert "failed: the loss is not finite \\| at step 3" in text
+    assert (tmp_path / "sweep" / "comparison.png").exists()
+
+
+def test_a_sweep_of_failures_has_a_table(tmp_path):
+    _, rows = sweep(tmp_path, "-m", "opl=7", "seed=1,2")
+    assert [(row["seed"], row["status"].split(":")[0]) for row in rows] == [("1", "failed"), ("2", "failed")]
+
+
+def test_a_single_run_compares_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sweep(tmp_path, "hydra.run.dir=run")
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert not list(tmp_path.rglob("run.json"))
