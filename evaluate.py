@@ -11,14 +11,14 @@ from typing import Any
 import lightning as L  # noqa: N812
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from data.datamodule import ClipDataModule
 from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
 from tae.config import evaluation_data, plain
 from tae.evaluation import evaluate_model
-from tae.losses.perceptual import Perceptual, weights_at_hand
+from tae.losses.perceptual import Perceptual, torchvision_file
 from tae.report import print_report, write_report
 
 
@@ -70,7 +70,7 @@ def measure(
 
 def lpips_at_hand(net: str, weights_path: str | None) -> Perceptual | None:
     """The network for LPIPS where its weights are given or cached; evaluation alone downloads nothing."""
-    if weights_path is None and not weights_at_hand(net):
+    if weights_path is None and not torchvision_file(net).exists():
         return None
     return Perceptual(weight=1.0, net=net, weights_path=weights_path)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,16 @@ class TemporalAutoencoder(
         super().__init__()
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
+        # Written to config.json and to checkpoints, whole and as plain values whatever types were given.
+        self._hub_mixin_config = {
+            "base_channels": base_channels,
+            "channel_multipliers": list(channel_multipliers),
+            "latent_channels": latent_channels,
+            "encoder_blocks": encoder_blocks,
+            "decoder_blocks": decoder_blocks,
+            "norm_groups": norm_groups,
+            "group_norm": group_norm,
+        }
         self.latent_channels = latent_channels
         self.factor = 2 ** (len(widths) - 1)
         self.gradient_checkpointing = False
@@ -242,9 +252,20 @@ class TemporalAutoencoder(
         reconstruction = self.decode(latents, num_frames=clip.shape[2], size=tuple(clip.shape[3:]))
         return AutoencoderOutput(reconstruction, posterior, latents)
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The constructor's arguments that build a model of the same shape."""
+        return dict(self._hub_mixin_config)
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latent of a clip of this size."""
         return (self.latent_channels, *(math.ceil(extent / self.factor) for extent in (num_frames, height, width)))
+
+    def compile_blocks(self) -> None:
+        """Compile the residual blocks, each shape once; the names in the state dict stay as they are."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.compile(dynamic=False)
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         """Run a residual block, keeping only its input for the backward pass where checkpointing is on."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L  # noqa: N812
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.report import side_by_side, write_video
@@ -19,15 +20,33 @@ def best_checkpoint(folder: str, monitor: str) -> ModelCheckpoint:
     )
 
 
-def last_checkpoint(folder: str, every_n_steps: int) -> ModelCheckpoint:
-    """`last.ckpt`: the newest state, written every few steps and at the end of training."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        every_n_train_steps=every_n_steps,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt`: the newest state, written every few steps and when training ends."""
+
+    def __init__(self, folder: str, every_n_steps: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Lightning writes every so many steps only; the steps after the last such moment would be lost."""
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar of the epoch's batches, with the step and the training figures behind it."""
+
+    def __init__(self, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate, theme=RichProgressBarTheme(metrics_format=".3g"))
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        figures = super().get_metrics(trainer, pl_module)
+        shown = {name.removeprefix("train/"): value for name, value in figures.items() if name.startswith("train/")}
+        return {"step": f"{trainer.global_step}/{trainer.max_steps}"} | shown
 
 
 class StepTimer(Callback):

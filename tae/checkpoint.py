@@ -36,11 +36,6 @@ class LoadedModel:
     config: Mapping[str, Any] | None
 
 
-def architecture_of(model: TemporalAutoencoder) -> dict[str, Any]:
-    """The constructor arguments that build a model of the same shape, as plain values."""
-    return dict(model._hub_mixin_config or {})
-
-
 def load_model(source: str | Path) -> LoadedModel:
     """Load a model for use, in evaluation mode.
 

@@ -7,7 +7,7 @@ over all frames of all clips. Each clip counts once whatever the number of proce
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import lightning as L
 import numpy as np
@@ -25,6 +25,7 @@ BOOTSTRAP_SEED = 0
 
 Batch = Mapping[str, Any]  # frames uint8 (b, t, h, w, 3), keys list[str], fps list[float]
 Interval = dict[str, Any]  # mean, ci95
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class ClipResult:
     trilinear: dict[str, float]
 
 
-@dataclass(frozen=True)
-class ClipFrames:
-    """One clip before and after, (t, h, w, 3) uint8 on the CPU."""
+class ClipFrames(NamedTuple):
+    """One clip before and after, (t, h, w, 3) uint8 on the CPU. (Lightning cannot pass a frozen dataclass on.)"""
 
     key: str
     fps: float
@@ -155,7 +155,7 @@ def evaluate_model(
         chosen_clips: loader of the clips with the given keys; which they are is known only at the end.
 
     Returns:
-        the result, the same on every process, and {role: frames} for the chosen clips that this process was given.
+        the result and {role: frames} of the chosen clips, the same on every process.
 
     Raises:
         UserError: no clip, a clip met twice, or a reconstruction that is not finite.
@@ -164,8 +164,8 @@ def evaluate_model(
     trainer.test(evaluation, clips, verbose=False)
     chosen = evaluation.result.chosen()
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in chosen.values()])) or []
-    frames = {clip.key: clip for batch in batches for clip in batch}
-    return evaluation.result, {role: frames[clip.key] for role, clip in chosen.items() if clip.key in frames}
+    frames = {clip.key: clip for clip in _gather([clip for batch in batches for clip in batch])}
+    return evaluation.result, {role: frames[clip.key] for role, clip in chosen.items()}
 
 
 def once_each(clips: Sequence[ClipResult]) -> list[ClipResult]:
@@ -212,10 +212,10 @@ def _rows(metrics: Mapping[str, Tensor]) -> list[dict[str, float]]:
     return [dict(zip(metrics, row, strict=True)) for row in columns.tolist()]
 
 
-def _gather(clips: list[ClipResult]) -> list[ClipResult]:
-    """Every process's clips, on every process."""
+def _gather(clips: list[Item]) -> list[Item]:
+    """Every process's items, on every process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return clips
-    shares: list[list[ClipResult]] = [[] for _ in range(torch.distributed.get_world_size())]
+    shares: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(shares, clips)
     return [clip for share in shares for clip in share]

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from tae.autoencoder import TemporalAutoencoder
-from tae.checkpoint import architecture_of, load_model, load_weights
+from tae.checkpoint import load_model, load_weights
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.errors import UserError
 from tae.losses import AutoencoderLoss
@@ -86,10 +86,10 @@ class AutoencoderModule(L.LightningModule):
         clip = frames_to_clip(batch["frames"])
         out = self.model(clip)
         total, terms = self.loss(clip, out)
-        quality = mean_psnr(batch["frames"], out.reconstruction.detach())
+        quality = psnr(batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction.detach()).flatten(0, 1)).mean()
         self.last_step = {"keys": batch["keys"], "loss": total.detach(), "terms": terms}
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(clip))
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(clip))
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, prog_bar=True, batch_size=len(clip))
         self.log("train/psnr", quality, prog_bar=True, batch_size=len(clip))
         return total
 
@@ -122,7 +122,7 @@ class AutoencoderModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
         for name, metric in self.validation.items():
-            self.log(f"val/{name}", metric.compute(), prog_bar=True)
+            self.log(f"val/{name}", metric.compute())
             metric.reset()
 
     def configure_optimizers(self) -> Any:
@@ -132,5 +132,5 @@ class AutoencoderModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["architecture"] = architecture_of(self.model)
+        checkpoint["architecture"] = self.model.architecture
         checkpoint["config"] = dict(self.config)
