@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+FRAMES_AT_ONCE = 8  # 200 MB at 3840x2160
+
 
 class DecodeError(Exception):
     """The video cannot be decoded; the message is the reason in plain words."""
@@ -53,8 +55,12 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int], seek: bool = True) -> np.ndarray:
         """Decode uint8 RGB (len(indices), h, w, 3); an index may occur twice.
+
+        Args:
+            seek: jump to the nearest keyframe. In some files decord then counts from a wrong keyframe, or nothing
+                decodes after one; without seeking every frame up to the last one wanted is decoded.
 
         Raises:
             DecodeError: an index is outside the video or a frame does not decode.
@@ -62,9 +68,17 @@ class VideoFile:
         if max(indices) >= len(self):
             raise DecodeError(f"has {len(self)} frames, frame {max(indices)} was asked for")
         try:
-            return self._reader.get_batch(list(indices)).asnumpy()
+            return self._reader.get_batch(list(indices)).asnumpy() if seek else self._frames_in_order(indices)
         except Exception as error:
             raise DecodeError(f"frames {min(indices)} to {max(indices)} do not decode: {_plain(error)}") from error
+
+    def _frames_in_order(self, indices: Sequence[int]) -> np.ndarray:
+        wanted, kept = set(indices), {}
+        for start in range(0, max(indices) + 1, FRAMES_AT_ONCE):
+            chunk = range(start, min(start + FRAMES_AT_ONCE, max(indices) + 1))
+            images = self._reader.get_batch(list(chunk)).asnumpy()
+            kept |= {index: images[i].copy() for i, index in enumerate(chunk) if index in wanted}
+        return np.stack([kept[index] for index in indices])
 
 
 @contextmanager
@@ -74,8 +88,8 @@ def open_video(video: bytes) -> Iterator[VideoFile]:
         yield VideoFile(path)
 
 
-def read_frames(video: bytes, indices: Sequence[int]) -> np.ndarray:
-    """Decode some frames of a video file held in memory.
+def read_frames(video: bytes, indices: Sequence[int], seek: bool = True) -> np.ndarray:
+    """Decode some frames of a video file held in memory; `seek` as in `VideoFile.frames`.
 
     Shapes:
         returns: (len(indices), h, w, 3) uint8 RGB, in the order of `indices`
@@ -84,7 +98,7 @@ def read_frames(video: bytes, indices: Sequence[int]) -> np.ndarray:
         DecodeError: the bytes are no video, or one of the frames does not decode.
     """
     with open_video(video) as file:
-        return file.frames(indices)
+        return file.frames(indices, seek)
 
 
 def _plain(error: Exception) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.clips import central_window, random_window
-from data.decode import DecodeError, open_video
+from data.decode import DecodeError, read_frames
 from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
 from data.transforms import to_square
 
@@ -95,11 +95,12 @@ def shuffled(items: Iterable[Any], buffer: int, seed: tuple[int, ...]) -> Iterat
 
 @dataclass(frozen=True)
 class Sample:
-    """What a shard holds for a clip: the video file's bytes and its frame rate, or the reason why there are none."""
+    """What a shard holds for a clip: the video file's bytes and how to read them, or why there are none."""
 
     clip: Clip
     video: bytes = b""
     fps: float = 0.0
+    seekable: bool = True
     fault: str = ""
 
 
@@ -138,7 +139,8 @@ def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
     if len(videos) != 1:
         return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
     try:
-        return Sample(clip, videos[0], float(json.loads(sample["json"])["fps"]))
+        metadata = json.loads(sample["json"])
+        return Sample(clip, videos[0], float(metadata["fps"]), bool(metadata["seekable"]))
     except (KeyError, TypeError, ValueError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
 
@@ -241,11 +243,10 @@ class ClipStream(IterableDataset):
         sizes = (clip.frames, window.num_frames, window.frame_stride)
         indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
         try:
-            with open_video(sample.video) as video:
-                frames = to_square(video.frames(indices), window.resolution, rng)
+            images = read_frames(sample.video, indices, sample.seekable)
         except DecodeError as error:
             return Decoded(clip, fault=str(error))
-        return Decoded(clip, frames, sample.fps / window.frame_stride)
+        return Decoded(clip, to_square(images, window.resolution, rng), sample.fps / window.frame_stride)
 
 
 @dataclass(frozen=True)
