@@ -5,7 +5,6 @@ A checkpoint carries, beside Lightning's own entries, `architecture` (the constr
 plain constructor arguments, never from a class name in the file.
 """
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from tae.autoencoder import TemporalAutoencoder
 from tae.errors import UserError
+from tae.inflate import file_sha256
 
 MODEL_PREFIX = "model."
 WEIGHTS_FILE = "model.safetensors"
@@ -139,9 +139,3 @@ def find_resumable(folder: Path) -> Path | None:
         else:
             return path
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, for reports that name what they measured."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,8 +82,13 @@ def inflate(model: nn.Module, path_or_repo_id: str | Path) -> InflationReport:
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable .safetensors file ({error}). {WAYS_TO_GIVE_WEIGHTS}") from error
     ignored = tuple(sorted(set(stored) - set(file_names.values())))
-    digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
-    return InflationReport(str(path_or_repo_id), digest, tuple(file_names), created, ignored)
+    return InflationReport(str(path_or_repo_id), file_sha256(path), tuple(file_names), created, ignored)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, for reports that name what they used."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_temporal(name: str) -> bool:
