@@ -63,15 +63,19 @@ def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
         return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
 
 
-def lpips_at_hand(weights_path: str | None) -> Perceptual | None:
-    """LPIPS with VGG-16 where that needs no download: from the file given or from torchvision's cache, else None.
+def lpips_at_hand(net: str, weights_path: str | None) -> Perceptual | None:
+    """The metric's own LPIPS (always VGG-16) where that needs no download, else None.
+
+    Args:
+        net, weights_path: of the training objective; its file serves here too where it is VGG-16's.
 
     Raises:
-        UserError: a file was given that does not hold these weights.
+        UserError: the file does not hold these weights.
     """
-    if weights_path is None and not torchvision_file("vgg").exists():
+    path = weights_path if net == "vgg" else None
+    if path is None and not torchvision_file("vgg").exists():
         return None
-    return Perceptual(weight=1.0, net="vgg", weights_path=weights_path)
+    return Perceptual(weight=1.0, net="vgg", weights_path=path)
 
 
 def frame_metrics(original: Tensor, reconstruction: Tensor, lpips: Perceptual | None = None) -> dict[str, Tensor]:

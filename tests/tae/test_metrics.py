@@ -42,7 +42,14 @@ def test_ssim_equals_scikit_image_with_a_gaussian_window(frames):
 
     def gaussian(x, y):
         _, full = structural_similarity(
-            x, y, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+            x,
+            y,
+            channel_axis=-1,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
         )
         return full.mean()
 
@@ -98,7 +105,8 @@ def test_trilinear_baseline_equals_its_definition(size):
 
 def test_lpips_at_hand_downloads_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert lpips_at_hand(None) is None
+    assert lpips_at_hand("vgg", None) is None
+    assert lpips_at_hand("alex", "alexnet.pth") is None, "the metric is VGG-16's whatever the objective trains on"
 
 
 def test_lpips_is_measured_where_weights_are(frames, monkeypatch):
