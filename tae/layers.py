@@ -11,7 +11,9 @@ both channels-last as the fast 2D kernels want them. Nothing here is permuted in
 Source: Movie Gen (arXiv 2410.13720), section 3.1.1; the image layers are those of the Stable Diffusion autoencoder.
 """
 
+import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +22,35 @@ from torch import Tensor, nn
 GROUP_NORM_EPS = 1e-6  # of the image autoencoder
 GROUP_NORM_MODES = ("frame", "clip")
 TEMPORAL_TAPS = 3
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def fused_kernels(x: Tensor) -> ModuleType | None:
+    """The kernels for this tensor's device, or None: they need a GPU and Triton."""
+    if not x.is_cuda or not HAS_TRITON:
+        return None
+    from tae import kernels  # here, since a machine without a GPU should not have to have Triton
+
+    return kernels
 
 
 def as_frames(x: Tensor) -> Tensor:
     """View (b, c, t, h, w) as (b t, c, h, w)."""
-    return x.transpose(1, 2).flatten(0, 1)
+    return x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
 
 
 def as_clip(frames: Tensor, batch: int) -> Tensor:
     """View (b t, c, h, w) as (b, c, t, h, w)."""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+    return frames.movedim(1, -1).unflatten(0, (batch, -1)).movedim(-1, 1)
+
+
+def as_columns(x: Tensor) -> Tensor:
+    """View (b, c, t, h, w) as (b, c, t, h w).
+
+    Merged in the order of memory: `x.flatten(3)` is the same view but gives a batch of one a stride by which cuDNN takes
+    it for channels-first, and copies it, twice, in every backward pass.
+    """
+    return x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -65,67 +86,133 @@ class TemporalConv(nn.Conv2d):
         with torch.no_grad():
             self.weight[:, :, TEMPORAL_TAPS // 2, 0].fill_diagonal_(1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        columns, weight, bias = cast_to_autocast(x.flatten(3), self.weight, self.bias)
-        stride = self.stride[0]
-        if torch.is_grad_enabled():
-            out = ReplicatePaddedConv.apply(columns, weight, bias, stride)
-        else:
-            out = replicate_padded_conv(columns, weight, bias, stride)
-        return out.unflatten(3, x.shape[3:])
+    def forward(self, x: Tensor, constant: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """Convolve `x + constant` along time and add `residual`.
+
+        constant: (c,), the bias that the spatial convolution before this one has left out. It is the same in every
+            frame, so it goes through as one more bias here, for which it need not be added to an activation.
+        residual: of the result's shape.
+        """
+        bias = self.bias if constant is None else self.bias + (self.weight.sum((2, 3)) * constant).sum(1)
+        return self.convolve(x, self.weight, bias, residual, self.stride[0], upsample=False)
+
+    @staticmethod
+    def convolve(
+        x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+    ) -> Tensor:
+        columns, weight = cast_to_autocast(as_columns(x), weight)
+        residual = None if residual is None else as_columns(residual)
+        convolve = ReplicatePaddedConv.apply if torch.is_grad_enabled() else replicate_padded_conv
+        return convolve(columns, weight, bias, residual, stride, upsample).unflatten(3, x.shape[3:])
 
 
-def replicate_padded_conv(columns: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """Convolve (b, c, t, n) along t as if the first and the last frame stood there once more.
+class UpsamplingTemporalConv(TemporalConv):
+    """A temporal convolution of frames that each stand there twice: (b, c, t, h, w) -> (b, c, 2 t, h, w).
 
-    Padding the activation would copy all of it. The convolution pads with zeros instead, and what the two missing frames
-    would have given is added to the first and the last output frame.
+    No frame is written twice: see `upsampling_weight`.
     """
-    out = F.conv2d(columns, weight, bias, (stride, 1), (1, 0))
-    out[:, :, :1] += F.conv2d(columns[:, :, :1], weight[:, :, :1])
-    if last_tap_is_outside(columns.shape[2], stride):
-        out[:, :, -1:] += F.conv2d(columns[:, :, -1:], weight[:, :, -1:])
-    return out
+
+    def forward(self, x: Tensor, constant: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        bias = self.bias if constant is None else self.bias + (self.weight.sum((2, 3)) * constant).sum(1)
+        return self.convolve(x, upsampling_weight(self.weight, (2,)), bias, residual, stride=2, upsample=True)
 
 
-def last_tap_is_outside(num_frames: int, stride: int) -> bool:
-    """Whether the last output frame of a padded 3-tap convolution reads the frame behind the end."""
-    return (num_frames - 1) % stride == 0
+def upsampling_weight(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Weights with which a transposed convolution of stride 2 equals nearest-neighbour x2, then a 3-tap convolution.
+
+    Shapes: (out, in, 3, 3 or 1) -> (in, out, 4, 4 or 1), along `dims`
+
+    Neighbours that are equal need one product where there were two: along one axis the taps (a, b, c) become
+    (a, b + c) for the first of each pair and (a + b, c) for the second. That is 4 products in place of 9 for a 3x3
+    kernel, and the enlarged activation is never written.
+    """
+    for dim in dims:
+        nothing = torch.zeros_like(weight.narrow(dim, 0, 1))
+        weight = torch.cat((weight, nothing), dim) + torch.cat((nothing, weight), dim)
+    return weight.flip(dims).transpose(0, 1)
+
+
+def replicate_padded_conv(
+    columns: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+) -> Tensor:
+    """Convolve (b, c, t, n) along t as if the first and the last frame stood there once more, and add `residual`.
+
+    With `upsample` the convolution is a transposed one. Padding the activation would copy all of it. The convolution
+    pads with zeros instead, and what the two missing frames would have given is added to the first and the last output.
+    """
+    kernels = fused_kernels(columns)
+    if kernels is not None and kernels.convolves(columns, weight):
+        return kernels.temporal_conv(columns, weight, bias, residual, stride, upsample)
+    arguments = (stride, 1), (1, 0), (1, 1), upsample, (0, 0), 1
+    out = torch.ops.aten.convolution(columns, weight, bias.to(columns.dtype), *arguments)
+    for frame, tap in boundary_taps(columns.shape[2], weight.shape[2], stride, upsample):
+        matrix = weight[:, :, tap : tap + 1]
+        matrix = matrix.transpose(0, 1) if upsample else matrix
+        out.narrow(2, frame, 1).add_(F.conv2d(columns.narrow(2, frame, 1), matrix))
+    return out if residual is None else out.add_(residual)
+
+
+def boundary_taps(num_frames: int, taps: int, stride: int, upsample: bool) -> list[tuple[int, int]]:
+    """(frame, tap) that a convolution padded with zeros is short of: frame 0 for the one before it, -1 for the one after."""
+    if upsample:
+        return [(0, taps - 1), (-1, 0)]
+    last_is_outside = (num_frames - 1) % stride == 0
+    return [(0, 0), (-1, taps - 1)] if last_is_outside else [(0, 0)]
 
 
 class ReplicatePaddedConv(torch.autograd.Function):
     """`replicate_padded_conv` with its gradient: autograd would copy the whole gradient for each in-place slice."""
 
     @staticmethod
-    def forward(ctx, columns: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:  # type: ignore[override]  # noqa: ANN001
+    def forward(  # type: ignore[override]
+        ctx,  # noqa: ANN001
+        columns: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        stride: int,
+        upsample: bool,
+    ) -> Tensor:
         ctx.save_for_backward(columns, weight)
-        ctx.stride = stride
-        return replicate_padded_conv(columns, weight, bias, stride)
+        ctx.stride, ctx.upsample = stride, upsample
+        return replicate_padded_conv(columns, weight, bias, residual, stride, upsample)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]  # noqa: ANN001, ANN205
         columns, weight = ctx.saved_tensors
-        edges = [(0, 0)]
-        if last_tap_is_outside(columns.shape[2], ctx.stride):
-            edges.append((-1, TEMPORAL_TAPS - 1))
-        needs = ctx.needs_input_grad[:3]
-        grad_columns, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad, columns, weight, [len(weight)], (ctx.stride, 1), (1, 0), (1, 1), False, (0, 0), 1, needs
+        grad_columns, grad_weight = replicate_padded_conv_backward(
+            grad, columns, weight, ctx.stride, ctx.upsample, ctx.needs_input_grad[:2]
         )
-        for frame, tap in edges:  # frame 0 met tap 0, and the last frame the last tap, once more
-            frame_grad = grad[:, :, frame].movedim(1, -1).flatten(0, -2)  # (b n, c out)
-            if grad_columns is not None:
-                grad_columns[:, :, frame] += torch.einsum("oc,bon->bcn", weight[:, :, tap, 0], grad[:, :, frame])
-            if grad_weight is not None:
-                frame_values = columns[:, :, frame].movedim(1, -1).flatten(0, -2)  # (b n, c in)
-                grad_weight[:, :, tap, 0] += frame_grad.T @ frame_values
-        return grad_columns, grad_weight, grad_bias, None
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+        return grad_columns, grad_weight, grad_bias, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def replicate_padded_conv_backward(
+    grad: Tensor, columns: Tensor, weight: Tensor, stride: int, upsample: bool, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of columns and weight, each where it is needed."""
+    kernels = fused_kernels(columns)
+    fused = kernels is not None and kernels.convolves(columns, weight) and (stride == 1 or upsample)
+    mask = [needs[0] and not fused, needs[1], False]
+    arguments = (stride, 1), (1, 0), (1, 1), upsample, (0, 0), 1
+    grad_columns, grad_weight, _ = torch.ops.aten.convolution_backward(grad, columns, weight, None, *arguments, mask)
+    for frame, tap in boundary_taps(columns.shape[2], weight.shape[2], stride, upsample):
+        grad_frame, values = grad.select(2, frame), columns.select(2, frame)
+        matrix = weight[:, :, tap, 0].T if upsample else weight[:, :, tap, 0]  # (out, in)
+        if grad_columns is not None:
+            grad_columns.select(2, frame).add_(torch.einsum("oi,bon->bin", matrix, grad_frame))
+        if grad_weight is not None:
+            product = torch.einsum("bon,bin->oi", grad_frame, values)
+            grad_weight[:, :, tap, 0] += product.T if upsample else product
+    if fused and needs[0]:
+        grad_columns = kernels.temporal_conv_gradient(grad, weight, columns.shape[2], upsample)
+    return grad_columns, grad_weight
 
 
 class Conv2_5d(nn.Module):  # noqa: N801  (the paper's name)
     """A 3x3 convolution of every frame, then a temporal convolution, with nothing in between (Movie Gen's "2.5D").
 
-    Shapes: (b, in, t, h, w) -> (b, out, t, h, w)
+    Shapes: (b, in, t, h, w) -> (b, out, t, h, w), to which `residual` is added
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -133,8 +220,9 @@ class Conv2_5d(nn.Module):  # noqa: N801  (the paper's name)
         self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.temporal = TemporalConv(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.temporal(per_frame(self.spatial, x))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = per_frame(lambda frames: F.conv2d(frames, self.spatial.weight, padding=1), x)
+        return self.temporal(x, self.spatial.bias, residual)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -151,13 +239,20 @@ class GroupNorm(nn.GroupNorm):
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        view = as_frames(x) if self.per == "frame" else x.flatten(3)
+        view = as_frames(x) if self.per == "frame" else as_columns(x)
+        out = self.normalize(view)
+        return as_clip(out, batch=x.shape[0]) if self.per == "frame" else out.unflatten(3, x.shape[3:])
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalise (n, c, ...) over its positions and each group of channels."""
+        kernels = fused_kernels(x)
+        if kernels is not None and kernels.normalizes(x, self.num_groups):
+            return kernels.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.silu)
         # Autocast would give float32 back and double the memory of every activation; the statistics are
         # accumulated in float32 by the kernel itself.
         with torch.autocast(x.device.type, enabled=False):
-            out = F.group_norm(view, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        out = F.silu(out, inplace=not torch.is_grad_enabled()) if self.silu else out
-        return as_clip(out, batch=x.shape[0]) if self.per == "frame" else out.unflatten(3, x.shape[3:])
+            out = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return F.silu(out, inplace=not torch.is_grad_enabled()) if self.silu else out
 
 
 class ResidualBlock(nn.Module):
@@ -175,8 +270,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return residual + (x if self.shortcut is None else per_frame(self.shortcut, x))
+        shortcut = x if self.shortcut is None else per_frame(self.shortcut, x)
+        return self.conv2(self.norm2(self.conv1(self.norm1(x))), residual=shortcut)
 
 
 class Attention(nn.Module):
@@ -224,7 +319,8 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The image autoencoder pads right and below only, which no convolution does by itself.
-        return self.temporal(per_frame(lambda frames: self.spatial(F.pad(frames, (0, 1, 0, 1))), x))
+        halve = lambda frames: F.conv2d(F.pad(frames, (0, 1, 0, 1)), self.spatial.weight, stride=2)  # noqa: E731
+        return self.temporal(per_frame(halve, x), self.spatial.bias)
 
 
 class Upsample(nn.Module):
@@ -236,10 +332,9 @@ class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
-        self.temporal = TemporalConv(channels)
+        self.temporal = UpsamplingTemporalConv(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = per_frame(lambda frames: self.spatial(F.interpolate(frames, scale_factor=2.0, mode="nearest")), x)
-        # Doubling the frames as rows of (b, t, h w c) keeps the memory channels-last.
-        doubled = x.movedim(1, -1).repeat_interleave(2, dim=1).movedim(-1, 1)
-        return self.temporal(doubled)
+        weight = upsampling_weight(self.spatial.weight, (2, 3))
+        x = per_frame(lambda frames: F.conv_transpose2d(frames, weight, stride=2, padding=1), x)
+        return self.temporal(x, self.spatial.bias)

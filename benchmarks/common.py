@@ -1,0 +1,121 @@
+"""What every benchmark needs: the environment it ran in, timing, and a table as Markdown and JSON."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SD35: dict[str, Any] = {}
+TINY = {"base_channels": 32, "channel_multipliers": (1, 2, 2, 2), "encoder_blocks": 1, "decoder_blocks": 1, "norm_groups": 8}
+MODELS = {"sd35": SD35, "tiny": TINY}
+
+
+def hardware(device: str) -> str:
+    """Name of the GPU, or of the processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def environment(device: str) -> dict[str, str]:
+    """Hardware, versions and commit: what a number means nothing without."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    if device == "cuda":
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return {
+        "hardware": hardware(device),
+        "threads": str(torch.get_num_threads()),
+        "processors": str(os.cpu_count()),
+        **versions,
+        "commit": commit(),
+        "date": date.today().isoformat(),
+    }
+
+
+def commit() -> str:
+    """Abbreviated commit, with `+` where tracked files differ from it; BENCHMARK_COMMIT where there is no repository."""
+    try:
+        describe = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("BENCHMARK_COMMIT", "unknown")
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """Wall time of one call, the device's work included."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, in rounds over all functions, so that a busy moment of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warmup + repeats):
+        for name, function in functions.items():
+            elapsed = seconds(function, device)
+            if number >= warmup:
+                times[name].append(elapsed)
+    return times
+
+
+def spread(times: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
+    return {"median": median(times), "p25": low, "p75": high}
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product of random values here and now: what the hardware gives, not its data sheet."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = interleaved({"matmul": lambda: a @ b}, device, warmup=3, repeats=10)["matmul"]
+    return 2 * size**3 / median(times)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    lines = [" | ".join(rows[0]), " | ".join("---" if isinstance(v, str) else "---:" for v in rows[0].values())]
+    lines += [" | ".join(map(show, row.values())) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def show(value: Any) -> str:
+    """A cell: four digits are more than any timing deserves."""
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def publish(theme: str, device: str, settings: dict[str, Any], rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """Print the table, and write it as <theme>_<hardware>_<date>.md and .json; an older file is never overwritten."""
+    where = environment(device)
+    head = "\n".join("- " + ", ".join(f"{k} {v}" for k, v in block.items()) for block in (where, settings))
+    text = f"# {theme}\n\n{head}\n\n{markdown(rows)}\n"
+    print(text)
+    slug = re.sub(r"[^a-z0-9]+", "-", where["hardware"].lower()).strip("-")
+    stem, number = f"{theme}_{slug}_{where['date']}", 1
+    while (output / f"{stem}_{number}.json").exists():
+        number += 1
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{stem}_{number}.md").write_text(text)
+    record = {"theme": theme, "environment": where, "settings": settings, "rows": list(rows)}
+    (output / f"{stem}_{number}.json").write_text(json.dumps(record, indent=2) + "\n")
