@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from tae.report import replacing, write_text
+from tae.evaluation import Interval
+from tae.report import FORMATS, replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Run:
     overrides: dict[str, str]
     status: str  # "completed" or "failed"
     error: str | None
-    metrics: dict[str, float | None]
+    metrics: dict[str, Interval]  # those that were measured
     seconds_per_step: float | None
     curve: list[tuple[int, float]]  # (step, validation PSNR)
 
@@ -61,11 +62,12 @@ def write_comparison(folder: Path, console: Console | None = None) -> None:
     if not runs:
         return
     header, rows = _table(runs)
-    write_text(folder / "comparison.md", _markdown(header, rows, runs))
+    readable = _as_text(header, rows)
+    write_text(folder / "comparison.md", _markdown(header, readable, runs))
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     _plot(runs, folder / "comparison.png")
-    _print(header, rows, folder, console or Console())
+    _print(header, readable, folder, console or Console())
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -99,7 +101,7 @@ def _one_line(failure: BaseException) -> str:
 
 def _read_run(record: Mapping[str, Any], folder: Path) -> Run:
     document = _read_json(folder / "metrics.json") if record["error"] is None else {}  # an older run's, if any
-    metrics = {name: value["mean"] for name, value in document.get("metrics", {}).items()}
+    metrics = {name: value for name, value in document.get("metrics", {}).items() if value["mean"] is not None}
     return Run(
         folder=folder,
         overrides=record["overrides"],
@@ -134,17 +136,17 @@ def _label(run: Run, keys: Sequence[str]) -> str:
     return ", ".join(f"{key}={run.overrides[key]}" for key in keys if key in run.overrides) or run.folder.name
 
 
-def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Header and one row for each run; a column of metrics is there if any run has it."""
+def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
+    """Header and one row of values for each run; a column of metrics is there if any run has it."""
     keys = _differing(runs)
-    names = [name for name in METRICS if any(run.metrics.get(name) is not None for run in runs)]
+    names = [name for name in METRICS if any(name in run.metrics for run in runs)]
     header = ["run", *keys, *names, "s/step", "status"]
     rows = [
         [
             run.folder.name,
-            *(run.overrides.get(key, "") for key in keys),
-            *(_number(run.metrics.get(name), 2 if name == "psnr" else 4) for name in names),
-            _number(run.seconds_per_step, 3),
+            *(run.overrides.get(key) for key in keys),
+            *(run.metrics[name]["mean"] if name in run.metrics else None for name in names),
+            run.seconds_per_step,
             run.status if run.error is None else f"{run.status}: {run.error}",
         ]
         for run in runs
@@ -152,8 +154,15 @@ def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """The rows rounded for reading; the CSV keeps every digit."""
+
+    def cell(name: str, value: Any) -> str:
+        if value is None:
+            return ""
+        return format(value, FORMATS.get(name, ".4f")) if isinstance(value, float) else str(value)
+
+    return [[cell(name, value) for name, value in zip(header, row, strict=True)] for row in rows]
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], runs: Sequence[Run]) -> str:
@@ -185,14 +194,14 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
     labels = [_label(run, _differing(runs)) for run in runs]
     colours = [f"C{i % 10}" for i in range(len(runs))]
     curves = any(run.curve for run in runs)
-    panels = [name for name in PLOTTED if any(run.metrics.get(name) is not None for run in runs)]
+    panels = [name for name in PLOTTED if any(name in run.metrics for run in runs)]
     if not panels and not curves:
         return
     figure = Figure(figsize=(4.2 * (len(panels) + curves), 1.6 + max(2.4, 0.45 * len(runs))), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels) + curves, squeeze=False)[0]
     for axis, name in zip(axes, panels, strict=False):
-        _bars(axis, [run.metrics.get(name) for run in runs], labels, colours, PLOTTED[name], first=axis is axes[0])
+        _bars(axis, [run.metrics.get(name) for run in runs], name, labels, colours, first=axis is axes[0])
     if curves:
         _curves(axes[-1], runs, labels, colours)
     with replacing(path) as partial:
@@ -200,14 +209,22 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
 
 
 def _bars(
-    axis: Any, values: Sequence[float | None], labels: Sequence[str], colours: Sequence[str], title: str, first: bool
+    axis: Any, values: Sequence[Interval | None], name: str, labels: Sequence[str], colours: Sequence[str], first: bool
 ) -> None:
-    bars = axis.barh(range(len(values)), [value or 0.0 for value in values], color=colours)
-    axis.bar_label(bars, ["failed" if value is None else f"{value:.4g}" for value in values], padding=3)
+    """Means as bars with their 95 % intervals; only the first panel repeats the runs' labels."""
+    means = [value["mean"] if value else 0.0 for value in values]
+    reach = [value.get("ci95") or [value["mean"]] * 2 if value else [0.0, 0.0] for value in values]
+    errors = [
+        [mean - low for mean, (low, _) in zip(means, reach, strict=True)],
+        [high - mean for mean, (_, high) in zip(means, reach, strict=True)],
+    ]
+    bars = axis.barh(range(len(values)), means, xerr=errors, capsize=3, color=colours)
+    texts = [format(value["mean"], FORMATS.get(name, ".4f")) if value else "failed" for value in values]
+    axis.bar_label(bars, texts, padding=4)
     axis.set_yticks(range(len(values)), labels if first else [""] * len(values))
-    axis.set_title(title)
+    axis.set_title(PLOTTED[name])
     axis.invert_yaxis()
-    axis.margins(x=0.25)
+    axis.margins(x=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -217,5 +234,6 @@ def _curves(axis: Any, runs: Sequence[Run], labels: Sequence[str], colours: Sequ
             axis.plot(*zip(*run.curve, strict=True), marker="o", markersize=3, color=colour, label=label)
     axis.set_title("validation PSNR (dB)")
     axis.set_xlabel("step")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

@@ -24,10 +24,11 @@ from tae.metrics import HIGHER_IS_BETTER
 LABELS = {
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
-    "ssim_uniform": "SSIM (uniform 7x7)",
+    "ssim_uniform": "SSIM (uniform)",
     "lpips": "LPIPS (VGG)",
     "outlier_rate": "outlier rate",
 }
+FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
 NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path, or connect to the network once"
 MIN_VIDEO_HEIGHT = 256  # smaller clips are shown enlarged by a whole factor, each pixel a square
 
@@ -114,7 +115,7 @@ def print_report(result: EvaluationResult, output_dir: Path, console: Console | 
     for header in ("model", "trilinear", "difference"):
         table.add_column(header, justify="right")
     for row in _table_rows(result):
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
     console.print(verdict(result), highlight=False)
     console.print(f"Report and videos: {output_dir}", highlight=False, soft_wrap=True)
@@ -242,7 +243,7 @@ def _table_rows(result: EvaluationResult) -> list[tuple[str, str, str, str]]:
 def _text(name: str, value: Interval | None, sign: str = "") -> str:
     if value is None:
         return "-"
-    form = f"{sign}.2f" if name == "psnr" else f"{sign}.4f"
+    form = sign + FORMATS.get(name, ".4f")
     interval = "" if value["ci95"] is None else f" [{value['ci95'][0]:{form}}, {value['ci95'][1]:{form}}]"
     return f"{value['mean']:{form}}{interval}"
 

@@ -19,8 +19,12 @@ def main(cfg):
         raise ValueError("the loss is not finite | at step 3\\n  a second line")
     folder = Path(HydraConfig.get().runtime.output_dir)
     psnr = 20.0 + cfg.opl
-    metrics = {"psnr": {"mean": psnr}, "ssim": {"mean": 0.8}, "outlier_rate": {"mean": 0.01 / (1 + cfg.opl)},
-               "lpips": {"mean": None, "ci95": None, "reason": "no weights"}}
+    metrics = {
+        "psnr": {"mean": psnr, "ci95": [psnr - 1, psnr + 0.5]},
+        "ssim": {"mean": 0.8, "ci95": None},
+        "outlier_rate": {"mean": 0.01 / (1 + cfg.opl)},
+        "lpips": {"mean": None, "ci95": None, "reason": "no weights"},
+    }
     document = {"metrics": metrics, "training": {"steps": 30, "seconds_per_step": 0.125}}
     (folder / "metrics.json").write_text(json.dumps(document))
     (folder / "csv").mkdir()
@@ -54,9 +58,9 @@ def test_every_run_has_a_row_and_the_plot_is_there(tmp_path):
     done, rows = sweep(tmp_path, "-m", "opl=0,1", "seed=3", chdir=True)
     assert done.returncode == 0, done.stderr
     assert rows == [
-        {"run": "0", "opl": "0", "psnr": "20.00", "ssim": "0.8000", "outlier_rate": "0.0100"}
+        {"run": "0", "opl": "0", "psnr": "20.0", "ssim": "0.8", "outlier_rate": "0.01"}
         | {"s/step": "0.125", "status": "completed"},
-        {"run": "1", "opl": "1", "psnr": "21.00", "ssim": "0.8000", "outlier_rate": "0.0050"}
+        {"run": "1", "opl": "1", "psnr": "21.0", "ssim": "0.8", "outlier_rate": "0.005"}
         | {"s/step": "0.125", "status": "completed"},
     ]
     with Image.open(tmp_path / "sweep" / "comparison.png") as picture:
@@ -70,7 +74,7 @@ def test_every_run_has_a_row_and_the_plot_is_there(tmp_path):
 def test_a_failed_run_has_a_row_with_its_error_and_the_others_finish(tmp_path):
     done, rows = sweep(tmp_path, "-m", "opl=0,7,1")
     assert done.returncode != 0, "the sweep as a whole did not succeed"
-    assert [row["psnr"] for row in rows] == ["20.00", "", "21.00"]
+    assert [row["psnr"] for row in rows] == ["20.0", "", "21.0"]
     assert rows[1]["status"] == "failed: the loss is not finite | at step 3"
     assert "the loss is not finite" in done.stdout + done.stderr
     text = (tmp_path / "sweep" / "comparison.md").read_text()
