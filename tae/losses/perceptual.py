@@ -30,6 +30,9 @@ class Perceptual:
     Precision: normalisation, differences and means are float32. The backbone's convolutions are float32 too, but for
     bfloat16 autocast, where they run in bfloat16. Under float16 autocast they stay float32: the gradient
     computed inside `forward` is not scaled yet and would underflow.
+    What bfloat16 changes (measured, real clip, random backbone): the value by 0.02 %; the gradient by 10 % of its
+    norm, by 42 % where the reconstruction is blurred, since max-pooling then chooses among neighbours that bfloat16
+    cannot tell apart. It is moved by a pixel, not turned: averaged over 8x8 pixels it points the same way (0.999).
 
     Args:
         weight: factor in the objective; at 0 nothing is loaded and `lpips` is not imported.
