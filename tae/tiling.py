@@ -6,7 +6,8 @@ back into a stream. Neither holds more than a tile, so memory does not depend on
 Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.factor` times fewer).
 
 Source: Movie Gen (arXiv 2410.13720), section 3.1.1, "temporal tiling": tiles of 32 pixel frames, no overlap for
-encoding, 16 pixel frames (2 latent frames) blended linearly for decoding. Spatial tiles are the same along height and width.
+encoding, 16 pixel frames (2 latent frames) blended linearly for decoding. Spatial tiles are the same along
+height and width.
 """
 
 import math

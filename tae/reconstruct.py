@@ -1,0 +1,307 @@
+"""Videos of any length and size through the autoencoder and back, piece by piece.
+
+python -m tae.reconstruct ckpt=PATH source=VIDEO_OR_FOLDER output=DIR
+"""
+
+import itertools
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from lightning.fabric import Fabric
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from torch import Tensor
+
+from data.shards import VIDEO_EXTENSIONS
+from tae.autoencoder import TemporalAutoencoder
+from tae.checkpoint import load_model
+from tae.cli import hydra_main
+from tae.clip import clip_to_frames, frames_to_clip
+from tae.config import plain
+from tae.errors import UserError
+from tae.metrics import psnr, ssim
+from tae.posterior import DiagonalGaussian
+from tae.report import replacing
+from tae.tiling import Tiling, decode_stream, encode_stream
+from tae.video import CONTAINERS, Frame, VideoReader, VideoWriter, container_for
+
+PIECE = 8  # pixel frames that are handed to the model at once; it cuts its own tiles
+DIFFERENCE_GAIN = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one video. Quality is the mean over its frames, None where only latents were written."""
+
+    source: Path
+    output: Path
+    num_frames: int
+    size: tuple[int, int]
+    psnr: float | None = None
+    ssim: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def main(cfg: DictConfig) -> list[Outcome]:
+    """Reconstruct every video of `cfg.source`; the ones that fail are named, the rest goes on.
+
+    Raises:
+        UserError: nothing to do, or at least one video failed.
+    """
+    plain(cfg)
+    outputs = plan_outputs(Path(cfg.source).expanduser(), Path(cfg.output).expanduser())
+    fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
+    model = load_model(cfg.ckpt).model.to(fabric.device)
+    tiling = instantiate(cfg.tiling)
+    tiling.check(model.factor)
+    outcomes, failed = [], 0
+    with progress_bar() as progress, fabric.autocast():
+        for source, stem in outputs.items():
+            task = progress.add_task(source.name, total=None)
+            try:
+                if cfg.latents_only:
+                    outcome = write_latents(model, source, stem, tiling, progress, task)
+                else:
+                    outcome = reconstruct(model, source, stem, tiling, progress, task, cfg.side_by_side, cfg.difference)
+                outcomes.append(outcome)
+            except UserError as error:
+                failed += 1
+                progress.remove_task(task)
+                progress.console.print(f"error: {error}", soft_wrap=True, markup=False, highlight=False)
+    if outcomes:
+        Console().print(summary(outcomes))
+    if failed:
+        raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
+    return outcomes
+
+
+def plan_outputs(source: Path, output: Path) -> dict[Path, Path]:
+    """{video: where its result goes, without an ending}; folders keep their structure.
+
+    Raises:
+        UserError: there is no video, or the results would lie among the videos.
+    """
+    if source.is_file():
+        videos, root = [source], source.parent
+    else:
+        videos = sorted(
+            p for p in source.rglob("*") if p.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS and p.is_file()
+        )
+        root = source
+        if output.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"output={output} lies inside source={source}. Choose a folder outside.")
+    if not videos:
+        raise UserError(
+            f"source={source} holds no videos. Give a file, or a folder with files of these endings: "
+            f"{', '.join(sorted(VIDEO_EXTENSIONS))}."
+        )
+    stems = [video.relative_to(root).with_suffix("") for video in videos]
+    # Two videos that differ in their ending alone keep it.
+    names = [
+        video.relative_to(root) if stems.count(stem) > 1 else stem for video, stem in zip(videos, stems, strict=True)
+    ]
+    targets = {video: output / name for video, name in zip(videos, names, strict=True)}
+    if source.is_file() and targets[source].parent.resolve() == source.parent.resolve():
+        raise UserError(f"output={output} is the folder of source={source} itself. Choose another folder.")
+    return targets
+
+
+def reconstruct(
+    model: TemporalAutoencoder,
+    source: Path,
+    stem: Path,
+    tiling: Tiling,
+    progress: Progress,
+    task: Any,
+    side_by_side: bool,
+    difference: bool,
+) -> Outcome:
+    """Write the reconstruction of a video, and measure it before it is compressed into a file."""
+    quality = {"psnr": 0.0, "ssim": 0.0}
+    count = 0
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(source))
+        check_size(reader, model.factor)
+        progress.update(task, total=reader.stated_frames)
+        container, sound = container_for(source)
+        target = stem.with_name(stem.name + CONTAINERS[container])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = stack.enter_context(replacing(target))
+        width = reader.size[1] * (1 + side_by_side + difference)
+        writer = stack.enter_context(VideoWriter(path, container, reader, (reader.size[0], width), sound))
+        # `tee` keeps the frames that went into the model and have not come out yet: a tile or two.
+        originals, inputs = itertools.tee(reader.frames())
+        latents = (posterior.mode() for posterior in encode_frames(model, inputs, tiling))
+        decoded = decode_stream(model, latents, size=reader.size, tiling=tiling)
+        for original, rgb in zip(originals, each_frame(decoded), strict=False):  # the last tile has surplus frames
+            pair = torch.from_numpy(original.rgb)[None], torch.from_numpy(rgb)[None]
+            quality["psnr"] += psnr(*pair).item()
+            quality["ssim"] += ssim(*pair).item()
+            count += 1
+            writer.write(Frame(panels(original.rgb, rgb, side_by_side, difference), original.pts))
+            progress.update(task, completed=count)
+    progress.update(task, total=count)
+    notes = ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
+    notes += ["without its sound, which neither MP4 nor Matroska can carry"] * (not sound)
+    means = {name: total / count for name, total in quality.items()}
+    return Outcome(source, target, count, reader.size, **means, notes=tuple(notes))
+
+
+def write_latents(
+    model: TemporalAutoencoder, source: Path, stem: Path, tiling: Tiling, progress: Progress, task: Any
+) -> Outcome:
+    """Write mean and deviation of the posterior of a video."""
+    with VideoReader(source) as reader:
+        check_size(reader, model.factor)
+        progress.update(task, total=reader.stated_frames)
+        counted = Counted(reader.frames())
+        target = stem.with_name(stem.name + ".safetensors")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with StreamedSafetensors(("mean", "std")) as latents:
+            for posterior in encode_frames(model, counted, tiling):
+                latents.append({"mean": posterior.mean, "std": torch.exp(0.5 * posterior.logvar)})
+                progress.update(task, completed=counted.count)
+            facts = {
+                "num_frames": counted.count,
+                "fps": float(reader.rate),
+                "height": reader.size[0],
+                "width": reader.size[1],
+            }
+            with replacing(target) as path:
+                latents.save(path, facts)
+    progress.update(task, total=counted.count)
+    return Outcome(source, target, counted.count, reader.size)
+
+
+def check_size(reader: VideoReader, smallest: int) -> None:
+    """Refuse frames that the model cannot take."""
+    if min(reader.size) < smallest:
+        height, width = reader.size
+        raise UserError(
+            f"{reader.path}: frames of {height}x{width} are too small; the model needs {smallest}x{smallest}."
+        )
+
+
+def encode_frames(model: TemporalAutoencoder, frames: Iterable[Frame], tiling: Tiling) -> Iterator[DiagonalGaussian]:
+    """The posteriors of a stream of frames, tile by tile."""
+    device = next(model.parameters()).device
+    frames = iter(frames)
+    pieces = iter(partial(take, frames, PIECE), [])
+    clips = (frames_to_clip(torch.from_numpy(np.stack(piece))[None].to(device)) for piece in pieces)
+    return encode_stream(model, clips, tiling)
+
+
+def take(frames: Iterator[Frame], count: int) -> list[np.ndarray]:
+    """The next frames, fewer at the end."""
+    return [frame.rgb for frame in itertools.islice(frames, count)]
+
+
+def each_frame(clips: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """Clips (1, 3, t, h, w) as single frames (h, w, 3) uint8."""
+    for clip in clips:
+        for i in range(clip.shape[2]):  # one at a time: a whole tile in float32 once more would show at 4K
+            yield clip_to_frames(clip[:, :, i : i + 1])[0, 0].contiguous().cpu().numpy()
+
+
+def panels(original: np.ndarray, reconstruction: np.ndarray, side_by_side: bool, difference: bool) -> np.ndarray:
+    """[original] reconstruction [amplified difference], from left to right."""
+    shown = [original, reconstruction] if side_by_side else [reconstruction]
+    if difference:
+        absolute = np.abs(original.astype(np.int16) - reconstruction)
+        shown.append(np.minimum(absolute * DIFFERENCE_GAIN, 255).astype(np.uint8))
+    return np.concatenate(shown, axis=1) if len(shown) > 1 else reconstruction
+
+
+class Counted:
+    """An iterable that knows how many of its items were taken."""
+
+    def __init__(self, items: Iterable[Frame]) -> None:
+        self._items = items
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        for item in self._items:
+            self.count += 1
+            yield item
+
+
+class StreamedSafetensors:
+    """A .safetensors file of float32 latents (t', c, h', w') whose length is known only at the end.
+
+    The format wants the shapes first, so the values wait in temporary files, not in memory. Time comes first in these
+    tensors because only the first axis can grow: `tensor.movedim(0, 1)[None]` is what `decode` takes.
+
+    Format: https://huggingface.co/docs/safetensors: length of the header (8 bytes), header (JSON), values.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._stack = ExitStack()
+        self._shape: tuple[int, ...] = ()
+
+    def __enter__(self) -> Self:
+        open_file = tempfile.TemporaryFile
+        self._files = {name: self._stack.enter_context(open_file()) for name in self._names}
+        self._length = 0
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def append(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add pieces (1, c, t', h', w'), one for each name and of one shape."""
+        for name, tensor in tensors.items():
+            values = tensor[0].movedim(1, 0).float().cpu().contiguous().numpy()
+            self._files[name].write(values.astype("<f4", copy=False).tobytes())
+        self._length += values.shape[0]
+        self._shape = values.shape[1:]
+
+    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write everything that was appended."""
+        shape = [self._length, *self._shape]
+        size = 4 * int(np.prod(shape))
+        header: dict[str, Any] = {"__metadata__": {key: str(value) for key, value in metadata.items()}}
+        for i, name in enumerate(self._names):
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [i * size, (i + 1) * size]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for values in self._files.values():
+                values.seek(0)
+                shutil.copyfileobj(values, file)
+
+
+def progress_bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def summary(outcomes: Iterable[Outcome]) -> Table:
+    """One row for each video."""
+    headers = ("video", "frames", "size", "PSNR (dB)", "SSIM", "written to")
+    columns = [Column(header, overflow="fold") for header in headers]
+    table = Table(*columns, title="mean over frames, before compression into a file")
+    for outcome in outcomes:
+        psnr_text, ssim_text = ("-" if value is None else f"{value:.4g}" for value in (outcome.psnr, outcome.ssim))
+        written = "\n".join([str(outcome.output), *outcome.notes])
+        size = f"{outcome.size[1]}x{outcome.size[0]}"
+        table.add_row(outcome.source.name, str(outcome.num_frames), size, psnr_text, ssim_text, written)
+    return table
+
+
+if __name__ == "__main__":
+    hydra_main("reconstruct")(main)()

@@ -1,0 +1,199 @@
+"""Video files as streams: read front to back, write beside it with the same timing, colours and sound.
+
+Nothing here holds more than a few frames, whatever the length of the file.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from tae.errors import UserError
+
+# The matrices that swscale knows, by their number in a stream (ITU-T H.273, MatrixCoefficients).
+MATRICES = {
+    1: Colorspace.ITU709,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+}
+H273 = {Colorspace.ITU709: 1, Colorspace.ITU601: 6, Colorspace.SMPTE240M: 7, Colorspace.BT2020: 9}
+HD_HEIGHT = 720  # without a word in the file players take BT.709 from this height on and BT.601 below
+CONTAINERS = {"mp4": ".mp4", "matroska": ".mkv"}
+CRF = "14"  # of H.264: the loss that shows should be the autoencoder's, not the file's
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it is displayed.
+
+    rgb: (h, w, 3) uint8
+    pts: when it is shown, in units of the file's time base
+    """
+
+    rgb: np.ndarray
+    pts: int
+
+
+class VideoReader:
+    """The first video stream of a file, from its first to its last frame; rotation of the container applied.
+
+    Raises:
+        UserError: the file cannot be opened, holds no video, does not decode, or changes its size on the way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with plain_errors(path), ExitStack() as stack:
+            self._container = stack.enter_context(av.open(str(path), metadata_errors="replace"))
+            if not self._container.streams.video:
+                raise UserError(f"{path} holds no video stream.")
+            self._stream = self._container.streams.video[0]
+            self._stream.thread_type = "AUTO"
+            self._frames = self._container.decode(self._stream)
+            self._first = next(self._frames, None)
+            if self._first is None:
+                raise UserError(f"{path} holds no frame that can be decoded.")
+            self._close = stack.pop_all().close
+        self.rate: Fraction = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self.time_base: Fraction = self._stream.time_base or 1 / self.rate
+        guess = Colorspace.ITU709 if self._first.height >= HD_HEIGHT else Colorspace.ITU601
+        self.matrix: Colorspace = MATRICES.get(int(self._first.colorspace), guess)
+        self.size: tuple[int, int] = self._rgb(self._first).shape[:2]
+        self.aspect: Fraction | None = self._stream.sample_aspect_ratio or None  # of a pixel
+        if self.aspect and self._first.rotation % 180:
+            self.aspect = 1 / self.aspect
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    @property
+    def stated_frames(self) -> int | None:
+        """How many frames the header promises. Good for a progress bar, no more."""
+        if self._stream.frames:
+            return self._stream.frames
+        duration = self._container.duration
+        return round(duration / av.time_base * self.rate) if duration else None
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, in the order of display; once only."""
+        step = max(round(1 / (self.rate * self.time_base)), 1)
+        frame, pts = self._first, None
+        with plain_errors(self.path):
+            while frame is not None:
+                rgb = self._rgb(frame)
+                if rgb.shape[:2] != self.size:
+                    raise UserError(f"{self.path} changes its size on the way, from {self.size} to {rgb.shape[:2]}.")
+                expected = 0 if pts is None else pts + step
+                # Some files repeat a time or give none; a written file needs each later than the last.
+                pts = expected if frame.pts is None or (pts is not None and frame.pts <= pts) else frame.pts
+                yield Frame(rgb, pts)
+                frame = next(self._frames, None)
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        rgb = frame.to_ndarray(format="rgb24", src_colorspace=self.matrix)
+        return np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90)) if frame.rotation % 360 else rgb
+
+
+class VideoWriter:
+    """An H.264 file (yuv420p, limited range, as browsers play it) with the timing, matrix and sound of another.
+
+    Args:
+        path: the file.
+        container: "mp4" or "matroska", see `container_for`.
+        source: whose frame times, colour matrix and pixel aspect it takes.
+        size: height and width of its frames; odd ones are made even by repeating the last row or column, since
+            yuv420p has one colour sample for 2x2 pixels.
+        sound: whether the first sound stream is copied, bit for bit.
+    """
+
+    def __init__(self, path: Path, container: str, source: VideoReader, size: tuple[int, int], sound: bool) -> None:
+        self._stack = ExitStack()
+        self._matrix = source.matrix
+        self._padding = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        options = {"movflags": "+faststart"} if container == "mp4" else {}
+        self._container = self._stack.enter_context(av.open(str(path), "w", format=container, options=options))
+        self._stream = self._add_video(source, size)
+        self._sound = self._packets(source.path) if sound else iter(())
+        self._next_packet = next(self._sound, None)  # before the header is written: it adds the stream
+
+    def _add_video(self, source: VideoReader, size: tuple[int, int]) -> av.VideoStream:
+        stream = self._container.add_stream("libx264", rate=source.rate, options={"crf": CRF})
+        stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = source.time_base
+        context.colorspace, context.color_range = H273[source.matrix], ColorRange.MPEG
+        if source.aspect is not None:
+            context.sample_aspect_ratio = source.aspect
+        return stream
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._stack:
+            if kind is None:
+                self._container.mux(self._stream.encode())
+                self._copy_sound(until=None)
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame (h, w, 3) and the sound that belongs before it."""
+        rgb = np.pad(frame.rgb, self._padding, mode="edge") if any(p[1] for p in self._padding) else frame.rgb
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG
+        )
+        picture.pts, picture.time_base = frame.pts, self._stream.codec_context.time_base
+        self._copy_sound(until=frame.pts * picture.time_base)
+        self._container.mux(self._stream.encode(picture))
+
+    def _copy_sound(self, until: Fraction | None) -> None:
+        while self._next_packet is not None:
+            if until is not None and self._next_packet.dts * self._next_packet.time_base > until:
+                return
+            self._container.mux(self._next_packet)
+            self._next_packet = next(self._sound, None)
+
+    def _packets(self, path: Path) -> Iterator[Any]:
+        with plain_errors(path), av.open(str(path), metadata_errors="replace") as source:
+            if not source.streams.audio:
+                return
+            stream = self._container.add_stream_from_template(source.streams.audio[0])
+            for packet in source.demux(source.streams.audio[0]):
+                if packet.dts is not None:  # the last one only flushes
+                    packet.stream = stream
+                    yield packet
+
+
+def container_for(source: Path) -> tuple[str, bool]:
+    """The container for a copy of this file's sound, and whether it can carry it: MP4 if it can, else Matroska."""
+    with plain_errors(source), av.open(str(source), metadata_errors="replace") as container:
+        if not container.streams.audio:
+            return "mp4", True
+        codec = container.streams.audio[0].codec_context.codec.canonical_name
+    for name in CONTAINERS:
+        with av.open(io.BytesIO(), "w", format=name) as candidate:
+            if codec in candidate.supported_codecs:
+                return name, True
+    return "mp4", False
+
+
+@contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """Turn what FFmpeg raises into a user's error that names the file."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be read as a video: {reason}.") from error

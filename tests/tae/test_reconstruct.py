@@ -1,0 +1,216 @@
+"""Videos through the model and back into files: timing, sound, colours, sizes, and what cannot be read."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from safetensors.torch import load_file, safe_open
+
+from tae import TemporalAutoencoder
+from tae.cli import CONFIG_FOLDER
+from tae.clip import clip_to_frames, frames_to_clip
+from tae.errors import UserError
+from tae.metrics import psnr
+from tae.reconstruct import main, panels, plan_outputs
+from tae.tiling import decode_stream, encode_stream
+from tae.video import Frame, VideoReader, VideoWriter
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = TemporalAutoencoder(
+            base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=2, encoder_blocks=1, decoder_blocks=1
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+def config(**values) -> DictConfig:
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        cfg = compose("reconstruct", overrides=["trainer.accelerator=cpu"])
+    for key, value in values.items():
+        cfg[key] = str(value) if isinstance(value, Path) else value
+    return cfg
+
+
+def make_video(path: Path, times: list[int], size=(48, 64), time_base=Fraction(1, 600), sound=None, codec="mpeg4"):
+    """A moving gradient with frames shown at `times`; returns its path."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = time_base
+        audio = container.add_stream(sound, rate=48000) if sound else None
+        if audio is not None:
+            audio.bit_rate = 64_000
+        y, x = np.mgrid[: size[0], : size[1]]
+        for i, pts in enumerate(times):
+            picture = np.stack([x * 3 + 2 * i, y * 3, (x + y) * 2], -1) % 256
+            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = pts, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if audio is not None:
+            for i in range(20):
+                samples = (np.sin(np.arange(1024) / 20) * 0.3).astype(np.float32)[None]
+                block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+                block.sample_rate, block.pts = 48000, i * 1024
+                container.mux(audio.encode(block))
+            container.mux(audio.encode())
+    return path
+
+
+def show_times(path: Path) -> list[Fraction]:
+    with av.open(str(path)) as container:
+        return [frame.pts * frame.time_base for frame in container.decode(video=0)]
+
+
+def sound_packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(p) for p in container.demux(container.streams.audio[0]) if p.dts is not None]
+
+
+def rgb_of(path: Path) -> np.ndarray:
+    with VideoReader(path) as reader:
+        return np.stack([frame.rgb for frame in reader.frames()])
+
+
+def test_a_video_comes_back_with_its_times_and_its_sound(checkpoint, tmp_path):
+    uneven = [0, 24, 48, 96, 100, 130] + [200 + 24 * i for i in range(40)]
+    source = make_video(tmp_path / "a.mp4", uneven, sound="aac")
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
+    assert outcome.output == tmp_path / "out" / "a.mp4"
+    assert outcome.num_frames == len(uneven)
+    assert show_times(outcome.output) == [Fraction(pts, 600) for pts in uneven]
+    assert sound_packets(outcome.output) == sound_packets(source)
+    assert list((tmp_path / "out").iterdir()) == [outcome.output]  # no temporary file stays
+
+
+def test_the_written_frames_are_the_models(checkpoint, tmp_path):
+    source = make_video(tmp_path / "a.mp4", [24 * i for i in range(40)])
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
+    original = torch.from_numpy(rgb_of(source))
+    model = TemporalAutoencoder.from_pretrained(checkpoint)
+    latents = [posterior.mode() for posterior in encode_stream(model, [frames_to_clip(original[None])])]
+    expected = clip_to_frames(torch.cat(list(decode_stream(model, latents, num_frames=40)), 2))[0]
+    assert outcome.psnr == pytest.approx(psnr(original, expected).mean().item(), abs=1e-3)
+    # In brightness alone, since yuv420p halves the colours' resolution; H.264 at CRF 14 loses a level or two.
+    written = torch.from_numpy(rgb_of(outcome.output))
+    brightness = torch.tensor([0.299, 0.587, 0.114])
+    error = ((written.float() - expected.float()) @ brightness).abs().mean(dim=(1, 2))
+    shifted = ((written[8:].float() - expected[:-8].float()) @ brightness).abs().mean(dim=(1, 2))
+    assert error.max() < 4
+    assert shifted.min() > 6  # a fresh model's output changes every 8 frames
+
+
+def test_sound_that_mp4_cannot_carry_goes_to_matroska(checkpoint, tmp_path):
+    source = make_video(tmp_path / "a.mkv", [24 * i for i in range(3)], sound="wavpack")
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
+    assert outcome.output.suffix == ".mkv"
+    assert sound_packets(outcome.output) == sound_packets(source)
+
+
+def test_sound_that_no_container_carries_is_left_out_and_said_so(checkpoint, tmp_path):
+    source = make_video(tmp_path / "a.wmv", [24 * i for i in range(3)], sound="wmav2")
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
+    assert "without its sound" in outcome.notes[0]
+    assert len(rgb_of(outcome.output)) == 3
+
+
+def test_odd_sizes_are_padded_in_the_file_and_said_so(checkpoint, tmp_path):
+    source = make_video(tmp_path / "a.mkv", [0, 24], size=(35, 51), codec="ffv1")
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
+    assert outcome.size == (35, 51)
+    assert "odd size" in outcome.notes[0]
+    written = rgb_of(outcome.output)
+    assert written.shape[1:3] == (36, 52)
+
+
+def test_panels_stand_side_by_side():
+    original, reconstruction = np.full((4, 6, 3), 100, np.uint8), np.full((4, 6, 3), 90, np.uint8)
+    shown = panels(original, reconstruction, side_by_side=True, difference=True)
+    assert shown.shape == (4, 18, 3)
+    assert [int(shown[0, x, 0]) for x in (0, 6, 12)] == [100, 90, 40]  # the difference is shown 4 times as strong
+    assert panels(original, reconstruction, side_by_side=False, difference=False) is reconstruction
+
+
+def test_latents_only(checkpoint, tmp_path):
+    source = make_video(tmp_path / "a.mp4", [24 * i for i in range(41)], size=(44, 60))
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out", latents_only=True))
+    latents = load_file(outcome.output)
+    model = TemporalAutoencoder.from_pretrained(checkpoint)
+    with torch.no_grad():
+        clips = frames_to_clip(torch.from_numpy(rgb_of(source))[None]).split(32, dim=2)
+        posteriors = [model.encode(clip) for clip in clips]
+    expected = torch.cat([p.mean for p in posteriors], 2)[0].movedim(1, 0)
+    deviation = torch.cat([(0.5 * p.logvar).exp() for p in posteriors], 2)[0].movedim(1, 0)
+    torch.testing.assert_close(latents["mean"], expected, atol=1e-5, rtol=0)  # float32 in another order of summation
+    torch.testing.assert_close(latents["std"], deviation, atol=1e-5, rtol=0)
+    with safe_open(outcome.output, "pt") as file:
+        assert file.metadata() == {"num_frames": "41", "fps": "25.0", "height": "44", "width": "60"}
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    (folder / "deeper").mkdir(parents=True)
+    make_video(folder / "deeper" / "good.mp4", [0, 24])
+    (folder / "empty.mp4").touch()
+    (folder / "text.avi").write_text("not a video")
+    make_video(folder / "tiny.mkv", [0], size=(6, 16), codec="ffv1")
+    with pytest.raises(UserError, match="3 of 4 videos"):
+        main(config(ckpt=checkpoint, source=folder, output=tmp_path / "out"))
+    errors = capsys.readouterr().err
+    assert all(f"{name} cannot be read" in errors for name in ("empty.mp4", "text.avi"))
+    assert "tiny.mkv: frames of 6x16" in errors
+    assert [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")] == [Path("deeper/good.mp4")]
+
+
+def test_outputs_keep_apart(tmp_path):
+    for name in ("a.mp4", "a.avi", "b.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    planned = plan_outputs(tmp_path / "in", tmp_path / "out")
+    assert sorted(p.name for p in planned.values()) == ["a.avi", "a.mp4", "b"]
+    for source, output in (("in", "in/out"), ("in/b.mp4", "in"), ("nowhere", "out")):
+        with pytest.raises(UserError):
+            plan_outputs(tmp_path / source, tmp_path / output)
+
+
+@pytest.mark.parametrize(("height", "matrix"), [(480, "smpte170m"), (720, "bt709")])
+def test_colours_survive_writing_and_reading(tmp_path, height, matrix):
+    """A wrong matrix turns pure green by some 20 levels, a wrong range black and white by 16."""
+    source = make_video(tmp_path / "a.mkv", [0], size=(height, 16), codec="ffv1")
+    colours = np.array([[0, 0, 0], [255, 255, 255], [0, 255, 0], [255, 0, 0], [0, 0, 255], [180, 90, 30]], np.uint8)
+    with (
+        VideoReader(source) as reader,
+        VideoWriter(tmp_path / "b.mp4", "mp4", reader, (height, 16), sound=False) as writer,
+    ):
+        for i, colour in enumerate(colours):
+            writer.write(Frame(np.broadcast_to(colour, (height, 16, 3)), 24 * i))
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == ({"bt709": 1, "smpte170m": 6}[matrix], 1)
+    read = rgb_of(tmp_path / "b.mp4")
+    assert np.abs(read[:, height // 2, 8].astype(int) - colours).max() <= 3  # 8-bit YUV of limited range, H.264
+
+
+def test_rotation_is_applied(shared_clips):
+    with VideoReader(shared_clips / "awkward" / "rotated_270_640x360.mp4") as turned:
+        upright = next(turned.frames()).rgb
+    with VideoReader(shared_clips / "awkward" / "With space & ünïcode.MP4") as plain:  # the same bytes without rotation
+        assert np.array_equal(upright, np.rot90(next(plain.frames()).rgb, -1))
+    assert turned.size == (640, 360)
+
+
+@pytest.mark.parametrize("name", ["resolution_change.ts", "audio_only.mp4", "truncated_no_moov.mp4", "lfs_pointer.mp4"])
+def test_broken_files_say_so(shared_clips, name):
+    with pytest.raises(UserError, match=name), VideoReader(shared_clips / "awkward" / name) as reader:
+        for _ in reader.frames():
+            pass
