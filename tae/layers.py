@@ -12,6 +12,7 @@ Source: Movie Gen (arXiv 2410.13720), section 3.1.1; the image layers are those 
 """
 
 import importlib.util
+import math
 from collections.abc import Callable
 from types import ModuleType
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 GROUP_NORM_EPS = 1e-6  # of the image autoencoder
 GROUP_NORM_MODES = ("frame", "clip")
 TEMPORAL_TAPS = 3
+FEW_SCORES = 2**26  # 256 MB in float32
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -183,8 +185,14 @@ class ReplicatePaddedConv(torch.autograd.Function):
         grad_columns, grad_weight = replicate_padded_conv_backward(
             grad, columns, weight, ctx.stride, ctx.upsample, ctx.needs_input_grad[:2]
         )
-        grad_bias = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
-        return grad_columns, grad_weight, grad_bias, grad if ctx.needs_input_grad[3] else None, None, None
+        return grad_columns, grad_weight, sum_per_channel(grad), grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def sum_per_channel(grad: Tensor) -> Tensor:
+    """Sum (b, c, t, n) to (c,) in at least float32; in two steps, since one leaves most of a GPU idle."""
+    parts = math.gcd(grad.shape[3], 32)
+    at_least_float32 = torch.promote_types(grad.dtype, torch.float32)
+    return grad.unflatten(3, (parts, -1)).sum(4, dtype=at_least_float32).sum((0, 2, 3))
 
 
 def replicate_padded_conv_backward(
@@ -299,11 +307,22 @@ class Attention(nn.Module):
         tokens = self.norm(x).movedim(1, -1).flatten(2, 3)  # (b, t, h w, c), a view
         if self.over == "time":
             tokens = tokens.transpose(1, 2)  # (b, h w, t, c)
-        attended = F.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
-        out = self.output(attended)
+        out = self.output(attend(self.query(tokens), self.key(tokens), self.value(tokens)))
         if self.over == "time":
             out = out.transpose(1, 2)
         return x + out.unflatten(2, x.shape[3:]).movedim(-1, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention of (..., s, c).
+
+    No fast CUDA kernel takes heads of 512 channels: the one PyTorch falls back to needs no memory for the scores, but is
+    several times slower than two matrix products, which serve while the scores are few.
+    """
+    if query.is_cuda and query[..., 0].numel() * key.shape[-2] <= FEW_SCORES:
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        return scores.softmax(-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class Downsample(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tae.errors import UserError
+from tae.layers import fused_kernels
 from tae.losses.term import Output, check_weight
 
 # Smallest frame that each network's pooling leaves something of, and torchvision's name for its weights.
@@ -145,27 +146,40 @@ def _frames(clip: Tensor) -> Tensor:
 
 
 def _features(network: Any, frames: Tensor, half: bool) -> list[Tensor]:
-    """Backbone features (n, c_k, h_k, w_k) of each level, unit length over channels, in float32."""
+    """Backbone features (n, c_k, h_k, w_k) of each level."""
     device = frames.device.type
     with torch.autocast(device, enabled=False):
         scaled = network.scaling_layer(frames)
     with torch.autocast(device, dtype=torch.bfloat16 if half else None, enabled=half):
-        levels = network.net(scaled)
-    with torch.autocast(device, enabled=False):
-        return [_unit_length(level.float()) for level in levels]
+        return list(network.net(scaled))
+
+
+def _feature_distance(network: Any, x_features: list[Tensor], y_features: list[Tensor]) -> Tensor:
+    """Distance (n,) of the features of x and y, whose gradient goes to those of y."""
+    with torch.autocast(y_features[0].device.type, enabled=False):
+        levels = zip(network.lins, x_features, y_features, strict=True)
+        return torch.stack([level_distance(x, y, lin.model[-1].weight.flatten()) for lin, x, y in levels]).sum(0)
+
+
+def level_distance(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Mean over positions of the weighted squared difference of features that were brought to unit length.
+
+    Shapes:
+        x, y:    (n, c, h, w), any floating-point type
+        weight:  (c,) float32
+        returns: (n,) float32
+    """
+    kernels = fused_kernels(y)
+    if kernels is not None and kernels.is_power_of_two(y.shape[1]):
+        return kernels.unit_distance(x, y, weight)
+    difference = _unit_length(x.float()) - _unit_length(y.float())
+    return torch.einsum("nchw,c->nhw", difference.square(), weight).mean(dim=(1, 2))
 
 
 def _unit_length(features: Tensor) -> Tensor:
     # lpips.normalize_tensor takes sqrt(sum of squares), whose gradient is NaN where all channels are 0 (a ReLU's output
     # may be); the norm has the same value and a gradient of 0 there.
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
-
-
-def _feature_distance(network: Any, x_features: list[Tensor], y_features: list[Tensor]) -> Tensor:
-    """Distance (n,) of unit-length features: squared differences, weighed per channel, averaged over positions."""
-    with torch.autocast(y_features[0].device.type, enabled=False):
-        levels = zip(network.lins, x_features, y_features, strict=True)
-        return torch.stack([lin((x - y).square()).mean(dim=(1, 2, 3)) for lin, x, y in levels]).sum(0)
 
 
 def _load(net: str, weights_path: str | None) -> nn.Module:
