@@ -204,7 +204,7 @@ class ClipStream(IterableDataset):
         epoch, taken = self.starts[worker]
         batch = _Batch(self.batch_size, worker)
         while True:
-            reported = False
+            reported = taken > 0  # a position inside an epoch stems from an item
             for sample in self._epoch(worker, epoch, taken):
                 taken += 1
                 if item := batch.add(self._decode(sample, epoch), (epoch, taken)):

@@ -27,6 +27,7 @@ from tae.errors import UserError
 
 GENERATOR = 1  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 FPS = 24
+MIN_SIZE = 32
 CUT_SHARE, NOISY_SHARE = 0.15, 0.3  # of the clips
 
 
@@ -36,7 +37,7 @@ class SyntheticDataModule(ClipDataModule):
     Args:
         num_clips: files for each of train, val and test; the three come from different seeds.
         clip_frames: frames of a file.
-        clip_size: height of a file in pixels, even; its width is 4/3 of that.
+        clip_size: height of a file in pixels, even; its width is about 4/3 of that.
         clips_seed: of the files' content.
         cache_dir: where the shards are kept; a folder in it is named after what it was made with.
         others: as in `ClipDataModule`.
@@ -65,10 +66,10 @@ class SyntheticDataModule(ClipDataModule):
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"data.num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
-        if clip_frames < 1 or clip_size < 16 or clip_size % 2:
+        if clip_frames < 1 or clip_size < MIN_SIZE or clip_size % 2:
             raise UserError(
                 f"data.clip_frames={clip_frames} and data.clip_size={clip_size}: at least 1 frame, and an even height "
-                "of at least 16 pixels."
+                f"of at least {MIN_SIZE} pixels."
             )
         self.recipe = {"num_clips": dict(num_clips), "frames": clip_frames, "size": clip_size, "seed": clips_seed}
         name = hashlib.sha256(json.dumps(self.recipe | {"generator": GENERATOR}, sort_keys=True).encode()).hexdigest()
@@ -113,7 +114,7 @@ class SyntheticDataModule(ClipDataModule):
             with ShardWriter(draft / split, split, {"dataset": "synthetic"} | self.recipe, 64_000_000) as writer:
                 for index in track(range(count), description=f"drawing {split}", console=Console(file=sys.stderr)):
                     rng = np.random.default_rng((seed, number, index))
-                    images = draw_clip(rng, frames, size, size * 4 // 3 // 2 * 2)
+                    images = draw_clip(rng, frames, size, file_width(size))
                     video = encode(images)
                     digest = hashlib.sha256(video).hexdigest()
                     height, width = images.shape[1:3]
@@ -121,6 +122,11 @@ class SyntheticDataModule(ClipDataModule):
                     key = f"synthetic_{split}_{index:05d}"
                     labels = {"label": "synthetic", "group": key, "source": "data/synthetic.py"}
                     writer.write(key, "mp4", video, asdict(facts) | labels)
+
+
+def file_width(height: int) -> int:
+    """About 4/3 of the height, and no multiple of 8: decord takes rows of some of those for four channels (96, 144)."""
+    return height * 4 // 3 // 8 * 8 + 4
 
 
 def encode(images: np.ndarray) -> bytes:
