@@ -18,7 +18,8 @@ from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
 from tae.config import evaluation_data, plain
 from tae.evaluation import evaluate_model
-from tae.losses.perceptual import Perceptual, torchvision_file
+from tae.losses import Perceptual
+from tae.metrics import lpips_at_hand
 from tae.report import print_report, write_report
 
 
@@ -66,13 +67,6 @@ def measure(
         )
         print_report(result, output_dir)
     return trainer.strategy.broadcast(document)
-
-
-def lpips_at_hand(net: str, weights_path: str | None) -> Perceptual | None:
-    """The network for LPIPS where its weights are given or cached; evaluation alone downloads nothing."""
-    if weights_path is None and not torchvision_file(net).exists():
-        return None
-    return Perceptual(weight=1.0, net=net, weights_path=weights_path)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import lightning as L  # noqa: N812
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from evaluate import lpips_at_hand, measure
+from evaluate import measure
 from tae.callbacks import StepTimer
 from tae.checkpoint import find_resumable, load_model, read_checkpoint
 from tae.cli import hydra_main
 from tae.config import check_training, plain
+from tae.metrics import lpips_at_hand
 from tae.module import AutoencoderModule
 
 

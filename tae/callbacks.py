@@ -48,6 +48,10 @@ class ProgressBar(RichProgressBar):
         shown = {name.removeprefix("train/"): value for name, value in figures.items() if name.startswith("train/")}
         return {"step": f"{trainer.global_step}/{trainer.max_steps}"} | shown
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Lightning writes "Epoch 0/-2" where training is counted in steps."""
+        return f"Epoch {current_epoch}"
+
 
 class StepTimer(Callback):
     """Seconds of a training step from the end of one batch to the end of the next, loading included.

@@ -73,7 +73,7 @@ def from_pretrained(source: str | Path) -> TemporalAutoencoder:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{source} is no local path, and the hub did not give it either ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Check the spelling, the network, or `hf auth login` for a private repository."
+            f"{first_line(error)}). Check the spelling, the network, or `hf auth login` for a private repository."
         ) from error
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{source} is not a folder that save_pretrained wrote, or it is damaged: {error}") from error
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint: it is truncated, or something else ({str(error).splitlines()[0]}). "
+            f"{path} cannot be read as a checkpoint: it is truncated, or something else ({first_line(error)}). "
             "Give another one, such as last.ckpt or best.ckpt beside it."
         ) from error
     needed = ("state_dict", "architecture", "config")
@@ -127,6 +127,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
             "Choose the model that it was trained with (model=...), or another checkpoint."
         )
     model.load_state_dict(weights)
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, short: torch and the hub explain at length."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def find_resumable(folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """What every entry point shares: Hydra around a task, user errors in one message, the output folder settled."""
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
             settle_output_folder(cfg)
+            logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
             try:
                 return task(cfg)
             except Exception as error:
@@ -44,6 +46,11 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
         return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=config_name)(guarded)
 
     return decorate
+
+
+def is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning's log recommends products of its makers at every start."""
+    return "Tip:" not in record.getMessage()
 
 
 def fail(message: str) -> None:

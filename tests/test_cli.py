@@ -1,0 +1,147 @@
+"""The command lines as a user meets them: every config composes, every mistake gets one message and no traceback."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from tae import UserError
+from tae.checkpoint import load_model
+from tae.cli import find_user_error
+from tae.config import plain
+from train import train
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+GROUPS = ("callbacks", "data", "experiment", "launcher", "logger", "loss", "model", "optimizer", "precision", "scheduler")
+CHOICES = [
+    (group, file.stem)
+    for group in (*GROUPS, "strategy", "trainer")
+    for file in sorted((CONF / group).glob("*.yaml"))
+    if (group, file.stem) != ("data", "from_checkpoint")
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def compose_train(*overrides: str) -> dict[str, Any]:
+    return plain(composed(*overrides, "output_dir=out"))
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *script.split(), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_groups_of_the_contract_have_choices() -> None:
+    assert {group for group, _ in CHOICES} == {*GROUPS, "strategy", "trainer"}
+    assert len(CHOICES) >= 20
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["=".join(pair) for pair in CHOICES])
+def test_every_choice_composes(group: str, choice: str) -> None:
+    extra = ["init_from=some.ckpt"] if choice == "mixkit" and group == "experiment" else []
+    assert compose_train(f"{group}={choice}", *extra)["seed"] == 0
+
+
+def test_the_reference_run_is_the_references() -> None:
+    config = compose_train("experiment=ucf101", "trainer.devices=8")
+    data, trainer, optimizer, loss = (config[name] for name in ("data", "trainer", "optimizer", "loss"))
+    assert (data["num_frames"], data["resolution"], data["batch_size"]) == (32, 256, 1)
+    assert (trainer["precision"], trainer["gradient_clip_val"], trainer["devices"]) == ("bf16-mixed", 1.0, 8)
+    assert (optimizer["_target_"], optimizer["lr"], optimizer["weight_decay"]) == ("torch.optim.AdamW", 1e-5, 0.0)
+    weights = {name: term["weight"] for name, term in loss.items() if isinstance(term, dict)}
+    assert weights == {"reconstruction": 1.0, "perceptual": 1.0, "kl": 1e-6, "opl": 1.0}
+
+
+def test_a_choice_on_the_command_line_wins_over_the_experiment() -> None:
+    assert compose_train("experiment=ucf101", "model=tiny")["model"]["base_channels"] < 128
+
+
+def test_help_shows_every_setting() -> None:
+    shown = run("train.py", "--cfg", "job").stdout
+    assert {"num_frames", "max_skipped", "image_vae"} <= {line.strip().split(":")[0] for line in shown.splitlines()}
+    assert OmegaConf.create(shown)
+
+
+SHARDS = "data.shards.train=/nowhere/*.tar"
+MISTAKES = {
+    "unknown experiment": (["experiment=ucf102"], "ucf102"),
+    "unknown key": (["data.frames=3"], "frames"),
+    "no frames": (["data.num_frames=0"], "data.num_frames=0"),
+    "negative resolution": (["data.resolution=-64"], "data.resolution=-64"),
+    "negative weight": (["loss.kl.weight=-1"], "loss.kl.weight=-1"),
+    "no shards": (["data=folder", SHARDS, "loss.perceptual.weight=0"], r"/nowhere/\*\.tar"),
+    "missing value": (["experiment=mixkit"], "init_from"),
+    "both starts": (["resume=auto", "init_from=a.ckpt"], "only one of them"),
+    "no checkpoint": (["resume=/nowhere/last.ckpt"], "no such checkpoint"),
+    "no image weights": (["model.image_vae=/nowhere/vae"], "model.image_vae"),
+    "no rate": (["optimizer.lr=0"], "optimizer.lr=0"),
+    "no steps": (["trainer.max_steps=0"], "trainer.max_steps=0"),
+    "no device": (["trainer.accelerator=cuda"], "cuda|CUDA|GPU"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    arguments, message = MISTAKES[name]
+    error = catch(lambda: train(composed(*arguments, f"output_dir={tmp_path}")))
+    known = error if isinstance(error, HydraException) else find_user_error(error)
+    assert known is not None, f"{error!r} would end in a traceback"
+    assert re.search(message, str(known))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def catch(call: Callable[[], object]) -> BaseException:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (looked at by the caller)
+        call()
+    return caught.value
+
+
+def test_a_mistake_ends_in_one_message(tmp_path: Path) -> None:
+    done = run("train.py", "data.num_frames=0", f"output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: data.num_frames=0")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("train.py", f"output_dir={tmp_path}/file/run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: output_dir=")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "truncated"), (b"PK\x03\x04half a file", "truncated"), (None, "no such file")],
+)
+def test_what_is_no_checkpoint_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_model(path)
+
+
+def test_importing_the_package_needs_three_packages_only() -> None:
+    program = (
+        "import sys, tae; "
+        "heavy = {'hydra', 'lightning', 'omegaconf', 'lpips', 'webdataset', 'decord', 'torchvision', 'triton', 'av'}; "
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = run("-c", program)
+    assert done.returncode == 0, done.stderr
