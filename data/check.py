@@ -85,7 +85,7 @@ def _decode_in_order(path: Path, video: bytes) -> Decoded:
         raise RefusedError(f"not a video file that can be opened: {error.strerror}") from error
     with container:
         stream = container.streams.best("video")
-        if stream is None:
+        if not isinstance(stream, av.VideoStream):
             raise RefusedError("no video stream in the file")
         stream.thread_type = "NONE"  # processes already use every core
         found = Decoded(stream.codec_context.codec.canonical_name, stream.frames, [], set())
@@ -95,7 +95,7 @@ def _decode_in_order(path: Path, video: bytes) -> Decoded:
                 for frame in packet.decode():
                     _add_frame(found, frame)
             except av.error.FFmpegError as error:
-                found.error = error.strerror
+                found.error = error.strerror or str(error)
         return found
 
 

@@ -73,7 +73,8 @@ class VideoFile:
             raise DecodeError(f"frames {min(indices)} to {max(indices)} do not decode: {_plain(error)}") from error
 
     def _frames_in_order(self, indices: Sequence[int]) -> np.ndarray:
-        wanted, kept = set(indices), {}
+        wanted = set(indices)
+        kept: dict[int, np.ndarray] = {}
         for start in range(0, max(indices) + 1, FRAMES_AT_ONCE):
             chunk = range(start, min(start + FRAMES_AT_ONCE, max(indices) + 1))
             images = self._reader.get_batch(list(chunk)).asnumpy()

@@ -100,7 +100,9 @@ def prepare(
 
 def find_videos(source: Path, dataset: str) -> tuple[list[Video], list[tuple[str, str]]]:
     """Every file below `source`, sorted: candidates by name, and the others with the reason why they are none."""
-    candidates, rejected, taken = [], [], set()
+    candidates: list[Video] = []
+    rejected: list[tuple[str, str]] = []
+    taken: set[str] = set()
     for path in sorted(path for path in source.rglob("*") if not path.is_dir()):
         relative = path.relative_to(source).as_posix()
         if reason := _why_not(path, dataset):
@@ -155,7 +157,8 @@ def check_files(paths: list[Path], workers: int, timeout: float) -> Iterator[Fac
 def keep_good(videos: list[Video], results: Iterable[Facts | str]) -> tuple[dict[Video, Facts], list[tuple[str, str]]]:
     """The usable videos with their facts, and the refused ones; of files with the same content the first is kept."""
     good: dict[Video, Facts] = {}
-    refused, first = [], {}
+    refused: list[tuple[str, str]] = []
+    first: dict[str, str] = {}
     for video, result in zip(videos, results, strict=True):
         if isinstance(result, str):
             refused.append((video.path, result))

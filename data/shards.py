@@ -159,7 +159,7 @@ def _expand(pattern: str, option: str) -> list[str]:
         raise UserError(f"{option}={pattern}: only paths and http(s):// addresses can be read.")
     try:
         urls = list(braceexpand.braceexpand(pattern))
-    except braceexpand.UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"{option}={pattern}: the braces do not pair up.") from error
     if _is_remote(pattern):
         return urls

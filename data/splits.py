@@ -40,7 +40,7 @@ def assign_splits(
         raise UserError(f"split={split} is unknown. Choose one of: {', '.join(SPLITS)}.")
     if not (test >= 0 and val >= 0 and test + val < 1):
         raise UserError(f"test={test} and val={val} must be shares of at least 0 that leave something for train.")
-    chosen: dict[str, set[Video]] = {"train": set(), "test": set()} | ({"val": set()} if val else {})
+    chosen: dict[str, set[Video]] = {name: set() for name in ("train", "test", *(["val"] if val else []))}
     unlisted: list[tuple[str, str]] = []
     take = take_groups if split == "group" else take_any
     rest = list(videos)

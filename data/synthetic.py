@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import av
 import numpy as np
@@ -71,7 +72,12 @@ class SyntheticDataModule(ClipDataModule):
                 f"data.clip_frames={clip_frames} and data.clip_size={clip_size}: at least 1 frame, and an even height "
                 f"of at least {MIN_SIZE} pixels."
             )
-        self.recipe = {"num_clips": dict(num_clips), "frames": clip_frames, "size": clip_size, "seed": clips_seed}
+        self.recipe: dict[str, Any] = {
+            "num_clips": dict(num_clips),
+            "frames": clip_frames,
+            "size": clip_size,
+            "seed": clips_seed,
+        }
         name = hashlib.sha256(json.dumps(self.recipe | {"generator": GENERATOR}, sort_keys=True).encode()).hexdigest()
         self.folder = Path(cache_dir).expanduser() / name[:12]
         super().__init__(

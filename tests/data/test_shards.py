@@ -37,6 +37,7 @@ def test_globs_braces_lists_and_repeats_find_each_shard_once(shards: Path) -> No
         ("pipe:touch {}/trace", "only paths and http"),
         ("s3://bucket/shard-000000.tar", "only paths and http"),
         ("{}/index.json", "not listed in"),
+        ("{}/shard-{{0..3.tar", "braces do not pair up"),
     ],
 )
 def test_a_pattern_that_cannot_be_served_is_refused(copied: Path, pattern: str, message: str) -> None:
