@@ -218,6 +218,9 @@ def report(outcome: Outcome, output: Path) -> None:
 
 @hydra_main("prepare")
 def main(cfg: DictConfig) -> None:
+    """The command: `prepare` with the config's values, then the table."""
+    if cfg.source is None:
+        raise UserError("source is not set. Give the folder that holds the videos: source=DIR.")
     output = Path(cfg.output)
     outcome = prepare(
         dataset=cfg.dataset,
