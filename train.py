@@ -39,6 +39,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         loss=loss,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
+        seed=cfg.seed,
         config=plain(cfg),
         output_dir=cfg.output_dir,
     )

@@ -1,6 +1,7 @@
 """Checks across config groups, before any long work, and configs as plain values."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +37,11 @@ def check_training(cfg: DictConfig) -> None:
         findings.append(
             f"resume={cfg.resume} goes on with a run, init_from={cfg.init_from} starts a new one: give only one of them."
         )
+    if cfg.init_from is not None and is_missing(cfg.init_from):
+        findings.append(
+            f"init_from={cfg.init_from}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained "
+            "wrote, or a hub repository id (OWNER/NAME)."
+        )
     if cfg.optimizer.lr <= 0:
         findings.append(f"optimizer.lr={cfg.optimizer.lr} would not train: give a number > 0 (1e-5 is the reference's).")
     if cfg.trainer.max_steps < 1:
@@ -44,6 +50,12 @@ def check_training(cfg: DictConfig) -> None:
         findings.append("optimizer.fused=true cannot be clipped under precision=fp16: set optimizer.fused=false.")
     if findings:
         raise UserError("\n".join(findings))
+
+
+def is_missing(source: str) -> bool:
+    """Whether a source of weights is a local path that does not exist; OWNER/NAME may be a hub repository."""
+    path = Path(source).expanduser()
+    return not path.exists() and (path.suffix != "" or len(path.parts) != 2)
 
 
 def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> DictConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812  (Lightning's own convention)
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -55,6 +56,7 @@ class AutoencoderModule(L.LightningModule):
         loss: gives (objective, {term: value}) for a clip and the model's output.
         optimizer: makes the optimizer of the parameters (a partial).
         scheduler: makes the learning rate's schedule of the optimizer, stepped every step (a partial), or None.
+        seed: of the posterior's noise.
         config: the resolved configuration, as plain values, to be carried in every checkpoint.
         output_dir: where a stopped run leaves its evidence.
     """
@@ -65,6 +67,7 @@ class AutoencoderModule(L.LightningModule):
         loss: AutoencoderLoss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
+        seed: int,
         config: Mapping[str, Any],
         output_dir: str | Path,
     ) -> None:
@@ -73,6 +76,7 @@ class AutoencoderModule(L.LightningModule):
         self.loss = loss
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
+        self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
         self.validation = nn.ModuleDict({name: MeanMetric() for name in VALIDATION_METRICS})
@@ -81,6 +85,11 @@ class AutoencoderModule(L.LightningModule):
     def forward(self, clip: Tensor) -> Tensor:
         """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
         return self.model(clip, sample_posterior=False).reconstruction
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Make the posterior's noise a function of seed, process and batch, so that a resumed run draws the same."""
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.global_rank, batches]).generate_state(1)[0]))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         clip = frames_to_clip(batch["frames"])

@@ -1,0 +1,189 @@
+"""Training from the configs, on generated clips: what a run leaves behind, exact resume, what stops it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from evaluate import evaluate
+from tae import TemporalAutoencoder, UserError
+from tae.checkpoint import load_model, read_checkpoint
+from train import train
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model.base_channels=8",
+    "model.norm_groups=4",
+    "data.num_clips={train: 6, val: 3, test: 3}",
+    "data.clip_frames=10",
+    "data.clip_size=32",
+    "data.num_frames=8",
+    "data.resolution=32",
+    "data.batch_size=1",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "callbacks.progress.refresh_rate=0",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("synthetic")
+
+
+def config(entry: str, output: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(entry, overrides=[*overrides, f"output_dir={output}"])
+
+
+def run(output: Path, cache: Path, *overrides: str) -> dict[str, Any]:
+    return train(config("train", output, *SMALL, f"data.cache_dir={cache}", *overrides))
+
+
+def weights(output: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return load_model(output / "checkpoints" / name).model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    run(output, cache, "trainer.max_steps=8", "optimizer.lr=1e-3")
+    return output
+
+
+def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
+    document = json.loads((trained / "metrics.json").read_text())
+    assert document["protocol"] == "tae-eval-1"
+    assert (document["num_clips"], document["num_frames"]) == (3, 24)
+    assert set(document["metrics"]["psnr"]) == {"mean", "ci95"}
+    assert document["baselines"]["trilinear"]["psnr"]["mean"] > 0
+    assert document["metrics"]["lpips"]["mean"] is None
+    assert document["training"]["steps"] == 8
+    assert document["config"]["seed"] == 0
+    assert {file.name for file in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {"best.mp4", "median.mp4", "worst.mp4"} < {file.name for file in (trained / "videos").iterdir()}
+
+
+def test_figures_are_logged(trained: Path) -> None:
+    with (trained / "csv" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/loss", "train/reconstruction", "train/kl", "train/opl", "train/psnr", "train/step_time", "val/psnr"):
+        assert any(row[name] for row in rows), name
+    assert not any(name.startswith("train/perceptual") for name in rows[0])  # weight 0: not computed
+    assert [int(row["step"]) for row in rows if row["val/psnr"]] == [3, 7]
+
+
+def test_checkpoints_hold_plain_values_and_the_autoencoder_alone(trained: Path) -> None:
+    checkpoint = read_checkpoint(trained / "checkpoints" / "last.ckpt")
+    assert checkpoint["architecture"]["base_channels"] == 8
+    assert checkpoint["config"]["data"]["num_frames"] == 8
+    model = TemporalAutoencoder(**checkpoint["architecture"])
+    assert {name.removeprefix("model.") for name in checkpoint["state_dict"]} == set(model.state_dict())
+    moments = checkpoint["optimizer_states"][0]["state"]
+    assert len(moments) == len(list(model.parameters()))
+
+
+def test_evaluation_of_a_checkpoint_gives_the_numbers_of_its_training(trained: Path, tmp_path: Path) -> None:
+    again = evaluate(config("evaluate", tmp_path, f"ckpt={trained}/checkpoints/best.ckpt", "trainer.accelerator=cpu"))
+    assert again["metrics"] == json.loads((trained / "metrics.json").read_text())["metrics"]
+
+
+def test_evaluation_of_a_saved_folder_needs_data_settings(trained: Path, cache: Path, tmp_path: Path) -> None:
+    load_model(trained / "checkpoints" / "best.ckpt").model.save_pretrained(tmp_path / "model")
+    arguments = [f"ckpt={tmp_path}/model", "trainer.accelerator=cpu"]
+    with pytest.raises(UserError, match="add data=GROUP"):
+        evaluate(config("evaluate", tmp_path / "out", *arguments))
+    data = ["data=synthetic", f"data.cache_dir={cache}", *(item for item in SMALL if item.startswith("data."))]
+    again = evaluate(config("evaluate", tmp_path / "out", *arguments, *data))
+    assert again["metrics"] == json.loads((trained / "metrics.json").read_text())["metrics"]
+
+
+def test_resuming_twice_gives_the_weights_of_an_uninterrupted_run(trained: Path, cache: Path, tmp_path: Path) -> None:
+    """Stopped after 3 and after 5 of 8 steps, in the middle of an epoch of 6."""
+    for steps in (3, 5, 8):
+        run(tmp_path, cache, f"trainer.max_steps={steps}", "optimizer.lr=1e-3", "resume=auto", "scheduler=constant")
+    whole = tmp_path / "whole"
+    run(whole, cache, "trainer.max_steps=8", "optimizer.lr=1e-3", "scheduler=constant")
+    resumed, uninterrupted = weights(tmp_path), weights(whole)
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
+
+
+def test_resume_passes_over_a_damaged_checkpoint(
+    trained: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, cache, "trainer.max_steps=4", "optimizer.lr=1e-3", "scheduler=constant")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:10_000])
+    run(tmp_path, cache, "trainer.max_steps=5", "optimizer.lr=1e-3", "scheduler=constant", "resume=auto")
+    assert "passes over a damaged checkpoint" in capsys.readouterr().out
+    assert read_checkpoint(last)["global_step"] == 5
+
+
+def test_fine_tuning_starts_from_the_weights_alone(trained: Path, cache: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    run(tmp_path, cache, f"init_from={checkpoint}", "trainer.max_steps=1", "optimizer.lr=1e-12", "scheduler=constant")
+    start, end = weights(trained), weights(tmp_path)
+    assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-10) for name in start)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+def test_fine_tuning_from_another_shape_is_refused(trained: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"(?s)does not fit this model.*conv_in") as caught:
+        run(tmp_path, cache, f"init_from={trained}/checkpoints/last.ckpt", "model.base_channels=16")
+    assert isinstance(caught.value.__cause__, UserError)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    precision: str, trained: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tae.losses.Reconstruction.__call__", lambda self, clip, out: out.reconstruction.mean() * torch.nan)
+    stepped: list[int] = []
+    monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure: (closure(), stepped.append(1)))
+    with pytest.raises(UserError, match="not finite at step 0"):
+        run(tmp_path, cache, "trainer.max_steps=2", f"precision={precision}")
+    assert not stepped
+    evidence = json.loads((tmp_path / "nonfinite_rank0.json").read_text())
+    assert len(evidence["keys"]) == 1
+    assert evidence["terms"]["reconstruction"] == "nan"
+
+
+def test_a_config_in_a_checkpoint_cannot_name_other_classes(trained: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    trace = tmp_path / "trace"
+    checkpoint["config"]["data"] = {"_target_": "pathlib.Path.touch", "self": str(trace)}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="It is not run"):
+        evaluate(config("evaluate", tmp_path / "out", f"ckpt={tmp_path}/evil.ckpt"))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_loggers_are_built(logger: str, tmp_path: Path) -> None:
+    loggers = instantiate(config("train", tmp_path, f"logger={logger}").logger)
+    assert {"csv", logger} == set(loggers)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_compares_its_runs(cache: Path, tmp_path: Path) -> None:
+    """Two runs of two processes each: as many steps, each test clip once, and one table in the end."""
+    command = [sys.executable, "train.py", "-m", *SMALL, f"data.cache_dir={cache}", f"output_dir={tmp_path}"]
+    command += ["loss.opl.weight=0,1", "trainer.devices=2", "trainer.max_steps=4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert (tmp_path / "comparison.md").is_file()
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    for run_folder in ("0", "1"):
+        assert json.loads((tmp_path / run_folder / "metrics.json").read_text())["num_clips"] == 3
