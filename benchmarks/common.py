@@ -17,7 +17,13 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SD35: dict[str, Any] = {}
-TINY = {"base_channels": 32, "channel_multipliers": (1, 2, 2, 2), "encoder_blocks": 1, "decoder_blocks": 1, "norm_groups": 8}
+TINY = {
+    "base_channels": 32,
+    "channel_multipliers": (1, 2, 2, 2),
+    "encoder_blocks": 1,
+    "decoder_blocks": 1,
+    "norm_groups": 8,
+}
 MODELS = {"sd35": SD35, "tiny": TINY}
 
 
@@ -68,7 +74,9 @@ def seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int
+) -> dict[str, list[float]]:
     """Seconds of each call, in rounds over all functions, so that a busy moment of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warmup + repeats):

@@ -34,7 +34,9 @@ class Conv(nn.Module):
             weight = self.weight.unsqueeze(2)
             return F.conv3d(x, weight, self.bias, (1, self.stride, self.stride), (0, padding, padding))
         frames = rearrange(x, "b c t h w -> (b t) c h w")
-        return rearrange(F.conv2d(frames, self.weight, self.bias, self.stride, padding), "(b t) c h w -> b c t h w", b=len(x))
+        return rearrange(
+            F.conv2d(frames, self.weight, self.bias, self.stride, padding), "(b t) c h w -> b c t h w", b=len(x)
+        )
 
 
 class TemporalConv(nn.Module):
@@ -156,7 +158,7 @@ class Level(nn.Module):
 class Stack(nn.Module):
     """Encoder or decoder: the middle comes last or first."""
 
-    def __init__(self, widths, ends, blocks, groups, per, how, resample) -> None:  # noqa: ANN001
+    def __init__(self, widths, ends, blocks, groups, per, how, resample) -> None:
         super().__init__()
         self.middle_first = resample is Upsample
         self.conv_in = Conv2_5d(ends[0], widths[0], how)

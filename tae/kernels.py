@@ -22,7 +22,7 @@ PROGRAMS = 1024  # of one launch, about; measured best of 1024, 2048 and 8192
 
 
 @triton.jit
-def _load_rows(ptr, sample, row, positions, C: tl.constexpr, ROWS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _load_rows(ptr, sample, row, positions, C: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
     """(ROWS, C) values from `row` on as float32, with their offsets and which of them exist."""
     rows = row + tl.arange(0, ROWS)[:, None]
     offsets = (sample * positions + rows) * C + tl.arange(0, C)[None, :]
@@ -31,21 +31,21 @@ def _load_rows(ptr, sample, row, positions, C: tl.constexpr, ROWS: tl.constexpr)
 
 
 @triton.jit
-def _over_group(per_channel, C: tl.constexpr, GROUPS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _over_group(per_channel, C: tl.constexpr, GROUPS: tl.constexpr):  # noqa: N803
     """Sum (C,) within each group, and give every channel its group's sum."""
     grouped = tl.reshape(per_channel, (GROUPS, C // GROUPS))
     return tl.reshape(tl.broadcast_to(tl.sum(grouped, 1, keep_dims=True), (GROUPS, C // GROUPS)), (C,))
 
 
 @triton.jit
-def _anchor(x_ptr, sample, positions, C: tl.constexpr, GROUPS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _anchor(x_ptr, sample, positions, C: tl.constexpr, GROUPS: tl.constexpr):  # noqa: N803
     """One value of each group, for every channel of it. Moments are taken about it: no cancellation far from zero."""
     first = tl.arange(0, C) // (C // GROUPS) * (C // GROUPS)
     return tl.load(x_ptr + sample * positions * C + first).to(tl.float32)
 
 
 @triton.jit
-def _statistics(x_ptr, moments_ptr, sample, positions, eps, C: tl.constexpr, GROUPS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _statistics(x_ptr, moments_ptr, sample, positions, eps, C: tl.constexpr, GROUPS: tl.constexpr):  # noqa: N803
     """Mean and 1 / deviation of each channel's group, as (C,)."""
     channels = tl.arange(0, C)
     count = 1.0 * positions * (C // GROUPS)
@@ -56,7 +56,7 @@ def _statistics(x_ptr, moments_ptr, sample, positions, eps, C: tl.constexpr, GRO
 
 
 @triton.jit
-def _moments_kernel(x_ptr, parts_ptr, positions, steps, C: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _moments_kernel(x_ptr, parts_ptr, positions, steps, C: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
     """Sums of x and of its square, about the anchor, over this program's rows: (2, C) of (n, parts, 2, C)."""
     part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     anchor = _anchor(x_ptr, sample, positions, C, GROUPS)[None, :]
@@ -72,8 +72,8 @@ def _moments_kernel(x_ptr, parts_ptr, positions, steps, C: tl.constexpr, GROUPS:
 
 
 @triton.jit
-def _normalize_kernel(  # noqa: ANN202
-    x_ptr, moments_ptr, weight_ptr, bias_ptr, y_ptr, positions, steps,  # noqa: ANN001
+def _normalize_kernel(
+    x_ptr, moments_ptr, weight_ptr, bias_ptr, y_ptr, positions, steps,
     eps: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """y = silu((x - mean) / deviation * weight + bias)."""
@@ -91,8 +91,8 @@ def _normalize_kernel(  # noqa: ANN202
 
 
 @triton.jit
-def _load_pair(  # noqa: ANN202
-    x_ptr, grad_ptr, mean, rstd, weight, bias, sample, row, positions,  # noqa: ANN001
+def _load_pair(
+    x_ptr, grad_ptr, mean, rstd, weight, bias, sample, row, positions,
     SILU: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Normalised values and the gradient that arrives at `normalised * weight + bias`, with offsets and mask."""
@@ -107,8 +107,8 @@ def _load_pair(  # noqa: ANN202
 
 
 @triton.jit
-def _gradient_sums_kernel(  # noqa: ANN202
-    x_ptr, grad_ptr, moments_ptr, weight_ptr, bias_ptr, parts_ptr, positions, steps,  # noqa: ANN001
+def _gradient_sums_kernel(
+    x_ptr, grad_ptr, moments_ptr, weight_ptr, bias_ptr, parts_ptr, positions, steps,
     eps: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Gradients of bias and weight from this program's rows: (2, C) of (n, parts, 2, C)."""
@@ -130,8 +130,8 @@ def _gradient_sums_kernel(  # noqa: ANN202
 
 
 @triton.jit
-def _gradient_kernel(  # noqa: ANN202
-    x_ptr, grad_ptr, moments_ptr, sums_ptr, weight_ptr, bias_ptr, grad_x_ptr, positions, steps,  # noqa: ANN001
+def _gradient_kernel(
+    x_ptr, grad_ptr, moments_ptr, sums_ptr, weight_ptr, bias_ptr, grad_x_ptr, positions, steps,
     eps: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Gradient of x: the arriving one without its mean and without its part along the normalised values."""
@@ -157,20 +157,20 @@ def is_power_of_two(number: int) -> bool:
 
 
 def normalizes(x: Tensor, groups: int) -> bool:
-    """Whether `group_norm_silu` takes (n, c, ...) `x`: on a GPU, channels-last, with a power of two of channels and groups."""
+    """Whether `group_norm_silu` takes (b, c, t, h, w) `x`: on a GPU, channels-last, with a power of two of channels and groups."""
     channels = x.shape[1]
     return (
         x.is_cuda
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and x.movedim(1, -1).is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
         and is_power_of_two(channels)
         and is_power_of_two(groups)
     )
 
 
-def _launch(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid (parts, n) over an (n, c, ...) tensor and the sizes that every kernel takes."""
-    samples, channels = x.shape[:2]
+def _launch(x: Tensor, samples: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid (parts, samples) over a channels-last tensor, and the sizes that every kernel takes."""
+    channels = x.shape[1]
     positions = x.numel() // (samples * channels)
     rows = max(TILE_VALUES // channels, 1)
     parts = min(triton.cdiv(positions, rows), triton.cdiv(PROGRAMS, samples))
@@ -180,43 +180,61 @@ def _launch(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
 
 
 class GroupNormSiLU(torch.autograd.Function):
-    """GroupNorm over (n, c, ...), then SiLU where asked for."""
+    """GroupNorm of as many samples as `x` is cut into, then SiLU where asked for."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:  # type: ignore[override]  # noqa: ANN001
-        grid, sizes = _launch(x)
+    def forward(  # type: ignore[override]
+        ctx,
+        x: Tensor,
+        samples: int,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        eps: float,
+        silu: bool,
+    ) -> Tensor:
+        grid, sizes = _launch(x, samples)
         parts = x.new_empty((grid[1], grid[0], 2, x.shape[1]), dtype=torch.float32)
         _moments_kernel[grid](x, parts, GROUPS=groups, **sizes)
         moments = parts.sum(1)
         y = torch.empty_like(x)
         _normalize_kernel[grid](x, moments, weight, bias, y, eps=eps, SILU=silu, GROUPS=groups, **sizes)
         ctx.save_for_backward(x, moments, weight, bias)
-        ctx.settings = {"eps": eps, "SILU": silu, "GROUPS": groups}
+        ctx.samples, ctx.settings = samples, {"eps": eps, "SILU": silu, "GROUPS": groups}
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]  # noqa: ANN001, ANN205
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, moments, weight, bias = ctx.saved_tensors
-        grid, sizes = _launch(x)
-        grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)
+        grid, sizes = _launch(x, ctx.samples)
+        grad = _channels_last(grad)
         parts = x.new_empty((grid[1], grid[0], 2, x.shape[1]), dtype=torch.float32)
         _gradient_sums_kernel[grid](x, grad, moments, weight, bias, parts, **sizes, **ctx.settings)
         sums = parts.sum(1)
         grad_x = torch.empty_like(x)
         _gradient_kernel[grid](x, grad, moments, sums, weight, bias, grad_x, **sizes, **ctx.settings)
         grad_bias, grad_weight = sums.sum(0).unbind()
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None
+        return grad_x, None, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-    """Normalise channels-last (n, c, ...) over the groups of channels and all positions, then SiLU where asked for."""
-    return GroupNormSiLU.apply(x, weight, bias, groups, eps, silu)
+def group_norm_silu(
+    x: Tensor, samples: int, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """Normalise channels-last (b, c, t, h, w), over groups of channels and all positions of a sample, then SiLU.
+
+    samples: b t to normalise each frame alone, b to normalise each clip.
+    """
+    return GroupNormSiLU.apply(x, samples, weight, bias, groups, eps, silu)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 @triton.jit
-def _temporal_conv_kernel(  # noqa: ANN202
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, frames_in, frames_out, positions,  # noqa: ANN001
-    weight_in_stride, weight_out_stride,  # noqa: ANN001
+def _temporal_conv_kernel(
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, frames_in, frames_out, positions,
+    weight_in_stride, weight_out_stride,
     STEP: tl.constexpr, TAPS: tl.constexpr, UPSAMPLE: tl.constexpr, GRADIENT: tl.constexpr,  # noqa: N803
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, C: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,  # noqa: N803
@@ -254,12 +272,12 @@ def _temporal_conv_kernel(  # noqa: ANN202
     tl.store(out_ptr + offsets, total.to(out_ptr.dtype.element_ty), mask=mask[:, None])
 
 
-def convolves(columns: Tensor, weight: Tensor) -> bool:
-    """Whether `temporal_conv` takes these: half precision, channels-last, a power of two of channels, 64 or more."""
-    channels, positions = columns.shape[1], columns.shape[3]
+def convolves(x: Tensor, weight: Tensor) -> bool:
+    """Whether `temporal_conv` takes these: half precision, a power of two of channels, 64 or more."""
+    channels, positions = x.shape[1], x.shape[3] * x.shape[4]
     return (
-        columns.is_cuda
-        and columns.dtype in (torch.float16, torch.bfloat16)
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
         and weight.shape[:2] == (channels, channels)
         and channels >= 64
         and is_power_of_two(channels)
@@ -267,17 +285,21 @@ def convolves(columns: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, frames_out: int, gradient: bool, step: int, upsample: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    frames_out: int,
+    gradient: bool,
+    step: int,
+    upsample: bool,
 ) -> Tensor:
     """Launch the kernel; `weight` is the forward pass's, (out, in, taps, 1) or, with upsampling, (in, out, 4, 1)."""
     x, weight = _channels_last(x), _channels_last(weight)
-    batch, channels, frames_in, positions = x.shape
-    out = x.new_empty((batch, frames_out, positions, channels)).movedim(-1, 1)
+    batch, channels, frames_in, height, width = x.shape
+    positions = height * width
+    out = x.new_empty((batch, frames_out, height, width, channels)).movedim(-1, 1)
     # A row of the weight's matrix is an input channel of this launch; in memory it is (first, tap, second).
     first_is_input = gradient != upsample
     strides = (weight.stride(0), 1) if first_is_input else (1, weight.stride(0))
@@ -294,21 +316,21 @@ def _convolve(
 
 
 def temporal_conv(
-    columns: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
 ) -> Tensor:
     """`tae.layers.replicate_padded_conv` in one kernel: same arguments, same result."""
-    frames = columns.shape[2]
+    frames = x.shape[2]
     frames_out = 2 * frames if upsample else (frames - 1) // stride + 1
-    return _convolve(columns, weight, bias, residual, frames_out, False, stride, upsample)
+    return _convolve(x, weight, bias, residual, frames_out, False, stride, upsample)
 
 
 def temporal_conv_gradient(grad: Tensor, weight: Tensor, num_frames: int, upsample: bool) -> Tensor:
-    """The gradient of `temporal_conv`'s columns, for stride 1 and for upsampling."""
+    """The gradient of `temporal_conv`'s x, for stride 1 and for upsampling."""
     return _convolve(grad, weight, None, None, num_frames, True, 2 if upsample else 1, upsample)
 
 
 @triton.jit
-def _unit_difference(x_ptr, y_ptr, sample, row, positions, C: tl.constexpr, ROWS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _unit_difference(x_ptr, y_ptr, sample, row, positions, C: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
     """Rows of y, their lengths, and the difference of y and x at unit length."""
     x, offsets, mask = _load_rows(x_ptr, sample, row, positions, C, ROWS)
     y, _, _ = _load_rows(y_ptr, sample, row, positions, C, ROWS)
@@ -318,20 +340,22 @@ def _unit_difference(x_ptr, y_ptr, sample, row, positions, C: tl.constexpr, ROWS
 
 
 @triton.jit
-def _distance_kernel(x_ptr, y_ptr, weight_ptr, parts_ptr, positions, steps, C: tl.constexpr, ROWS: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _distance_kernel(x_ptr, y_ptr, weight_ptr, parts_ptr, positions, steps, C: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
     """Sum of the weighted squared differences of this program's rows: one of (n, parts)."""
     part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     weight = tl.load(weight_ptr + tl.arange(0, C))
     total = tl.zeros((ROWS,), tl.float32)
     for step in range(steps):
-        _, _, difference, _, _ = _unit_difference(x_ptr, y_ptr, sample, (part * steps + step) * ROWS, positions, C, ROWS)
+        _, _, difference, _, _ = _unit_difference(
+            x_ptr, y_ptr, sample, (part * steps + step) * ROWS, positions, C, ROWS
+        )
         total += tl.sum(difference * difference * weight[None, :], 1)
     tl.store(parts_ptr + sample * tl.num_programs(0) + part, tl.sum(total, 0))
 
 
 @triton.jit
-def _distance_gradient_kernel(  # noqa: ANN202
-    x_ptr, y_ptr, weight_ptr, upstream_ptr, grad_ptr, positions, steps, C: tl.constexpr, ROWS: tl.constexpr,  # noqa: ANN001, N803
+def _distance_gradient_kernel(
+    x_ptr, y_ptr, weight_ptr, upstream_ptr, grad_ptr, positions, steps, C: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Gradient of the mean distance to y: what arrives at unit length, without its part along y, over y's length."""
     part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -340,8 +364,9 @@ def _distance_gradient_kernel(  # noqa: ANN202
         row = (part * steps + step) * ROWS
         y, length, difference, offsets, mask = _unit_difference(x_ptr, y_ptr, sample, row, positions, C, ROWS)
         arriving = difference * weight[None, :]
-        scale = 1.0 / (length + 1e-10)
-        along = tl.sum(arriving * y, 1) * scale * tl.where(length > 0.0, 1.0 / length, 0.0)
+        # Where y is 0 it has no direction; it comes from a ReLU there, which lets no gradient through.
+        scale = tl.where(length > 0.0, 1.0 / (length + 1e-10), 0.0)
+        along = tl.sum(arriving * y, 1) * scale * scale
         grad = (arriving - y * along[:, None]) * scale[:, None]
         tl.store(grad_ptr + offsets, grad.to(grad_ptr.dtype.element_ty), mask=mask)
 
@@ -350,18 +375,18 @@ class UnitDistance(torch.autograd.Function):
     """Mean over positions of sum_c weight_c (x_c / ||x|| - y_c / ||y||)^2: (n, c, h, w) twice and (c,) to (n,) float32."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN001
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         x, y = _channels_last(x), _channels_last(y)
-        grid, sizes = _launch(y)
+        grid, sizes = _launch(y, len(y))
         parts = y.new_empty((grid[1], grid[0]), dtype=torch.float32)
         _distance_kernel[grid](x, y, weight, parts, **sizes)
         ctx.save_for_backward(x, y, weight)
         return parts.sum(1) / sizes["positions"]
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):  # type: ignore[override]  # noqa: ANN001, ANN205
+    def backward(ctx, upstream: Tensor):  # type: ignore[override]
         x, y, weight = ctx.saved_tensors
-        grid, sizes = _launch(y)
+        grid, sizes = _launch(y, len(y))
         grad = torch.empty_like(y)
         _distance_gradient_kernel[grid](x, y, weight, upstream.contiguous(), grad, **sizes)
         return None, grad, None

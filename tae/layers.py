@@ -78,6 +78,8 @@ class TemporalConv(nn.Conv2d):
     With stride 2 output frame i is centred on input frame 2 i, so at the start it *is* input frame 2 i.
     """
 
+    bias: Tensor  # always: its type in nn.Conv2d allows for none
+
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__(channels, channels, (TEMPORAL_TAPS, 1), stride=(stride, 1), padding=(1, 0))
 
@@ -95,17 +97,15 @@ class TemporalConv(nn.Conv2d):
             frame, so it goes through as one more bias here, for which it need not be added to an activation.
         residual: of the result's shape.
         """
-        bias = self.bias if constant is None else self.bias + (self.weight.sum((2, 3)) * constant).sum(1)
-        return self.convolve(x, self.weight, bias, residual, self.stride[0], upsample=False)
+        return self.convolve(x, self.weight, constant, residual, self.stride[0], upsample=False)
 
-    @staticmethod
     def convolve(
-        x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+        self, x: Tensor, weight: Tensor, constant: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
     ) -> Tensor:
-        columns, weight = cast_to_autocast(as_columns(x), weight)
-        residual = None if residual is None else as_columns(residual)
+        bias = self.bias if constant is None else self.bias + (self.weight.sum((2, 3)) * constant).sum(1)
+        x, weight = cast_to_autocast(x, weight)
         convolve = ReplicatePaddedConv.apply if torch.is_grad_enabled() else replicate_padded_conv
-        return convolve(columns, weight, bias, residual, stride, upsample).unflatten(3, x.shape[3:])
+        return convolve(x, weight, bias, residual, stride, upsample)
 
 
 class UpsamplingTemporalConv(TemporalConv):
@@ -115,8 +115,7 @@ class UpsamplingTemporalConv(TemporalConv):
     """
 
     def forward(self, x: Tensor, constant: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        bias = self.bias if constant is None else self.bias + (self.weight.sum((2, 3)) * constant).sum(1)
-        return self.convolve(x, upsampling_weight(self.weight, (2,)), bias, residual, stride=2, upsample=True)
+        return self.convolve(x, upsampling_weight(self.weight, (2,)), constant, residual, stride=2, upsample=True)
 
 
 def upsampling_weight(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -135,23 +134,23 @@ def upsampling_weight(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def replicate_padded_conv(
-    columns: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
 ) -> Tensor:
-    """Convolve (b, c, t, n) along t as if the first and the last frame stood there once more, and add `residual`.
+    """Convolve (b, c, t, h, w) along t as if the first and the last frame stood there once more, and add `residual`.
 
     With `upsample` the convolution is a transposed one. Padding the activation would copy all of it. The convolution
     pads with zeros instead, and what the two missing frames would have given is added to the first and the last output.
     """
-    kernels = fused_kernels(columns)
-    if kernels is not None and kernels.convolves(columns, weight):
-        return kernels.temporal_conv(columns, weight, bias, residual, stride, upsample)
-    arguments = (stride, 1), (1, 0), (1, 1), upsample, (0, 0), 1
-    out = torch.ops.aten.convolution(columns, weight, bias.to(columns.dtype), *arguments)
-    for frame, tap in boundary_taps(columns.shape[2], weight.shape[2], stride, upsample):
+    kernels = fused_kernels(x)
+    if kernels is not None and kernels.convolves(x, weight):
+        return kernels.temporal_conv(x, weight, bias, residual, stride, upsample)
+    columns, arguments = as_columns(x), ((stride, 1), (1, 0), (1, 1), upsample, (0, 0), 1)
+    out = torch.ops.aten.convolution(columns, weight, bias.to(x.dtype), *arguments)
+    for frame, tap in boundary_taps(x.shape[2], weight.shape[2], stride, upsample):
         matrix = weight[:, :, tap : tap + 1]
         matrix = matrix.transpose(0, 1) if upsample else matrix
         out.narrow(2, frame, 1).add_(F.conv2d(columns.narrow(2, frame, 1), matrix))
-    return out if residual is None else out.add_(residual)
+    return (out if residual is None else out.add_(as_columns(residual))).unflatten(3, x.shape[3:])
 
 
 def boundary_taps(num_frames: int, taps: int, stride: int, upsample: bool) -> list[tuple[int, int]]:
@@ -167,53 +166,65 @@ class ReplicatePaddedConv(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx,  # noqa: ANN001
-        columns: Tensor,
+        ctx,
+        x: Tensor,
         weight: Tensor,
         bias: Tensor,
         residual: Tensor | None,
         stride: int,
         upsample: bool,
     ) -> Tensor:
-        ctx.save_for_backward(columns, weight)
+        ctx.save_for_backward(x, weight)
         ctx.stride, ctx.upsample = stride, upsample
-        return replicate_padded_conv(columns, weight, bias, residual, stride, upsample)
+        return replicate_padded_conv(x, weight, bias, residual, stride, upsample)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]  # noqa: ANN001, ANN205
-        columns, weight = ctx.saved_tensors
-        grad_columns, grad_weight = replicate_padded_conv_backward(
-            grad, columns, weight, ctx.stride, ctx.upsample, ctx.needs_input_grad[:2]
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        kernels = fused_kernels(x)
+        if kernels is not None and not (kernels.convolves(x, weight) and (ctx.stride == 1 or ctx.upsample)):
+            kernels = None
+        columns, grad_columns = as_columns(x), as_columns(grad)
+        grad_x, grad_weight = replicate_padded_conv_backward(
+            grad_columns, columns, weight, ctx.stride, ctx.upsample, (needs[0] and kernels is None, needs[1])
         )
-        return grad_columns, grad_weight, sum_per_channel(grad), grad if ctx.needs_input_grad[3] else None, None, None
+        if kernels is not None and needs[0]:
+            grad_x = kernels.temporal_conv_gradient(grad, weight, x.shape[2], ctx.upsample)
+        elif grad_x is not None:
+            grad_x = grad_x.unflatten(3, x.shape[3:])
+        return grad_x, grad_weight, sum_per_channel(grad_columns), grad if needs[3] else None, None, None
+
+
+def frame_rows(columns: Tensor, frame: int) -> Tensor:
+    """One frame of (b, c, t, n) as (b n, c)."""
+    return columns.select(2, frame).movedim(1, -1).flatten(0, 1)
 
 
 def sum_per_channel(grad: Tensor) -> Tensor:
     """Sum (b, c, t, n) to (c,) in at least float32; in two steps, since one leaves most of a GPU idle."""
-    parts = math.gcd(grad.shape[3], 32)
+    rows = grad.movedim(1, -1).flatten(0, 2)
     at_least_float32 = torch.promote_types(grad.dtype, torch.float32)
-    return grad.unflatten(3, (parts, -1)).sum(4, dtype=at_least_float32).sum((0, 2, 3))
+    return rows.unflatten(0, (math.gcd(len(rows), 1024), -1)).sum(1, dtype=at_least_float32).sum(0)
 
 
 def replicate_padded_conv_backward(
     grad: Tensor, columns: Tensor, weight: Tensor, stride: int, upsample: bool, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of columns and weight, each where it is needed."""
-    kernels = fused_kernels(columns)
-    fused = kernels is not None and kernels.convolves(columns, weight) and (stride == 1 or upsample)
-    mask = [needs[0] and not fused, needs[1], False]
     arguments = (stride, 1), (1, 0), (1, 1), upsample, (0, 0), 1
-    grad_columns, grad_weight, _ = torch.ops.aten.convolution_backward(grad, columns, weight, None, *arguments, mask)
+    grad_columns, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, columns, weight, None, *arguments, [*needs, False]
+    )
     for frame, tap in boundary_taps(columns.shape[2], weight.shape[2], stride, upsample):
-        grad_frame, values = grad.select(2, frame), columns.select(2, frame)
-        matrix = weight[:, :, tap, 0].T if upsample else weight[:, :, tap, 0]  # (out, in)
+        grad_rows = frame_rows(grad, frame)
         if grad_columns is not None:
-            grad_columns.select(2, frame).add_(torch.einsum("oi,bon->bin", matrix, grad_frame))
+            matrix = weight[:, :, tap, 0].T if upsample else weight[:, :, tap, 0]  # (out, in)
+            short = (grad_rows @ matrix).unflatten(0, (len(grad), -1)).movedim(-1, 1)
+            grad_columns.select(2, frame).add_(short)
         if grad_weight is not None:
-            product = torch.einsum("bon,bin->oi", grad_frame, values)
-            grad_weight[:, :, tap, 0] += product.T if upsample else product
-    if fused and needs[0]:
-        grad_columns = kernels.temporal_conv_gradient(grad, weight, columns.shape[2], upsample)
+            product = grad_rows.T @ frame_rows(columns, frame)
+            grad_weight[:, :, tap, 0].add_(product.T if upsample else product)
     return grad_columns, grad_weight
 
 
@@ -247,15 +258,15 @@ class GroupNorm(nn.GroupNorm):
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        view = as_frames(x) if self.per == "frame" else as_columns(x)
-        out = self.normalize(view)
+        kernels = fused_kernels(x)
+        if kernels is not None and kernels.normalizes(x, self.num_groups):
+            samples = len(x) * x.shape[2] if self.per == "frame" else len(x)
+            return kernels.group_norm_silu(x, samples, self.weight, self.bias, self.num_groups, self.eps, self.silu)
+        out = self.normalize(as_frames(x) if self.per == "frame" else as_columns(x))
         return as_clip(out, batch=x.shape[0]) if self.per == "frame" else out.unflatten(3, x.shape[3:])
 
     def normalize(self, x: Tensor) -> Tensor:
         """Normalise (n, c, ...) over its positions and each group of channels."""
-        kernels = fused_kernels(x)
-        if kernels is not None and kernels.normalizes(x, self.num_groups):
-            return kernels.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.silu)
         # Autocast would give float32 back and double the memory of every activation; the statistics are
         # accumulated in float32 by the kernel itself.
         with torch.autocast(x.device.type, enabled=False):
@@ -316,8 +327,8 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Scaled dot-product attention of (..., s, c).
 
-    No fast CUDA kernel takes heads of 512 channels: the one PyTorch falls back to needs no memory for the scores, but is
-    several times slower than two matrix products, which serve while the scores are few.
+    No fast CUDA kernel takes heads of 512 channels. The one that PyTorch falls back to needs no memory for the scores,
+    but is several times slower than two matrix products, which serve while the scores are few.
     """
     if query.is_cuda and query[..., 0].numel() * key.shape[-2] <= FEW_SCORES:
         scores = query @ key.mT / math.sqrt(query.shape[-1])

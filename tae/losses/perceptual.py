@@ -46,7 +46,7 @@ class Perceptual:
         UserError: weights that are neither at hand nor within reach, or a file that does not fit the backbone.
     """
 
-    def __init__(self, weight: float, net: str, weights_path: str | None, frames_per_chunk: int = 8) -> None:
+    def __init__(self, weight: float, net: str, weights_path: str | None, frames_per_chunk: int = 16) -> None:
         self.weight = check_weight("perceptual", weight)
         if net not in BACKBONES:
             raise UserError(f'loss.perceptual.net="{net}" is unknown. Choose one of: {", ".join(BACKBONES)}.')
