@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
@@ -42,7 +42,9 @@ def measure(
     data.prepare_data()
     data.setup("test")
     trainer = L.Trainer(
-        **instantiate({key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes", "precision", "strategy")}),
+        **instantiate(
+            {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes", "precision", "strategy")}
+        ),
         logger=False,
         use_distributed_sampler=False,
         callbacks=[RichProgressBar()],

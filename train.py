@@ -8,7 +8,7 @@ python train.py -m experiment=ucf101 loss.opl.weight=0,1     a sweep
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from tae.layers import (
     Upsample,
 )
 from tae.posterior import DiagonalGaussian
+
+if TYPE_CHECKING:
+    from tae.inflate import InflationReport
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 
@@ -162,8 +165,8 @@ class TemporalAutoencoder(
         super().__init__()
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
-        # Written to config.json and to checkpoints, whole and as plain values whatever types were given.
-        self._hub_mixin_config = {
+        # Goes to config.json and into checkpoints, whole and as plain values whatever types were given.
+        self.architecture: dict[str, Any] = {
             "base_channels": base_channels,
             "channel_multipliers": list(channel_multipliers),
             "latent_channels": latent_channels,
@@ -172,15 +175,17 @@ class TemporalAutoencoder(
             "norm_groups": norm_groups,
             "group_norm": group_norm,
         }
+        self._hub_mixin_config = self.architecture
         self.latent_channels = latent_channels
         self.factor = 2 ** (len(widths) - 1)
         self.gradient_checkpointing = False
+        self.inflation: InflationReport | None = None  # of `from_image_vae`
         self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, group_norm)
         self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, group_norm)
         self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
 
     @classmethod
-    def from_image_vae(cls, path_or_repo_id: str | Path, **architecture) -> Self:  # noqa: ANN003  (this class's own)
+    def from_image_vae(cls, path_or_repo_id: str | Path, **architecture) -> Self:
         """Build a model and fill its spatial part from an image autoencoder.
 
         Args:
@@ -200,7 +205,7 @@ class TemporalAutoencoder(
         return model
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:  # noqa: ANN003
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:
         """huggingface_hub's loader, but a file that does not fit is refused instead of half loaded."""
         return super()._from_pretrained(strict=True, **kwargs)
 
@@ -223,9 +228,7 @@ class TemporalAutoencoder(
         mean, logvar = self.encoder(clip, self._run).float().chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar)
 
-    def decode(
-        self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None
-    ) -> Tensor:
+    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """Give the clip of these latents.
 
         Shapes:
@@ -241,7 +244,9 @@ class TemporalAutoencoder(
         decoded = self.decoder(latents, self._run)
         wanted = (num_frames or decoded.shape[2], *(size or decoded.shape[3:]))
         if any(want > have for want, have in zip(wanted, decoded.shape[2:], strict=True)):
-            raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {tuple(decoded.shape[2:])}.")
+            raise ValueError(
+                f"decode() was asked for {wanted} frames, rows, columns; these latents hold {tuple(decoded.shape[2:])}."
+            )
         frames, height, width = wanted
         return decoded[:, :, :frames, :height, :width]
 
@@ -249,13 +254,8 @@ class TemporalAutoencoder(
         """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded."""
         posterior = self.encode(clip)
         latents = posterior.sample() if sample_posterior else posterior.mode()
-        reconstruction = self.decode(latents, num_frames=clip.shape[2], size=tuple(clip.shape[3:]))
+        reconstruction = self.decode(latents, num_frames=clip.shape[2], size=(clip.shape[3], clip.shape[4]))
         return AutoencoderOutput(reconstruction, posterior, latents)
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The constructor's arguments that build a model of the same shape."""
-        return dict(self._hub_mixin_config)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latent of a clip of this size."""

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
@@ -32,7 +32,7 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning writes every so many steps only; the steps after the last such moment would be lost."""
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
@@ -72,7 +72,7 @@ class StepTimer(Callback):
     def seconds_per_step(self) -> float | None:
         return self.seconds / self.steps if self.steps else None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         now = time.perf_counter()
         self.seen += 1
         if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
@@ -81,7 +81,7 @@ class StepTimer(Callback):
             pl_module.log("train/step_time", now - self.last_end, prog_bar=True)
         self.last_end = now
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_end = None
 
 
@@ -98,7 +98,7 @@ class ReconstructionVideos(Callback):
         self.num_clips = num_clips
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any  # noqa: ARG002
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             self.write(trainer, pl_module, batch)
@@ -108,7 +108,9 @@ class ReconstructionVideos(Callback):
         frames = batch["frames"][: self.num_clips]
         with trainer.precision_plugin.forward_context():
             reconstructed = clip_to_frames(pl_module(frames_to_clip(frames)))
-        for original, other, key, fps in zip(frames.cpu(), reconstructed.cpu(), batch["keys"], batch["fps"], strict=False):
+        for original, other, key, fps in zip(
+            frames.cpu(), reconstructed.cpu(), batch["keys"], batch["fps"], strict=False
+        ):
             path = self.folder / f"step{trainer.global_step:07d}_{key}.mp4"
             write_video(path, side_by_side(original, other), fps)
             for logger in trainer.loggers:

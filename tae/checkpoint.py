@@ -62,7 +62,9 @@ def from_pretrained(source: str | Path) -> TemporalAutoencoder:
     if path.is_dir():
         missing = [name for name in ("config.json", WEIGHTS_FILE) if not (path / name).is_file()]
         if missing:
-            raise UserError(f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote.")
+            raise UserError(
+                f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote."
+            )
     elif path.suffix or len(str(source).split("/")) != 2:
         raise UserError(
             f"{source}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained wrote, or a hub "

@@ -63,7 +63,9 @@ def fail(message: str) -> None:
 def find_user_error(error: BaseException | None) -> BaseException | None:
     """The user's mistake behind an exception, if there is one; Hydra wraps what a constructor raises."""
     kinds: tuple[type[BaseException], ...] = (UserError,)
-    if "lightning" in sys.modules:  # its own word for a Trainer argument that cannot be served, such as too many devices
+    if (
+        "lightning" in sys.modules
+    ):  # its own word for a Trainer argument that cannot be served, such as too many devices
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         kinds += (MisconfigurationException,)
@@ -78,8 +80,7 @@ def settle_output_folder(cfg: DictConfig) -> None:
     Lightning starts the processes of a node by repeating this command line with `hydra.run.dir` added. Inside a sweep that
     would repeat the whole sweep; there the command line becomes that of this one run.
     """
-    hydra_config = HydraConfig.instance().cfg
-    assert hydra_config is not None
+    hydra_config: Any = HydraConfig.instance().cfg
     output_dir = hydra_config.hydra.runtime.output_dir
     with read_write(cfg), open_dict(cfg):
         cfg.output_dir = output_dir
@@ -92,10 +93,10 @@ def settle_output_folder(cfg: DictConfig) -> None:
 class CheckOutputFolder(Callback):
     """Hydra callback: refuse an output folder that cannot be written, before Hydra fails on it with a traceback."""
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_writable(Path(config.hydra.run.dir))
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_writable(Path(config.hydra.sweep.dir))
 
 

@@ -43,9 +43,13 @@ def check_training(cfg: DictConfig) -> None:
             "wrote, or a hub repository id (OWNER/NAME)."
         )
     if cfg.optimizer.lr <= 0:
-        findings.append(f"optimizer.lr={cfg.optimizer.lr} would not train: give a number > 0 (1e-5 is the reference's).")
+        findings.append(
+            f"optimizer.lr={cfg.optimizer.lr} would not train: give a number > 0 (1e-5 is the reference's)."
+        )
     if cfg.trainer.max_steps < 1:
-        findings.append(f"trainer.max_steps={cfg.trainer.max_steps} would not train: give a whole number of at least 1.")
+        findings.append(
+            f"trainer.max_steps={cfg.trainer.max_steps} would not train: give a whole number of at least 1."
+        )
     if str(cfg.trainer.precision).startswith("16") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         findings.append("optimizer.fused=true cannot be clipped under precision=fp16: set optimizer.fused=false.")
     if findings:

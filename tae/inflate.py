@@ -191,11 +191,15 @@ def find_weights(path_or_repo_id: str | Path) -> Path:
         candidates = [folder / name for folder in (path / "vae", path) for name in WEIGHT_FILES]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
         if found is None:
-            raise UserError(f"The folder {path} holds no {WEIGHT_FILES[0]}, nor does {path / 'vae'}. {WAYS_TO_GIVE_WEIGHTS}")
+            raise UserError(
+                f"The folder {path} holds no {WEIGHT_FILES[0]}, nor does {path / 'vae'}. {WAYS_TO_GIVE_WEIGHTS}"
+            )
         return found
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise UserError(f"{path} is not a .safetensors file; other formats can run code when read. {WAYS_TO_GIVE_WEIGHTS}")
+            raise UserError(
+                f"{path} is not a .safetensors file; other formats can run code when read. {WAYS_TO_GIVE_WEIGHTS}"
+            )
         return path
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path_or_repo_id)) and path.suffix != ".safetensors":
         return download_weights(str(path_or_repo_id))

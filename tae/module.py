@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812  (Lightning's own convention)
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from tae.errors import UserError
 from tae.losses import AutoencoderLoss
 from tae.losses.outlier import outlier_rate
 from tae.metrics import psnr, ssim
-
-VALIDATION_METRICS = ("psnr", "ssim", "outlier_rate")
 
 
 def build_autoencoder(
@@ -79,7 +77,7 @@ class AutoencoderModule(L.LightningModule):
         self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
-        self.validation = nn.ModuleDict({name: MeanMetric() for name in VALIDATION_METRICS})
+        self.val_psnr, self.val_ssim, self.val_outlier_rate = MeanMetric(), MeanMetric(), MeanMetric()
         self.last_step: dict[str, Any] = {}
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -113,7 +111,9 @@ class AutoencoderModule(L.LightningModule):
     def stop_on_nonfinite_loss(self) -> None:
         terms = {name: repr(value.item()) for name, value in self.last_step["terms"].items()}
         path = self.output_dir / f"nonfinite_rank{self.global_rank}.json"
-        path.write_text(json.dumps({"step": self.global_step, "keys": self.last_step["keys"], "terms": terms}, indent=2))
+        path.write_text(
+            json.dumps({"step": self.global_step, "keys": self.last_step["keys"], "terms": terms}, indent=2)
+        )
         raise UserError(
             f"The loss is not finite at step {self.global_step} ({', '.join(f'{k}={v}' for k, v in terms.items())}); the "
             f"weights were not updated. The clips of this step are in {path}. Look at them, lower optimizer.lr, or use "
@@ -123,14 +123,15 @@ class AutoencoderModule(L.LightningModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
         original, reconstruction = batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction).flatten(0, 1)
-        self.validation["psnr"].update(psnr(original, reconstruction))
-        self.validation["ssim"].update(ssim(original, reconstruction))
+        self.val_psnr.update(psnr(original, reconstruction))
+        self.val_ssim.update(ssim(original, reconstruction))
         # Weighed by frames, so that the three are averaged over the same thing.
-        self.validation["outlier_rate"].update(outlier_rate(out.latents), weight=len(original))
+        self.val_outlier_rate.update(outlier_rate(out.latents), weight=len(original))
 
     def on_validation_epoch_end(self) -> None:
         """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
-        for name, metric in self.validation.items():
+        metrics = {"psnr": self.val_psnr, "ssim": self.val_ssim, "outlier_rate": self.val_outlier_rate}
+        for name, metric in metrics.items():
             self.log(f"val/{name}", metric.compute())
             metric.reset()
 
@@ -138,7 +139,10 @@ class AutoencoderModule(L.LightningModule):
         optimizer = self.make_optimizer(self.model.parameters())
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["architecture"] = self.model.architecture

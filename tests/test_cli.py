@@ -21,7 +21,18 @@ from train import train
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-GROUPS = ("callbacks", "data", "experiment", "launcher", "logger", "loss", "model", "optimizer", "precision", "scheduler")
+GROUPS = (
+    "callbacks",
+    "data",
+    "experiment",
+    "launcher",
+    "logger",
+    "loss",
+    "model",
+    "optimizer",
+    "precision",
+    "scheduler",
+)
 CHOICES = [
     (group, file.stem)
     for group in (*GROUPS, "strategy", "trainer")

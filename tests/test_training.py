@@ -76,7 +76,15 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
 def test_figures_are_logged(trained: Path) -> None:
     with (trained / "csv" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for name in ("train/loss", "train/reconstruction", "train/kl", "train/opl", "train/psnr", "train/step_time", "val/psnr"):
+    for name in (
+        "train/loss",
+        "train/reconstruction",
+        "train/kl",
+        "train/opl",
+        "train/psnr",
+        "train/step_time",
+        "val/psnr",
+    ):
         assert any(row[name] for row in rows), name
     assert not any(name.startswith("train/perceptual") for name in rows[0])  # weight 0: not computed
     assert [int(row["step"]) for row in rows if row["val/psnr"]] == [3, 7]
@@ -146,7 +154,9 @@ def test_fine_tuning_from_another_shape_is_refused(trained: Path, cache: Path, t
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     precision: str, trained: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tae.losses.Reconstruction.__call__", lambda self, clip, out: out.reconstruction.mean() * torch.nan)
+    monkeypatch.setattr(
+        "tae.losses.Reconstruction.__call__", lambda self, clip, out: out.reconstruction.mean() * torch.nan
+    )
     stepped: list[int] = []
     monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure: (closure(), stepped.append(1)))
     with pytest.raises(UserError, match="not finite at step 0"):
