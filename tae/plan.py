@@ -1,0 +1,330 @@
+"""What a model costs before anything is run: parameters, FLOPs, peak memory, and the largest clip that fits.
+
+python -m tae.plan model=sd35 data.num_frames=32 data.resolution=256 data.batch_size=1 precision=bf16 memory_gb=80
+
+Nothing is estimated by formula. The training code itself runs on fake tensors, which have shapes and no values, and
+every allocation and release that it makes is counted; so the figures follow the code. No GPU is needed to plan for one.
+"""
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Self
+from unittest import mock
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from tae.autoencoder import TemporalAutoencoder
+from tae.cli import hydra_main
+from tae.clip import frames_to_clip
+from tae.config import plain
+from tae.errors import UserError
+from tae.losses import AutoencoderLoss
+
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+DEVICES = ("cuda", "cpu")
+GB = 1e9
+FRAMES_UNIT, PIXELS_UNIT = 8, 16  # steps in which the largest clip is looked for
+Shape = tuple[int, int, int, int]  # b, t, h, w
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of matrix products and convolutions, and the most bytes that were alive at once."""
+
+    flops: int
+    peak_bytes: int
+
+
+class Meter(TorchDispatchMode):
+    """Counts FLOPs and the bytes of all tensors alive while it is active.
+
+    Each storage counts once, from the first operation that makes or reads it until Python releases it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.live = self.peak = 0
+        self._storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        for leaf in tree_leaves((args, kwargs, out)):
+            if isinstance(leaf, Tensor):
+                self._track(leaf.untyped_storage())
+        return out
+
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._storages:
+            return
+        size = storage.nbytes()
+
+        def release(_: weakref.ref) -> None:
+            del self._storages[key]
+            self.live -= size
+
+        self._storages[key] = weakref.ref(storage, release)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def start(self) -> Self:
+        """Count from here; what is alive stays counted."""
+        self.flops, self.peak = 0, self.live
+        return self
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.flops, self.peak)
+
+
+@contextmanager
+def rehearsal(device: str) -> Iterator[Meter]:
+    """Run what is inside on fake tensors, as `device` would, and count.
+
+    The tensors say that they are on the CPU, where fake tensors always work. For "cuda" they also answer to `is_cuda`,
+    by which the model chooses its GPU code, and Triton kernels are not launched: their results are allocated all the
+    same.
+    """
+    with ExitStack() as stack:
+        if device == "cuda":
+            stack.enter_context(mock.patch.object(Tensor, "is_cuda", True, create=True))
+            stack.enter_context(without_triton_launches())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield stack.enter_context(Meter())
+
+
+@contextmanager
+def without_triton_launches() -> Iterator[None]:
+    """Let Triton kernels be called without being run."""
+    try:
+        from triton.runtime.jit import JITFunction
+    except ImportError:  # then the model does not use them either
+        yield
+        return
+    with mock.patch.object(JITFunction, "run", return_value=None):
+        yield
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Rehearses steps, encoding and decoding of one model on one device.
+
+    Args:
+        make_model: builds the model; called on the meta device, so that no real weights are made.
+        make_optimizer: builds the optimizer of the parameters.
+        device: "cuda" or "cpu".
+        autocast: what convolutions run in, None for float32.
+    """
+
+    make_model: Callable[[], TemporalAutoencoder]
+    make_optimizer: Callable[[Any], torch.optim.Optimizer]
+    device: str
+    autocast: torch.dtype | None
+
+    def step(self, shape: Shape, loss: AutoencoderLoss) -> Cost:
+        """A whole training step: forward, losses, backward, clipping, update."""
+        with self.rehearsal() as (meter, model):
+            optimizer = self.make_optimizer(model.parameters())
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # from now on its moments are there, as in every step but the first
+            optimizer.zero_grad()
+            meter.start()
+            frames = torch.empty(*shape, 3, dtype=torch.uint8)
+            training_step(model, optimizer, loss, frames, self.precision())
+            return meter.cost
+
+    @torch.no_grad()
+    def encode(self, shape: Shape) -> Cost:
+        """Encoding a clip, weights included."""
+        with self.rehearsal() as (meter, model), self.precision():
+            meter.start()
+            model.encode(fake_clip(shape))
+            return meter.cost
+
+    @torch.no_grad()
+    def decode(self, shape: Shape) -> Cost:
+        """Decoding the latents of a clip of this shape, weights included."""
+        with self.rehearsal() as (meter, model), self.precision():
+            meter.start()
+            batch, *size = shape
+            model.decode(torch.empty(batch, *model.latent_shape(*size)), size[0], (size[1], size[2]))
+            return meter.cost
+
+    def num_parameters(self) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.make_model().parameters())
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[tuple[Meter, TemporalAutoencoder]]:
+        """A rehearsal whose meter has counted the model's parameters."""
+        with torch.device("meta"):
+            model = self.make_model()
+        with rehearsal(self.device) as meter:
+            for module in model.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    values = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
+                    module.register_parameter(name, nn.Parameter(values))
+            yield meter, model
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
+
+
+def training_step(
+    model: TemporalAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    loss: AutoencoderLoss,
+    frames: Tensor,
+    precision: torch.autocast,
+) -> None:
+    """What Lightning makes of the training module: (b, t, h, w, 3) uint8 frames to updated weights."""
+    clip = frames_to_clip(frames)
+    with precision:
+        total, _ = loss(clip, model(clip))
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def fake_clip(shape: Shape) -> Tensor:
+    """(b, 3, t, h, w), from frames as the data road gives them."""
+    return frames_to_clip(torch.empty(*shape, 3, dtype=torch.uint8))
+
+
+def largest(peak: Callable[[int], int], memory: float, start: int, unit: int, power: int) -> int:
+    """The largest multiple of `unit` whose peak fits into `memory` bytes; 0 where not even one does.
+
+    Args:
+        peak: bytes at a size.
+        start: a size to start from.
+        power: how the peak grows with the size, beside what is constant: 1 for frames, 2 for a square's side.
+    """
+    start = max(start // unit, 1) * unit
+    low, high = peak(start), peak(2 * start)
+    per_size = (high - low) / ((2 * start) ** power - start**power)
+    room = memory - low + per_size * start**power
+    size = int(max(room / per_size, 0) ** (1 / power)) // unit * unit
+    while size > 0 and peak(size) > memory:
+        size -= unit
+    while size > 0 and peak(size + unit) <= memory:
+        size += unit
+    return size
+
+
+def random_lpips_weights(folder: Path) -> Path:
+    """A VGG-16 file in torchvision's layout: memory and FLOPs do not depend on its values."""
+    from safetensors.torch import save_file
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in vgg16().state_dict().items() if name.startswith("features.")}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "vgg16.safetensors")
+    return folder / "vgg16.safetensors"
+
+
+def build_losses(cfg: DictConfig) -> dict[str, AutoencoderLoss]:
+    """The configured objective with LPIPS and without."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = None if cfg.perceptual.weight == 0 else str(random_lpips_weights(Path(folder)))
+        net = {"net": "vgg", "weights_path": weights}
+        losses = {"without LPIPS": instantiate(cfg, perceptual={"weight": 0.0, **net})}
+        if weights is not None:
+            losses["with LPIPS"] = instantiate(cfg, perceptual=net)
+    return losses
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot be planned.
+
+    Raises:
+        UserError: a size that is not positive, or a device or precision that is not known.
+    """
+    plain(cfg)
+    for name in ("num_frames", "resolution", "batch_size"):
+        if cfg.data[name] < 1:
+            raise UserError(f"data.{name}={cfg.data[name]} must be 1 or more.")
+    if cfg.device not in DEVICES:
+        raise UserError(f"device={cfg.device} is unknown. Choose one of: {', '.join(DEVICES)}.")
+    if cfg.trainer.precision not in AUTOCAST:
+        raise UserError(f"precision={cfg.trainer.precision} is unknown. Choose one of: bf16, fp16, fp32.")
+    if cfg.memory_gb is not None and cfg.memory_gb <= 0:
+        raise UserError(f"memory_gb={cfg.memory_gb} must be more than 0; null leaves the largest clip out.")
+
+
+def make_planner(cfg: DictConfig) -> Planner:
+    with open_dict(cfg):
+        cfg.model.image_vae = None  # where the weights come from does not matter to what they cost
+    return Planner(
+        partial(instantiate, cfg.model), instantiate(cfg.optimizer), cfg.device, AUTOCAST[cfg.trainer.precision]
+    )
+
+
+def plan(cfg: DictConfig) -> dict[str, Any]:
+    """Every figure of `python -m tae.plan`: {"parameters": n, "costs": {what: Cost}, "largest": {what: (t, side)}}."""
+    check(cfg)
+    planner, losses = make_planner(cfg), build_losses(cfg.loss)
+    batch, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
+    tasks: dict[str, Callable[[Shape], Cost]] = {"encoding": planner.encode, "decoding": planner.decode}
+    tasks |= {f"training step, {name}": partial(planner.step, loss=loss) for name, loss in losses.items()}
+    costs = {name: task((batch, frames, side, side)) for name, task in tasks.items()}
+    return {"parameters": planner.num_parameters(), "costs": costs, "largest": find_largest(cfg, tasks)}
+
+
+def find_largest(cfg: DictConfig, tasks: dict[str, Callable[[Shape], Cost]]) -> dict[str, tuple[int, int]]:
+    """{task: (most frames, largest square)} that fit into `memory_gb`; of training steps only the objective's own."""
+    if cfg.memory_gb is None:
+        return {}
+    memory = cfg.memory_gb * GB
+    batch, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
+    found = {}
+    for name in ("encoding", "decoding", list(tasks)[-1]):
+        peak = cache(lambda t, s, task=tasks[name]: task((batch, t, s, s)).peak_bytes)
+        most_frames = largest(lambda t, peak=peak: peak(t, side), memory, frames, FRAMES_UNIT, power=1)
+        largest_side = largest(lambda s, peak=peak: peak(frames, s), memory, side, PIXELS_UNIT, power=2)
+        found[name] = (most_frames, largest_side)
+    return found
+
+
+def main(cfg: DictConfig) -> dict[str, Any]:
+    """Print the plan."""
+    with Console(stderr=True).status("rehearsing on fake tensors"):
+        found = plan(cfg)
+    size = f"{cfg.data.resolution}x{cfg.data.resolution}x{cfg.data.num_frames}"
+    checkpointing = "with" if cfg.model.gradient_checkpointing else "without"
+    table = Table(
+        title=f"{found['parameters'] / 1e6:.2f} M parameters, {cfg.data.batch_size} x {size}, {cfg.trainer.precision}, "
+        f"{checkpointing} checkpointing, {cfg.device}"
+    )
+    for header in ("", "TFLOP", "peak memory (GB)"):
+        table.add_column(header, justify="right" if header else "left")
+    if found["largest"]:
+        table.add_column(f"most frames in {cfg.memory_gb} GB", justify="right")
+        table.add_column("largest square (pixels)", justify="right")
+    for name, cost in found["costs"].items():
+        fitting = [str(number) if number else "none" for number in found["largest"].get(name, ())]
+        table.add_row(name, f"{cost.flops / 1e12:.2f}", f"{cost.peak_bytes / GB:.2f}", *fitting)
+    Console().print(table)
+    return found
+
+
+if __name__ == "__main__":
+    hydra_main("plan")(main)()
