@@ -140,8 +140,9 @@ def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
         return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
     try:
         metadata = json.loads(sample["json"])
-        return Sample(clip, videos[0], float(metadata["fps"]), bool(metadata["seekable"]))
-    except (KeyError, TypeError, ValueError) as error:
+        seekable = bool(metadata.get("seekable", True))  # our own word: shards that others wrote do not have it
+        return Sample(clip, videos[0], float(metadata["fps"]), seekable)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
 
 
