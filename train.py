@@ -10,6 +10,8 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from evaluate import measure
@@ -17,6 +19,7 @@ from tae.callbacks import StepTimer
 from tae.checkpoint import find_resumable, load_model, read_checkpoint
 from tae.cli import hydra_main
 from tae.config import check_training, plain
+from tae.errors import UserError
 from tae.metrics import lpips_at_hand
 from tae.module import AutoencoderModule
 
@@ -27,13 +30,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     L.seed_everything(cfg.seed, verbose=False)
     resume_from = find_checkpoint(cfg)
     data = instantiate(cfg.data)
-    loss = instantiate(cfg.loss)
-    loggers = list(instantiate(cfg.logger).values())
-    callbacks = list(instantiate(cfg.callbacks).values())
-    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
-    if trainer.is_global_zero:
+    if rank_zero_only.rank == 0:  # before anything that takes long or leaves a trace
         data.prepare_data()
         data.setup("fit")
+    loss = instantiate(cfg.loss)
+    callbacks = list(instantiate(cfg.callbacks).values())
+    trainer = instantiate(cfg.trainer, logger=open_loggers(cfg), callbacks=callbacks)
     module = AutoencoderModule(
         model=instantiate(cfg.model, image_vae=None if resume_from else cfg.model.image_vae),
         loss=loss,
@@ -47,12 +49,30 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     timer = next(callback for callback in callbacks if isinstance(callback, StepTimer))
     perceptual = cfg.loss.perceptual
     return measure(
-        load_model(best_checkpoint(Path(cfg.output_dir) / "checkpoints")),
+        # The best of this run, not of an earlier one in the same folder; a run without validation has only a last one.
+        load_model(trainer.checkpoint_callback.best_model_path or Path(cfg.output_dir) / "checkpoints" / "last.ckpt"),
         instantiate(cfg.data),
         cfg,
         lpips_at_hand(perceptual.net, perceptual.weights_path),
         training={"steps": trainer.global_step, "seconds_per_step": timer.seconds_per_step},
     )
+
+
+def open_loggers(cfg: DictConfig) -> list[Logger]:
+    """Build the loggers, and log in to W&B now: a run should not find out later that nobody keeps its figures."""
+    loggers: list[Logger] = list(instantiate(cfg.logger).values())
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            try:
+                _ = logger.experiment
+            except wandb.errors.Error as error:
+                raise UserError(
+                    f"W&B does not take this run ({str(error).splitlines()[0]}). Run `wandb login`, write locally with "
+                    "logger.wandb.offline=true, or choose logger=csv or logger=tensorboard."
+                ) from error
+    return loggers
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
@@ -65,12 +85,6 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
         return found
     read_checkpoint(cfg.resume)
     return Path(cfg.resume)
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """`best.ckpt`, or `last.ckpt` of a run that never validated."""
-    best = folder / "best.ckpt"
-    return best if best.is_file() else folder / "last.ckpt"
 
 
 if __name__ == "__main__":

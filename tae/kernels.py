@@ -157,11 +157,10 @@ def is_power_of_two(number: int) -> bool:
 
 
 def normalizes(x: Tensor, groups: int) -> bool:
-    """Whether `group_norm_silu` takes (b, c, t, h, w) `x`: on a GPU, channels-last, with a power of two of channels and groups."""
+    """Whether `group_norm_silu` takes (b, c, t, h, w) `x`: channels-last, a power of two of channels and groups."""
     channels = x.shape[1]
     return (
-        x.is_cuda
-        and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and x.is_contiguous(memory_format=torch.channels_last_3d)
         and is_power_of_two(channels)
         and is_power_of_two(groups)
@@ -276,8 +275,7 @@ def convolves(x: Tensor, weight: Tensor) -> bool:
     """Whether `temporal_conv` takes these: half precision, a power of two of channels, 64 or more."""
     channels, positions = x.shape[1], x.shape[3] * x.shape[4]
     return (
-        x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
+        x.dtype in (torch.float16, torch.bfloat16)
         and weight.shape[:2] == (channels, channels)
         and channels >= 64
         and is_power_of_two(channels)

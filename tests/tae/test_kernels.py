@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tae import TemporalAutoencoder
 from tae.layers import replicate_padded_conv, replicate_padded_conv_backward, sum_per_channel, upsampling_weight
 from tae.losses.perceptual import level_distance
 
@@ -113,6 +115,39 @@ def test_unit_distance(dtype: torch.dtype) -> None:
     defined[0, :, 1, 1] = False
     assert y.grad.isfinite().all()
     assert relative_error(y.grad.cpu()[defined], y64.grad[defined]) < BOUND[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("group_norm", "checkpointing"), [("frame", False), ("clip", True)])
+def test_whole_model_with_and_without_kernels(
+    group_norm: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every place that chooses a kernel, forward and backward, in autocast."""
+    from tae import kernels, layers
+
+    model = TemporalAutoencoder(64, (1, 1), 4, 1, 1, norm_groups=8, group_norm=group_norm).to(DEVICE)
+    for name, parameter in model.named_parameters():
+        if "temporal" in name and parameter.ndim > 1:  # no longer the identity
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    model.gradient_checkpointing = checkpointing
+    clip = channels_last(1, 3, 3, 8, 10).clamp(-1, 1)
+
+    def loss_and_gradients(chosen: ModuleType | None) -> tuple[float, list[Tensor]]:
+        monkeypatch.setattr(layers, "fused_kernels", lambda x: chosen)
+        model.zero_grad()
+        with torch.autocast(DEVICE, HALF):
+            out = model(clip, sample_posterior=False)
+            loss = (out.reconstruction.float() - clip).square().mean() + out.latents.square().mean()
+        (1000 * loss).backward()  # float16 would lose small gradients
+        return loss.item(), [parameter.grad.cpu().double() for parameter in model.parameters()]
+
+    plain, plain_gradients = loss_and_gradients(None)
+    fused, fused_gradients = loss_and_gradients(kernels)
+    # Each path rounds in its own places in some twenty layers. A key's bias has no gradient but rounding: hence the floor.
+    floor = 0.01 * torch.cat([gradient.flatten() for gradient in plain_gradients]).norm()
+    assert fused == pytest.approx(plain, rel=4 * BOUND[HALF])
+    for actual, expected in zip(fused_gradients, plain_gradients, strict=True):
+        assert (actual - expected).norm() <= 20 * BOUND[HALF] * max(expected.norm(), floor)
 
 
 def test_level_distance_without_kernels() -> None:
