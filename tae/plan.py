@@ -297,9 +297,13 @@ def find_largest(cfg: DictConfig, tasks: dict[str, Callable[[Shape], Cost]]) -> 
     batch, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
     found = {}
     for name in ("encoding", "decoding", list(tasks)[-1]):
-        peak = cache(lambda t, s, task=tasks[name]: task((batch, t, s, s)).peak_bytes)
-        most_frames = largest(lambda t, peak=peak: peak(t, side), memory, frames, FRAMES_UNIT, power=1)
-        largest_side = largest(lambda s, peak=peak: peak(frames, s), memory, side, PIXELS_UNIT, power=2)
+
+        @cache
+        def peak(t: int, s: int, task: Callable[[Shape], Cost] = tasks[name]) -> int:
+            return task((batch, t, s, s)).peak_bytes
+
+        most_frames = largest(partial(peak, s=side), memory, frames, FRAMES_UNIT, power=1)
+        largest_side = largest(partial(peak, frames), memory, side, PIXELS_UNIT, power=2)
         found[name] = (most_frames, largest_side)
     return found
 
