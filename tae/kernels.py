@@ -2,9 +2,10 @@
 
 Everything here takes channels-last tensors, computes in float32 and rounds once, at the end.
 
-**GroupNorm with SiLU.** PyTorch's CUDA kernel normalises (n, c, positions) and copies anything channels-last into that order and the next
-convolution copies it back; SiLU reads and writes it all once more. Here the statistics take one read, the result one
-read and one write. The backward pass needs `x` and its moments: the normalised values are computed again.
+**GroupNorm with SiLU.** PyTorch's CUDA kernel normalises (n, c, positions): it copies anything channels-last into that
+order, the next convolution copies it back, and SiLU reads and writes it all once more. Here the statistics take one
+read, the result one read and one write. The backward pass needs `x` and its moments: the normalised values are computed
+again.
 
 **Temporal convolution.** A matrix product for each tap, on rows that lie where they are: frames outside the clip are read
 as the nearest one inside, so nothing is padded or corrected; bias and residual are added before the result is written.
