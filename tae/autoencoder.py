@@ -263,6 +263,9 @@ class TemporalAutoencoder(
 
     def compile_blocks(self) -> None:
         """Compile the residual blocks, each shape once; the names in the state dict stay as they are."""
+        # The blocks share one forward, so their shapes count together; past the limit they would run uncompiled.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.compile(dynamic=False)
