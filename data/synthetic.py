@@ -26,10 +26,11 @@ from data.datamodule import SPLITS, ClipDataModule
 from data.shards import ShardWriter
 from tae.errors import UserError
 
-GENERATOR = 1  # part of the cache's name: to be raised when other clips are drawn for the same arguments
+GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 FPS = 24
 MIN_SIZE = 32
 CUT_SHARE, NOISY_SHARE = 0.15, 0.3  # of the clips
+TINT = 0.3  # how much colours differ from grey: in natural video most of the variation is of brightness
 
 
 class SyntheticDataModule(ClipDataModule):
@@ -205,16 +206,16 @@ def sample_texture(rng: np.random.Generator, pixels: Tensor, motion: Tensor, siz
     """
     texture = torch.zeros(1, 3, size, size)
     for octave in range(2, 6):
-        coarse = rng.normal(0, 1, (1, 3, 2**octave, 2**octave)) * 0.4 + rng.normal(0, 1, (1, 1, 2**octave, 2**octave))
+        coarse = rng.normal(0, 1, (1, 3, 2**octave, 2**octave)) * TINT + rng.normal(0, 1, (1, 1, 2**octave, 2**octave))
         fine = F.interpolate(torch.from_numpy(coarse).float(), size=(size, size), mode="bicubic", align_corners=False)
         texture += fine * rng.uniform(0.05, 0.35) * 2.0 ** (1 - octave)
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
-    slope = torch.from_numpy(rng.normal(0, 0.12, (3, 2))).float()
-    colour = torch.from_numpy(rng.uniform(0.15, 0.85, 3)).float()
+    slope = torch.from_numpy(rng.normal(0, 0.12, 2) + TINT * rng.normal(0, 0.12, (3, 2))).float()
+    colour = torch.from_numpy(rng.uniform(0.1, 0.9) + TINT * rng.normal(0, 0.25, 3)).float()
     texture += colour.view(1, 3, 1, 1) + (slope[:, :1, None] * x + slope[:, 1:, None] * y)
     if rng.random() < 0.4:
         waves = torch.sin(x * rng.uniform(5, 30)) * (torch.sin(y * rng.uniform(5, 30)) if rng.random() < 0.5 else 1)
-        amplitude = torch.from_numpy(rng.normal(0, 0.12, 3)).float()
+        amplitude = torch.from_numpy(rng.normal(0, 0.12) + TINT * rng.normal(0, 0.12, 3)).float()
         texture += amplitude.view(1, 3, 1, 1) * torch.tanh(waves * rng.uniform(1, 6))
     texture = texture.clamp(0, 1).expand(len(motion), -1, -1, -1)
     places = _positions(pixels, motion) / 2  # the texture reaches twice as far as the picture, then mirrors
