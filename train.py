@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from torch import Tensor
 
 from evaluate import measure
 from tae.callbacks import StepTimer
@@ -45,6 +46,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         config=plain(cfg),
         output_dir=cfg.output_dir,
     )
+    before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     timer = next(callback for callback in callbacks if isinstance(callback, StepTimer))
     perceptual = cfg.loss.perceptual
@@ -54,8 +56,23 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         instantiate(cfg.data),
         cfg,
         lpips_at_hand(perceptual.net, perceptual.weights_path),
-        training={"steps": trainer.global_step, "seconds_per_step": timer.seconds_per_step},
+        training={
+            "steps": trainer.global_step,
+            "seconds_per_step": timer.seconds_per_step,
+            "validation_psnr_before": before,
+            "validation_psnr_best": as_float(trainer.checkpoint_callback.best_model_score),
+        },
     )
+
+
+def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: L.LightningDataModule) -> float | None:
+    """What the weights give as they are: the first point of the curve. None without validation clips."""
+    trainer.validate(module, data, verbose=False)
+    return as_float(trainer.callback_metrics.get("val/psnr"))
+
+
+def as_float(value: Tensor | None) -> float | None:
+    return None if value is None else value.item()
 
 
 def open_loggers(cfg: DictConfig) -> list[Logger]:

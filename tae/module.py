@@ -120,6 +120,11 @@ class AutoencoderModule(L.LightningModule):
             "precision=fp32; then go on from the last checkpoint with resume=auto."
         )
 
+    def on_validation_epoch_start(self) -> None:
+        """Here, not at the end: a validation on its own runs in inference mode, whose tensors the next could not use."""
+        for metric in self.validation_metrics().values():
+            metric.reset()
+
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
         original, reconstruction = batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction).flatten(0, 1)
@@ -130,10 +135,11 @@ class AutoencoderModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
-        metrics = {"psnr": self.val_psnr, "ssim": self.val_ssim, "outlier_rate": self.val_outlier_rate}
-        for name, metric in metrics.items():
+        for name, metric in self.validation_metrics().items():
             self.log(f"val/{name}", metric.compute())
-            metric.reset()
+
+    def validation_metrics(self) -> dict[str, MeanMetric]:
+        return {"psnr": self.val_psnr, "ssim": self.val_ssim, "outlier_rate": self.val_outlier_rate}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.model.parameters())

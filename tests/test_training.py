@@ -68,6 +68,7 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     assert document["baselines"]["trilinear"]["psnr"]["mean"] > 0
     assert document["metrics"]["lpips"]["mean"] is None
     assert document["training"]["steps"] == 8
+    assert 0 < document["training"]["validation_psnr_before"] < document["training"]["validation_psnr_best"]
     assert document["config"]["seed"] == 0
     assert {file.name for file in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert {"best.mp4", "median.mp4", "worst.mp4"} < {file.name for file in (trained / "videos").iterdir()}
@@ -87,7 +88,7 @@ def test_figures_are_logged(trained: Path) -> None:
     ):
         assert any(row[name] for row in rows), name
     assert not any(name.startswith("train/perceptual") for name in rows[0])  # weight 0: not computed
-    assert [int(row["step"]) for row in rows if row["val/psnr"]] == [3, 7]
+    assert [int(row["step"]) for row in rows if row["val/psnr"]] == [0, 3, 7]
 
 
 def test_checkpoints_hold_plain_values_and_the_autoencoder_alone(trained: Path) -> None:
