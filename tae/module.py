@@ -23,7 +23,7 @@ from tae.metrics import psnr, ssim
 
 
 def build_autoencoder(
-    image_vae: str | None, init_from: str | None, gradient_checkpointing: bool, **architecture: Any
+    image_vae: str | None, init_from: str | None, gradient_checkpointing: bool, compile_blocks: bool, **architecture: Any
 ) -> TemporalAutoencoder:
     """Build the model to train.
 
@@ -31,6 +31,7 @@ def build_autoencoder(
         image_vae: where the spatial weights come from (`TemporalAutoencoder.from_image_vae`); None starts at random.
         init_from: a checkpoint or folder whose weights replace all of them, for fine-tuning.
         gradient_checkpointing: keep only each residual block's input for the backward pass.
+        compile_blocks: compile the residual blocks, which takes minutes at the start.
         **architecture: arguments of `TemporalAutoencoder`.
     """
     if init_from is not None:
@@ -43,6 +44,8 @@ def build_autoencoder(
     else:
         model = TemporalAutoencoder(**architecture)
     model.gradient_checkpointing = gradient_checkpointing
+    if compile_blocks:
+        model.compile_blocks()
     return model
 
 
