@@ -62,6 +62,13 @@ def is_missing(source: str) -> bool:
     return not path.exists() and (path.suffix != "" or len(path.parts) != 2)
 
 
+def evaluation_precision(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> str:
+    """The precision of an evaluation: the given one, else the training's, so that both give the same numbers."""
+    if cfg.trainer.precision is not None:
+        return cfg.trainer.precision
+    return "32-true" if trained_with is None else str(trained_with["trainer"]["precision"])
+
+
 def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> DictConfig:
     """The data settings of an evaluation: the checkpoint's, with what the command line gives put over them.
 

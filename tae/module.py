@@ -23,7 +23,11 @@ from tae.metrics import psnr, ssim
 
 
 def build_autoencoder(
-    image_vae: str | None, init_from: str | None, gradient_checkpointing: bool, compile_blocks: bool, **architecture: Any
+    image_vae: str | None,
+    init_from: str | None,
+    gradient_checkpointing: bool,
+    compile_blocks: bool,
+    **architecture: Any,
 ) -> TemporalAutoencoder:
     """Build the model to train.
 

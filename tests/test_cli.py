@@ -37,7 +37,7 @@ CHOICES = [
     (group, file.stem)
     for group in (*GROUPS, "strategy", "trainer")
     for file in sorted((CONF / group).glob("*.yaml"))
-    if (group, file.stem) != ("data", "from_checkpoint")
+    if file.stem != "from_checkpoint"  # for evaluation
 ]
 
 
