@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from data.datamodule import ClipDataModule
 from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
-from tae.config import evaluation_data, evaluation_precision, plain
+from tae.config import evaluation_data, evaluation_precision, plain, write_config
 from tae.evaluation import evaluate_model
 from tae.losses import Perceptual
 from tae.metrics import lpips_at_hand
@@ -26,6 +26,7 @@ from tae.report import print_report, write_report
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds."""
     loaded = load_model(cfg.ckpt)
+    write_config(cfg)
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
     data = instantiate(evaluation_data(cfg, loaded.config), output_dir=cfg.output_dir)
     lpips = lpips_at_hand(cfg.loss.perceptual.net, cfg.loss.perceptual.weights_path)

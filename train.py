@@ -20,7 +20,7 @@ from evaluate import measure
 from tae.callbacks import StepTimer
 from tae.checkpoint import find_resumable, load_model, read_checkpoint
 from tae.cli import hydra_main
-from tae.config import check_training, plain
+from tae.config import check_training, plain, write_config
 from tae.errors import UserError
 from tae.metrics import lpips_at_hand
 from tae.module import AutoencoderModule
@@ -29,6 +29,7 @@ from tae.module import AutoencoderModule
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured and return what metrics.json holds: the best checkpoint's evaluation."""
     check_training(cfg)
+    write_config(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     resume_from = find_checkpoint(cfg)
     data = instantiate(cfg.data)

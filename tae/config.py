@@ -1,5 +1,6 @@
 """Checks across config groups, before any long work, and configs as plain values."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} has no default: give {error.full_key}=VALUE on the command line.") from error
+
+
+def write_config(cfg: DictConfig) -> None:
+    """Leave the resolved config in the run's folder; Hydra's own copy in `.hydra/` has it as it was written."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        folder = Path(cfg.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
 
 
 def check_training(cfg: DictConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from evaluate import evaluate
 from tae import TemporalAutoencoder, UserError
@@ -70,6 +70,7 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     assert document["training"]["steps"] == 8
     assert 0 < document["training"]["validation_psnr_before"] < document["training"]["validation_psnr_best"]
     assert document["config"]["seed"] == 0
+    assert OmegaConf.to_container(OmegaConf.load(trained / "config.yaml")) == document["config"]
     assert {file.name for file in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert {"best.mp4", "median.mp4", "worst.mp4"} < {file.name for file in (trained / "videos").iterdir()}
 
