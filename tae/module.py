@@ -115,6 +115,15 @@ class AutoencoderModule(L.LightningModule):
         if not torch.isfinite(self.last_step["loss"]):
             self.stop_on_nonfinite_loss()
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip here: Lightning refuses a fused optimizer under any mixed precision, though only fp16's scaler minds."""
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+
     def stop_on_nonfinite_loss(self) -> None:
         terms = {name: repr(value.item()) for name, value in self.last_step["terms"].items()}
         path = self.output_dir / f"nonfinite_rank{self.global_rank}.json"

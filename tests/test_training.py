@@ -169,6 +169,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert evidence["terms"]["reconstruction"] == "nan"
 
 
+def test_mixed_precision_trains_and_clips(cache: Path, tmp_path: Path) -> None:
+    """Under bf16 the fused optimizer was refused by Lightning's clipping, after the first step's backward pass."""
+    arguments = ["trainer.max_steps=2", "trainer.val_check_interval=2", "scheduler=constant", "precision=bf16"]
+    run(tmp_path / "free", cache, *arguments, "trainer.gradient_clip_val=null", "optimizer.lr=1e-3")
+    run(tmp_path / "held", cache, *arguments, "trainer.gradient_clip_val=1e-9", "optimizer.lr=1e-3", "optimizer.eps=1")
+    free, held = weights(tmp_path / "free"), weights(tmp_path / "held")
+    moved = {name: (free[name] - held[name]).abs().max().item() for name in held}
+    # Held by the clip, an update of AdamW with eps 1 is below 1e-12; free, it is about the learning rate.
+    assert max(moved.values()) > 1e-4
+
+
 def test_a_config_in_a_checkpoint_cannot_name_other_classes(trained: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     trace = tmp_path / "trace"
