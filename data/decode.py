@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 FRAMES_AT_ONCE = 8  # 200 MB at 3840x2160
 
@@ -69,20 +68,16 @@ class VideoFile:
         if max(indices) >= len(self):
             raise DecodeError(f"has {len(self)} frames, frame {max(indices)} was asked for")
         try:
-            return self._get(list(indices)) if seek else self._frames_in_order(indices)
+            return self._reader.get_batch(list(indices)).asnumpy() if seek else self._frames_in_order(indices)
         except Exception as error:
             raise DecodeError(f"frames {min(indices)} to {max(indices)} do not decode: {_plain(error)}") from error
-
-    def _get(self, indices: list[int]) -> np.ndarray:
-        """decord's own memory: its `asnumpy` would copy."""
-        return torch.from_dlpack(self._reader.get_batch(indices).to_dlpack()).numpy()
 
     def _frames_in_order(self, indices: Sequence[int]) -> np.ndarray:
         wanted = set(indices)
         kept: dict[int, np.ndarray] = {}
         for start in range(0, max(indices) + 1, FRAMES_AT_ONCE):
             chunk = range(start, min(start + FRAMES_AT_ONCE, max(indices) + 1))
-            images = self._get(list(chunk))
+            images = self._reader.get_batch(list(chunk)).asnumpy()
             kept |= {index: images[i].copy() for i, index in enumerate(chunk) if index in wanted}
         return np.stack([kept[index] for index in indices])
 

@@ -91,7 +91,7 @@ class ClipLoader:
 
     def _train(self) -> Iterator[dict[str, Any]]:
         if self._endless is None:
-            self._endless = self._items()
+            self._endless = iter(self._items())
         given = 0
         while given < len(self):
             item = next(self._endless)
@@ -108,7 +108,7 @@ class ClipLoader:
             if item.frames is not None:
                 yield _batch(item)
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self) -> DataLoader:
         stream = ClipStream(
             self.clips,
             self.window,
@@ -125,10 +125,9 @@ class ClipLoader:
             if START_METHOD == "forkserver":
                 context.set_forkserver_preload(["data.stream"])
             parallel = {"multiprocessing_context": context, "worker_init_fn": _single_thread, "prefetch_factor": 2}
-        items = DataLoader(
+        return DataLoader(
             stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **parallel
         )
-        return map(Item.open, items)
 
     def _note(self, item: Item) -> None:
         """Remember what an item says beside its batch: the worker's position, counts, and clips that failed."""

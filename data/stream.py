@@ -11,11 +11,10 @@ taken ones are found again without reading them.
 """
 
 import json
-import math
 import random
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
@@ -25,7 +24,6 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.buffers import BufferPool, LentFrames
 from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
 from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
@@ -152,21 +150,17 @@ def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
 class Item:
     """What a worker hands to the main process: a batch (or none) and where the worker stands after it."""
 
-    frames: Tensor | LentFrames | None
+    frames: Tensor | None
     keys: list[str]
     fps: list[float]
     faults: list[dict[str, str]]
     worker: int
     position: tuple[int, int]
 
-    def open(self) -> "Item":
-        """The same with its frames as a tensor; in the main process."""
-        return replace(self, frames=self.frames.open()) if isinstance(self.frames, LentFrames) else self
-
     def pin_memory(self) -> "Item":
         """Called by the DataLoader where batches go to a GPU."""
-        frames = self.open().frames
-        return replace(self, frames=frames.pin_memory() if isinstance(frames, Tensor) else None)
+        frames = None if self.frames is None else self.frames.pin_memory()
+        return Item(frames, self.keys, self.fps, self.faults, self.worker, self.position)
 
 
 class ClipStream(IterableDataset):
@@ -209,7 +203,7 @@ class ClipStream(IterableDataset):
     def _train(self, worker: int) -> Iterator[Item]:
         """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
         epoch, taken = self.starts[worker]
-        batch = _Batch(self.batch_size, self.window, worker)
+        batch = _Batch(self.batch_size, worker)
         while True:
             reported = taken > 0  # a position inside an epoch stems from an item
             for sample in self._epoch(worker, epoch, taken):
@@ -223,7 +217,7 @@ class ClipStream(IterableDataset):
 
     def _evaluate(self, worker: int) -> Iterator[Item]:
         part = self.layout.part(len(self.clips), worker)
-        batch = _Batch(self.batch_size, self.window, worker)
+        batch = _Batch(self.batch_size, worker)
         for taken, sample in enumerate(read_samples([self.clips[i] for i in part]), start=1):
             if item := batch.add(self._decode(sample, None), (0, taken)):
                 yield item
@@ -269,32 +263,23 @@ class Decoded:
 class _Batch:
     """Collects clips and faults until a batch is full."""
 
-    def __init__(self, size: int, window: Window, worker: int) -> None:
+    def __init__(self, size: int, worker: int) -> None:
         self.size = size
-        self.shape = (window.num_frames, window.resolution, window.resolution, 3)
         self.worker = worker
         self.clips: list[Decoded] = []
         self.faults: list[dict[str, str]] = []
-        self._pool = BufferPool(size * math.prod(self.shape))
-        self._buffer = torch.empty(0)
 
     def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
-        if clip.frames is None:
+        if clip.fault:
             self.faults.append({"key": clip.clip.key, "shard": clip.clip.shard.url, "reason": clip.fault})
         else:
-            if not self.clips:
-                self._buffer = self._pool.take()
-            self.clips.append(replace(clip, frames=None))  # the decoder's memory is let go of
-            self._lent().writable()[-1].copy_(clip.frames)
+            self.clips.append(clip)
         hopeless = not self.clips and len(self.faults) >= FAULTS_AT_ONCE
         return self.flush(position) if hopeless or len(self.clips) == self.size else None
 
     def flush(self, position: tuple[int, int]) -> Item:
+        frames = [clip.frames for clip in self.clips if clip.frames is not None]
         keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
-        item = Item(self._lent() if self.clips else None, keys, fps, self.faults, self.worker, position)
+        item = Item(torch.stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item
-
-    def _lent(self) -> LentFrames:
-        """The batch as far as it is filled."""
-        return LentFrames(self._buffer, (len(self.clips), *self.shape))

@@ -40,7 +40,8 @@ def to_square(frames: np.ndarray, size: int, rng: np.random.Generator | None) ->
 
     Shapes:
         frames:  (t, h, w, 3) uint8
-        returns: (t, size, size, 3) uint8, a view: what collects the clips of a batch copies them anyway
+        returns: (t, size, size, 3) uint8, contiguous
     """
     scaled = resize_short_side(torch.from_numpy(frames), size)
-    return centre_crop(scaled, size) if rng is None else random_crop(scaled, size, rng)
+    cropped = centre_crop(scaled, size) if rng is None else random_crop(scaled, size, rng)
+    return cropped.contiguous()
