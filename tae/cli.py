@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -53,10 +53,10 @@ def is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def fail(message: str) -> None:
-    """End the process with one message. Only the first process of a node speaks: the others have the same to say."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr)
+def fail(message: str) -> NoReturn:
+    """End the process with one message. Further processes of a run start late, so each has its own to say."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr)
     sys.exit(1)
 
 
