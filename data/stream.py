@@ -19,10 +19,9 @@ from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
-import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
@@ -280,6 +279,7 @@ class _Batch:
     def flush(self, position: tuple[int, int]) -> Item:
         frames = [clip.frames for clip in self.clips if clip.frames is not None]
         keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
-        item = Item(torch.stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
+        # In a worker default_collate stacks straight into shared memory, which the queue need not copy again.
+        item = Item(default_collate(frames) if frames else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item
