@@ -43,7 +43,7 @@ from data.prepare import prepare
 from data.stream import Clip, Window, read_samples
 from data.transforms import centre_crop, resize_short_side, to_square
 
-AHEAD = 2  # batches that a worker prepares before they are asked for; DataLoader's default, and ClipLoader's
+AHEAD = 2  # batches that a worker prepares before they are asked for, as in ClipLoader
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def clips_per_second(method: str, corpus: Corpus, workers: int, passes: int) -> 
     """Rate between two moments at which all workers are busy: not the first batches, and not the last ones."""
     passes *= max(workers, 1)
     batches = math.ceil(len(corpus.clips) / corpus.batch_size) * passes
-    margin = AHEAD * workers + 1
+    margin = workers + 1
     if batches <= 2 * margin:
         raise SystemExit(f"{batches} batches are too few for {workers} workers: give more clips or more --passes.")
     running = iter(METHODS[method](corpus, workers, passes))
