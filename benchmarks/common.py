@@ -4,7 +4,9 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -127,3 +129,15 @@ def publish(theme: str, device: str, settings: dict[str, Any], rows: Sequence[di
     (output / f"{stem}_{number}.md").write_text(text)
     record = {"theme": theme, "environment": where, "settings": settings, "rows": list(rows)}
     (output / f"{stem}_{number}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory of this process.
+
+    Not `ru_maxrss` where Linux has better: a child inherits the peak of the process that started it, even through exec.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

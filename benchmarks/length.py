@@ -10,7 +10,6 @@ its own: the allocator's on a GPU, the process' resident memory on a CPU.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import DTYPES, MODELS, RESULTS, publish, synchronize
+from benchmarks.common import DTYPES, MODELS, RESULTS, peak_resident_bytes, publish, synchronize
 from tae import TemporalAutoencoder
 from tae.clip import frames_to_clip
 from tae.tiling import Tiling, decode_stream, encode_stream
@@ -69,10 +68,7 @@ def measure(case: Case) -> dict[str, float]:
     synchronize(case.device)
     elapsed = time.perf_counter() - start
     assert given == case.num_frames
-    if case.device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak_resident_bytes()
     return {"ms/frame": 1e3 * elapsed / given, "peak GB": peak / 1e9}
 
 

@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from benchmarks.common import RESULTS, publish
+from benchmarks.common import RESULTS, peak_resident_bytes, publish
 from tae import plan
 from tae.cli import CONFIG_FOLDER
 
@@ -89,7 +88,7 @@ def measure(cfg: DictConfig, task: str) -> int:
     run()
     if cfg.device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak_resident_bytes() - before
 
 
 def in_child(overrides: str, task: str, device: str) -> int:
