@@ -4,11 +4,13 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
@@ -34,7 +36,8 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
             settle_output_folder(cfg)
             logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
             try:
-                return task(cfg)
+                with undone_process_group():
+                    return task(cfg)
             except Exception as error:
                 mistake = find_user_error(error)
                 if mistake is None:
@@ -46,6 +49,19 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
         return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=config_name)(guarded)
 
     return decorate
+
+
+@contextmanager
+def undone_process_group() -> Iterator[None]:
+    """Leave no trace of a run's process group: the next run of a sweep would take itself for a further process of it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -85,7 +101,7 @@ def settle_output_folder(cfg: DictConfig) -> None:
     with read_write(cfg), open_dict(cfg):
         cfg.output_dir = output_dir
     if hydra_config.hydra.mode == RunMode.MULTIRUN:
-        with read_write(hydra_config):
+        with read_write(hydra_config.hydra):
             hydra_config.hydra.run.dir = output_dir
         sys.argv = [sys.argv[0], *hydra_config.hydra.overrides.task]
 
