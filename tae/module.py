@@ -152,7 +152,7 @@ class AutoencoderModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
         for name, metric in self.validation_metrics().items():
-            self.log(f"val/{name}", metric.compute())
+            self.log(f"val/{name}", metric.compute(), sync_dist=True)  # equal already; Lightning warns without
 
     def validation_metrics(self) -> dict[str, MeanMetric]:
         return {"psnr": self.val_psnr, "ssim": self.val_ssim, "outlier_rate": self.val_outlier_rate}
