@@ -260,7 +260,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # in every process: parallel over clips, not inside one
     if START_METHOD == "forkserver":
-        get_context(START_METHOD).set_forkserver_preload(["benchmarks.loader"])  # a worker starts in no time
+        get_context(START_METHOD).set_forkserver_preload(["data.datamodule", "data.prepare"])  # else each imports them
     with tempfile.TemporaryDirectory() as folder:
         rows = run(arguments, Path(folder))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "shards", "videos")}
