@@ -261,6 +261,7 @@ def main() -> None:
     torch.set_num_threads(1)  # in every process: parallel over clips, not inside one
     if START_METHOD == "forkserver":
         get_context(START_METHOD).set_forkserver_preload(["data.datamodule", "data.prepare"])  # else each imports them
+    arguments.load_before = round(os.getloadavg()[0], 1)  # other work on the same processors spoils every rate
     with tempfile.TemporaryDirectory() as folder:
         rows = run(arguments, Path(folder))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "shards", "videos")}
