@@ -225,6 +225,7 @@ def _bars(
     axis.set_title(PLOTTED[name])
     axis.invert_yaxis()
     axis.margins(x=0.3)
+    axis.set_xlim(left=0.0)  # also where all are 0, which matplotlib would put in the middle
     axis.spines[["top", "right"]].set_visible(False)
 
 
