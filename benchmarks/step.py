@@ -11,7 +11,7 @@ import argparse
 import gc
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,10 @@ def count_flops(step: Step) -> int:
     return counter.total
 
 
+def relative_difference(vector: Tensor, reference: Tensor) -> float:
+    return ((vector - reference).norm() / reference.norm()).item()
+
+
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the variants; one row each."""
     device, dtype = arguments.device, DTYPES[arguments.dtype]
@@ -170,7 +174,9 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         steps[name] = Step(model.to(device), loss, inputs, dtype)
 
     agreement = {name: step.loss_and_gradient() for name, step in steps.items()}
-    flops = count_flops(next(iter(steps.values())))
+    baseline = next(iter(steps.values()))
+    exact = replace(baseline, dtype=torch.float32).loss_and_gradient()[1] if arguments.float32_gradient else None
+    flops = count_flops(baseline)
     times = interleaved(dict(steps), device, arguments.warmup, arguments.repeats)
     memory = {name: measure_memory(step) if device == "cuda" else None for name, step in steps.items()}
     reference = next(iter(steps))
@@ -188,7 +194,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "TFLOP/s": flops / found["median"] / 1e12,
             "of matmul rate": flops / found["median"] / rate,
             "loss, rel. difference": abs(value / base_value - 1),
-            "gradient, rel. difference": ((gradient - base_gradient).norm() / base_gradient.norm()).item(),
+            "gradient, rel. difference": relative_difference(gradient, base_gradient),
+            "gradient, from float32": None if exact is None else relative_difference(gradient, exact),
         })  # fmt: skip
     arguments.tflop, arguments.matmul_tflops = round(flops / 1e12, 2), round(rate / 1e12, 1)
     del steps
@@ -207,6 +214,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lpips", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help="the first is the baseline"
+    )
+    parser.add_argument(
+        "--float32-gradient", action="store_true", help="also compare with the baseline's gradient without autocast"
     )
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
