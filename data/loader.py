@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from data.stream import Clip, ClipStream, Item, Layout, Window
+from data.stream import BATCHES_AHEAD, Clip, ClipStream, Item, Layout, Window
 from tae.errors import UserError
 
 JUDGED_FROM = 1000  # clips; before that one broken file would be a large share
@@ -91,7 +91,7 @@ class ClipLoader:
 
     def _train(self) -> Iterator[dict[str, Any]]:
         if self._endless is None:
-            self._endless = iter(self._items())
+            self._endless = self._items()
         given = 0
         while given < len(self):
             item = next(self._endless)
@@ -108,7 +108,11 @@ class ClipLoader:
             if item.frames is not None:
                 yield _batch(item)
 
-    def _items(self) -> DataLoader:
+    def _items(self) -> Iterator[Item]:
+        """What the workers give, in memory of this process."""
+        return (item.owned() for item in self._start())
+
+    def _start(self) -> DataLoader:
         stream = ClipStream(
             self.clips,
             self.window,
@@ -124,7 +128,8 @@ class ClipLoader:
             context = multiprocessing.get_context(START_METHOD)
             if START_METHOD == "forkserver":
                 context.set_forkserver_preload(["data.stream"])
-            parallel = {"multiprocessing_context": context, "worker_init_fn": _single_thread, "prefetch_factor": 2}
+            parallel = {"multiprocessing_context": context, "worker_init_fn": _single_thread}
+            parallel["prefetch_factor"] = BATCHES_AHEAD
         return DataLoader(
             stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **parallel
         )

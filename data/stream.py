@@ -14,14 +14,15 @@ import json
 import random
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, islice
+from dataclasses import dataclass, replace
+from itertools import cycle, groupby, islice
 from typing import Any
 
 import numpy as np
+import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
@@ -29,6 +30,7 @@ from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
 from data.transforms import to_square
 
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
+BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,13 @@ class Item:
 
     def pin_memory(self) -> "Item":
         """Called by the DataLoader where batches go to a GPU."""
-        frames = None if self.frames is None else self.frames.pin_memory()
-        return Item(frames, self.keys, self.fps, self.faults, self.worker, self.position)
+        return self if self.frames is None else replace(self, frames=self.frames.pin_memory())
+
+    def owned(self) -> "Item":
+        """With frames of its own, where they still lie in memory that the worker will write again."""
+        return (
+            replace(self, frames=self.frames.clone()) if self.frames is not None and self.frames.is_shared() else self
+        )
 
 
 class ClipStream(IterableDataset):
@@ -202,7 +209,7 @@ class ClipStream(IterableDataset):
     def _train(self, worker: int) -> Iterator[Item]:
         """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
         epoch, taken = self.starts[worker]
-        batch = _Batch(self.batch_size, worker)
+        batch = _Batch(self.batch_size, worker, self.window)
         while True:
             reported = taken > 0  # a position inside an epoch stems from an item
             for sample in self._epoch(worker, epoch, taken):
@@ -216,7 +223,7 @@ class ClipStream(IterableDataset):
 
     def _evaluate(self, worker: int) -> Iterator[Item]:
         part = self.layout.part(len(self.clips), worker)
-        batch = _Batch(self.batch_size, worker)
+        batch = _Batch(self.batch_size, worker, self.window)
         for taken, sample in enumerate(read_samples([self.clips[i] for i in part]), start=1):
             if item := batch.add(self._decode(sample, None), (0, taken)):
                 yield item
@@ -260,13 +267,21 @@ class Decoded:
 
 
 class _Batch:
-    """Collects clips and faults until a batch is full."""
+    """Collects clips and faults until a batch is full.
 
-    def __init__(self, size: int, worker: int) -> None:
+    A worker writes its batches into a few pieces of shared memory in turns: new pages for every batch would cost more
+    than all else that happens to a decoded clip. The DataLoader asks a worker for `BATCHES_AHEAD` batches at most while
+    one is being looked at (`Item.owned`), so that nobody reads the piece that is written next.
+    """
+
+    def __init__(self, size: int, worker: int, window: Window) -> None:
         self.size = size
         self.worker = worker
         self.clips: list[Decoded] = []
         self.faults: list[dict[str, str]] = []
+        pieces = BATCHES_AHEAD + 1 if get_worker_info() else 0
+        shape = (size, window.num_frames, window.resolution, window.resolution, 3)
+        self.memory = cycle([torch.empty(shape, dtype=torch.uint8).share_memory_() for _ in range(pieces)])
 
     def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
         if clip.fault:
@@ -279,7 +294,10 @@ class _Batch:
     def flush(self, position: tuple[int, int]) -> Item:
         frames = [clip.frames for clip in self.clips if clip.frames is not None]
         keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
-        # In a worker default_collate stacks straight into shared memory, which the queue need not copy again.
-        item = Item(default_collate(frames) if frames else None, keys, fps, self.faults, self.worker, position)
+        item = Item(self._stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item
+
+    def _stack(self, frames: list[Tensor]) -> Tensor:
+        memory = next(self.memory, None)
+        return torch.stack(frames, out=None if memory is None else memory[: len(frames)])
