@@ -38,9 +38,9 @@ from benchmarks.common import RESULTS, publish, spread
 from data.clips import central_window
 from data.datamodule import ClipDataModule
 from data.decode import as_path, read_frames
-from data.loader import START_METHOD, ClipLoader
+from data.loader import BATCHES_AHEAD, START_METHOD, ClipLoader
 from data.prepare import prepare
-from data.stream import BATCHES_AHEAD, Clip, Window, read_samples
+from data.stream import Clip, Window, read_samples
 from data.transforms import centre_crop, resize_short_side, to_square
 
 

@@ -14,8 +14,8 @@ import json
 import random
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import cycle, groupby, islice
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
+from data.exchange import BatchWriter
 from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
 from data.transforms import to_square
 
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
-BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
 
 
 @dataclass(frozen=True)
@@ -149,24 +149,17 @@ def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker hands to the main process: a batch (or none) and where the worker stands after it."""
+    """What a worker hands to the main process: a batch (or none) and where the worker stands after it.
 
-    frames: Tensor | None
+    The frames are a tensor or, out of a worker process, the number of the piece of memory that holds them.
+    """
+
+    frames: Tensor | int | None
     keys: list[str]
     fps: list[float]
     faults: list[dict[str, str]]
     worker: int
     position: tuple[int, int]
-
-    def pin_memory(self) -> "Item":
-        """Called by the DataLoader where batches go to a GPU."""
-        return self if self.frames is None else replace(self, frames=self.frames.pin_memory())
-
-    def owned(self) -> "Item":
-        """With frames of its own, where they still lie in memory that the worker will write again."""
-        return (
-            replace(self, frames=self.frames.clone()) if self.frames is not None and self.frames.is_shared() else self
-        )
 
 
 class ClipStream(IterableDataset):
@@ -178,6 +171,8 @@ class ClipStream(IterableDataset):
             with the central window and crop. A number makes the stream endless, with random windows and crops.
         starts: the position (epoch, clips taken in it) that each worker starts from.
         first_worker: which worker's turn it is, so that a resumed run takes the workers in the same order.
+        writers: for each worker process the memory that its batches go into; none where the stream is read in the
+            training process itself.
     """
 
     def __init__(
@@ -190,6 +185,7 @@ class ClipStream(IterableDataset):
         seed: int,
         starts: Sequence[tuple[int, int]],
         first_worker: int = 0,
+        writers: Sequence[BatchWriter] = (),
     ) -> None:
         self.clips = clips
         self.window = window
@@ -199,6 +195,7 @@ class ClipStream(IterableDataset):
         self.seed = seed
         self.starts = starts
         self.first_worker = first_worker
+        self.writers = writers
         self.rounds = -(-layout.consumers // len(clips)) if shuffle_buffer is not None else 1
 
     def __iter__(self) -> Iterator[Item]:
@@ -209,7 +206,7 @@ class ClipStream(IterableDataset):
     def _train(self, worker: int) -> Iterator[Item]:
         """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
         epoch, taken = self.starts[worker]
-        batch = _Batch(self.batch_size, worker, self.window)
+        batch = self._new_batch(worker)
         while True:
             reported = taken > 0  # a position inside an epoch stems from an item
             for sample in self._epoch(worker, epoch, taken):
@@ -223,12 +220,15 @@ class ClipStream(IterableDataset):
 
     def _evaluate(self, worker: int) -> Iterator[Item]:
         part = self.layout.part(len(self.clips), worker)
-        batch = _Batch(self.batch_size, worker, self.window)
+        batch = self._new_batch(worker)
         for taken, sample in enumerate(read_samples([self.clips[i] for i in part]), start=1):
             if item := batch.add(self._decode(sample, None), (0, taken)):
                 yield item
         if batch.clips or batch.faults:
             yield batch.flush((0, len(part)))
+
+    def _new_batch(self, worker: int) -> "_Batch":
+        return _Batch(self.batch_size, worker, self.writers[worker] if self.writers else None)
 
     def _epoch(self, worker: int, epoch: int, taken: int) -> Iterator[Sample]:
         """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
@@ -267,21 +267,14 @@ class Decoded:
 
 
 class _Batch:
-    """Collects clips and faults until a batch is full.
+    """Collects clips and faults until a batch is full."""
 
-    A worker writes its batches into a few pieces of shared memory in turns: new pages for every batch would cost more
-    than all else that happens to a decoded clip. The DataLoader asks a worker for `BATCHES_AHEAD` batches at most while
-    one is being looked at (`Item.owned`), so that nobody reads the piece that is written next.
-    """
-
-    def __init__(self, size: int, worker: int, window: Window) -> None:
+    def __init__(self, size: int, worker: int, writer: BatchWriter | None) -> None:
         self.size = size
         self.worker = worker
+        self.writer = writer
         self.clips: list[Decoded] = []
         self.faults: list[dict[str, str]] = []
-        pieces = BATCHES_AHEAD + 1 if get_worker_info() else 0
-        shape = (size, window.num_frames, window.resolution, window.resolution, 3)
-        self.memory = cycle([torch.empty(shape, dtype=torch.uint8).share_memory_() for _ in range(pieces)])
 
     def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
         if clip.fault:
@@ -294,10 +287,7 @@ class _Batch:
     def flush(self, position: tuple[int, int]) -> Item:
         frames = [clip.frames for clip in self.clips if clip.frames is not None]
         keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
-        item = Item(self._stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
+        stack = self.writer.write if self.writer else torch.stack
+        item = Item(stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item
-
-    def _stack(self, frames: list[Tensor]) -> Tensor:
-        memory = next(self.memory, None)
-        return torch.stack(frames, out=None if memory is None else memory[: len(frames)])

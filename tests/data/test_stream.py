@@ -13,9 +13,9 @@ import torch
 
 import data.stream
 from data.datamodule import ClipDataModule
-from data.loader import ClipLoader
+from data.loader import BATCHES_AHEAD, ClipLoader
 from data.shards import Shard
-from data.stream import BATCHES_AHEAD, Clip, Layout, epoch_order, shuffled
+from data.stream import Clip, Layout, epoch_order, shuffled
 from data.synthetic import draw_clip, encode
 from tae.errors import UserError
 
