@@ -38,12 +38,10 @@ from benchmarks.common import RESULTS, publish, spread
 from data.clips import central_window
 from data.datamodule import ClipDataModule
 from data.decode import as_path, read_frames
-from data.loader import START_METHOD, ClipLoader
+from data.loader import BATCHES_AHEAD, START_METHOD, ClipLoader
 from data.prepare import prepare
 from data.stream import Clip, Window, read_samples
 from data.transforms import centre_crop, resize_short_side, to_square
-
-AHEAD = 2  # batches that a worker prepares before they are asked for, as in ClipLoader
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Float(Loose):
 def map_style(dataset: Dataset, corpus: Corpus, workers: int, passes: int) -> DataLoader:
     parallel: dict[str, Any] = {}
     if workers:
-        parallel = {"multiprocessing_context": get_context(START_METHOD), "prefetch_factor": AHEAD}
+        parallel = {"multiprocessing_context": get_context(START_METHOD), "prefetch_factor": BATCHES_AHEAD}
     numbers = list(range(len(corpus.clips))) * passes
     pinned = torch.cuda.is_available() and not isinstance(dataset, Bare)
     return DataLoader(

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from data.exchange import BatchReader, BatchWriter, exchange
 from data.stream import Clip, ClipStream, Item, Layout, Window
 from tae.errors import UserError
 
+BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
 JUDGED_FROM = 1000  # clips; before that one broken file would be a large share
 
 # Not fork: libav and torch keep threads and locks that a forked child would inherit in an undefined state. The fork
@@ -91,7 +94,7 @@ class ClipLoader:
 
     def _train(self) -> Iterator[dict[str, Any]]:
         if self._endless is None:
-            self._endless = iter(self._items())
+            self._endless = self._items()
         given = 0
         while given < len(self):
             item = next(self._endless)
@@ -108,8 +111,30 @@ class ClipLoader:
             if item.frames is not None:
                 yield _batch(item)
 
-    def _items(self) -> DataLoader:
-        stream = ClipStream(
+    def _items(self) -> Iterator[Item]:
+        """The stream's items from where it stands, each with its frames."""
+        if not self.num_workers:
+            yield from DataLoader(self._stream(), batch_size=None)
+            return
+        context = multiprocessing.get_context(START_METHOD)
+        if START_METHOD == "forkserver":
+            context.set_forkserver_preload(["data.stream"])
+        shape = (self.batch_size, self.window.num_frames, self.window.resolution, self.window.resolution, 3)
+        ends = [exchange(shape, BATCHES_AHEAD + 1, context) for _ in range(self.num_workers)]
+        readers = [reader for _, reader in ends]
+        running = DataLoader(
+            self._stream([writer for writer, _ in ends]),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=BATCHES_AHEAD,
+            multiprocessing_context=context,
+            worker_init_fn=_single_thread,
+        )
+        for item in running:
+            yield _with_frames(item, readers)
+
+    def _stream(self, writers: Sequence[BatchWriter] = ()) -> ClipStream:
+        return ClipStream(
             self.clips,
             self.window,
             self.layout,
@@ -118,15 +143,7 @@ class ClipLoader:
             self.seed,
             self._positions,
             self._next_worker,
-        )
-        parallel: dict[str, Any] = {}
-        if self.num_workers:
-            context = multiprocessing.get_context(START_METHOD)
-            if START_METHOD == "forkserver":
-                context.set_forkserver_preload(["data.stream"])
-            parallel = {"multiprocessing_context": context, "worker_init_fn": _single_thread, "prefetch_factor": 2}
-        return DataLoader(
-            stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **parallel
+            writers,
         )
 
     def _note(self, item: Item) -> None:
@@ -205,6 +222,12 @@ class ClipLoader:
             "number of clips": len(self.clips),
             "list of clips": hashlib.sha256(clips.encode()).hexdigest()[:12],
         }
+
+
+def _with_frames(item: Item, readers: Sequence[BatchReader]) -> Item:
+    if isinstance(item.frames, int):
+        return replace(item, frames=readers[item.worker].read(item.frames, len(item.keys)))
+    return item
 
 
 def _batch(item: Item) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
+import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
+from data.exchange import BatchWriter
 from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
 from data.transforms import to_square
 
@@ -147,19 +149,17 @@ def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker hands to the main process: a batch (or none) and where the worker stands after it."""
+    """What a worker hands to the main process: a batch (or none) and where the worker stands after it.
 
-    frames: Tensor | None
+    The frames are a tensor or, out of a worker process, the number of the piece of memory that holds them.
+    """
+
+    frames: Tensor | int | None
     keys: list[str]
     fps: list[float]
     faults: list[dict[str, str]]
     worker: int
     position: tuple[int, int]
-
-    def pin_memory(self) -> "Item":
-        """Called by the DataLoader where batches go to a GPU."""
-        frames = None if self.frames is None else self.frames.pin_memory()
-        return Item(frames, self.keys, self.fps, self.faults, self.worker, self.position)
 
 
 class ClipStream(IterableDataset):
@@ -171,6 +171,8 @@ class ClipStream(IterableDataset):
             with the central window and crop. A number makes the stream endless, with random windows and crops.
         starts: the position (epoch, clips taken in it) that each worker starts from.
         first_worker: which worker's turn it is, so that a resumed run takes the workers in the same order.
+        writers: for each worker process the memory that its batches go into; none where the stream is read in the
+            training process itself.
     """
 
     def __init__(
@@ -183,6 +185,7 @@ class ClipStream(IterableDataset):
         seed: int,
         starts: Sequence[tuple[int, int]],
         first_worker: int = 0,
+        writers: Sequence[BatchWriter] = (),
     ) -> None:
         self.clips = clips
         self.window = window
@@ -192,6 +195,7 @@ class ClipStream(IterableDataset):
         self.seed = seed
         self.starts = starts
         self.first_worker = first_worker
+        self.writers = writers
         self.rounds = -(-layout.consumers // len(clips)) if shuffle_buffer is not None else 1
 
     def __iter__(self) -> Iterator[Item]:
@@ -202,7 +206,7 @@ class ClipStream(IterableDataset):
     def _train(self, worker: int) -> Iterator[Item]:
         """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
         epoch, taken = self.starts[worker]
-        batch = _Batch(self.batch_size, worker)
+        batch = self._new_batch(worker)
         while True:
             reported = taken > 0  # a position inside an epoch stems from an item
             for sample in self._epoch(worker, epoch, taken):
@@ -216,12 +220,15 @@ class ClipStream(IterableDataset):
 
     def _evaluate(self, worker: int) -> Iterator[Item]:
         part = self.layout.part(len(self.clips), worker)
-        batch = _Batch(self.batch_size, worker)
+        batch = self._new_batch(worker)
         for taken, sample in enumerate(read_samples([self.clips[i] for i in part]), start=1):
             if item := batch.add(self._decode(sample, None), (0, taken)):
                 yield item
         if batch.clips or batch.faults:
             yield batch.flush((0, len(part)))
+
+    def _new_batch(self, worker: int) -> "_Batch":
+        return _Batch(self.batch_size, worker, self.writers[worker] if self.writers else None)
 
     def _epoch(self, worker: int, epoch: int, taken: int) -> Iterator[Sample]:
         """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
@@ -262,9 +269,10 @@ class Decoded:
 class _Batch:
     """Collects clips and faults until a batch is full."""
 
-    def __init__(self, size: int, worker: int) -> None:
+    def __init__(self, size: int, worker: int, writer: BatchWriter | None) -> None:
         self.size = size
         self.worker = worker
+        self.writer = writer
         self.clips: list[Decoded] = []
         self.faults: list[dict[str, str]] = []
 
@@ -279,7 +287,7 @@ class _Batch:
     def flush(self, position: tuple[int, int]) -> Item:
         frames = [clip.frames for clip in self.clips if clip.frames is not None]
         keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
-        # In a worker default_collate stacks straight into shared memory, which the queue need not copy again.
-        item = Item(default_collate(frames) if frames else None, keys, fps, self.faults, self.worker, position)
+        stack = self.writer.write if self.writer else torch.stack
+        item = Item(stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item

@@ -40,8 +40,7 @@ def to_square(frames: np.ndarray, size: int, rng: np.random.Generator | None) ->
 
     Shapes:
         frames:  (t, h, w, 3) uint8
-        returns: (t, size, size, 3) uint8, contiguous
+        returns: (t, size, size, 3) uint8, possibly a view of a larger picture
     """
     scaled = resize_short_side(torch.from_numpy(frames), size)
-    cropped = centre_crop(scaled, size) if rng is None else random_crop(scaled, size, rng)
-    return cropped.contiguous()
+    return centre_crop(scaled, size) if rng is None else random_crop(scaled, size, rng)

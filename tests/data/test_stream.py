@@ -13,7 +13,7 @@ import torch
 
 import data.stream
 from data.datamodule import ClipDataModule
-from data.loader import ClipLoader
+from data.loader import BATCHES_AHEAD, ClipLoader
 from data.shards import Shard
 from data.stream import Clip, Layout, epoch_order, shuffled
 from data.synthetic import draw_clip, encode
@@ -108,6 +108,16 @@ def test_a_batch_is_what_the_contract_says(make_module: Make) -> None:
     assert batch["frames"].shape == (2, 8, 16, 16, 3)
     assert batch["frames"].dtype == torch.uint8
     assert batch["fps"] == [12.0, 12.0]
+
+
+def test_batches_stay_what_they_are_while_a_worker_writes_the_next_ones(make_module: Make) -> None:
+    """Workers write into the same shared memory again and again."""
+    kept = list(make_module(num_workers=1, batch_size=1).test_dataloader())
+    alone = list(make_module(num_workers=0, batch_size=1).test_dataloader())
+    assert len(kept) > BATCHES_AHEAD + 1
+    for batch, expected in zip(kept, alone, strict=True):
+        assert batch["keys"] == expected["keys"]
+        assert torch.equal(batch["frames"], expected["frames"])
 
 
 def test_windows_and_crops_do_not_depend_on_the_layout(make_module: Make) -> None:
