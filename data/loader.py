@@ -2,8 +2,15 @@
 
 import hashlib
 import json
+import logging
+import math
 import multiprocessing
-from collections.abc import Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +18,18 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from data.stream import Clip, ClipStream, Item, Layout, Window
+from data.storage import Access
+from data.stream import Board, Clip, ClipStream, Item, Layout, Window
 from tae.errors import UserError
 
 JUDGED_FROM = 1000  # clips; before that one broken file would be a large share
+POLL_SECONDS = 0.5  # between two looks at what the workers do
 
 # Not fork: libav and torch keep threads and locks that a forked child would inherit in an undefined state. The fork
 # server imports torch once, in a process without threads, and forks from there: as safe as spawn, much faster.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+log = logging.getLogger(__name__)
 
 
 class ClipLoader:
@@ -33,15 +44,22 @@ class ClipLoader:
 
     Clips that do not decode are left out, kept in `skipped` and appended to `skipped.jsonl`; never replaced.
 
+    A worker process that dies, or takes longer over a clip than it may and is killed for it, costs that clip alone: all
+    workers start again where they stood, the clip is left out from then on. That may happen to a share of `max_skipped`
+    of the clips. Without worker processes nothing protects from such a clip.
+
     Args:
         name: of the split, for messages.
         clips: all usable clips of the split, the same list in every process.
         num_workers: decoding processes; 0 decodes in this one.
         max_skipped: share of clips that may fail before training stops.
         output_dir: where `skipped.jsonl` is written.
+        access: how shards are read.
+        decode_timeout: seconds that a worker process may take over one clip.
 
     Raises:
-        UserError: while iterating for training, when too many clips fail.
+        UserError: while iterating for training, when too many clips fail; also for evaluation, when too many of them
+            end a worker.
     """
 
     def __init__(
@@ -57,6 +75,8 @@ class ClipLoader:
         output_dir: Path,
         rank: int,
         world_size: int,
+        access: Access | None = None,
+        decode_timeout: float = 60.0,
     ) -> None:
         self.name = name
         self.clips = clips
@@ -67,6 +87,8 @@ class ClipLoader:
         self.seed = seed
         self.max_skipped = max_skipped
         self.output_dir = output_dir
+        self.access = access or Access()
+        self.decode_timeout = decode_timeout
         self.layout = Layout(rank, world_size, max(num_workers, 1))
         self.skipped: list[dict[str, str]] = []
         self._taken = 0
@@ -74,6 +96,8 @@ class ClipLoader:
         self._positions = [(0, 0)] * self.layout.num_workers
         self._next_worker = 0
         self._endless: Iterator[Item] | None = None
+        self._deadly: dict[int, str] = {}  # clips that ended a worker, by number, and how
+        self._worker_deaths = 0
 
     @property
     def training(self) -> bool:
@@ -91,7 +115,7 @@ class ClipLoader:
 
     def _train(self) -> Iterator[dict[str, Any]]:
         if self._endless is None:
-            self._endless = iter(self._items())
+            self._endless = self._items()
         given = 0
         while given < len(self):
             item = next(self._endless)
@@ -103,12 +127,32 @@ class ClipLoader:
 
     def _evaluate(self) -> Iterator[dict[str, Any]]:
         self.skipped, self._taken = [], 0
+        self._positions = [(0, 0)] * self.layout.num_workers
         for item in self._items():
             self._note(item)
             if item.frames is not None:
                 yield _batch(item)
 
-    def _items(self) -> DataLoader:
+    def _items(self) -> Iterator[Item]:
+        """What the workers give; where one of them dies, all are started again from where they stand."""
+        if not self.num_workers:
+            yield from self._start(None)
+            return
+        while True:
+            board = Board(self.num_workers)
+            running = iter(self._start(board))
+            watch = Watch(board, running._workers, self.decode_timeout)  # type: ignore[attr-defined]
+            try:
+                yield from running
+                return
+            except Exception as error:
+                if not (dead := watch.find_dead()):
+                    raise
+                self._note_deaths(dead, error)
+            finally:
+                watch.stop()
+
+    def _start(self, board: Board | None) -> DataLoader:
         stream = ClipStream(
             self.clips,
             self.window,
@@ -118,6 +162,9 @@ class ClipLoader:
             self.seed,
             self._positions,
             self._next_worker,
+            self.access,
+            self._deadly,
+            board,
         )
         parallel: dict[str, Any] = {}
         if self.num_workers:
@@ -129,11 +176,33 @@ class ClipLoader:
             stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **parallel
         )
 
+    def _note_deaths(self, dead: list[tuple[int, str]], error: Exception) -> None:
+        """Leave out what ended the workers from now on, as long as that does not happen too often."""
+        self._worker_deaths += len(dead)
+        for number, reason in dead:
+            clip = self._by_number(number)
+            at = f"at clip {clip.key} of {clip.shard.url}" if clip else "between two clips"
+            if clip:
+                self._deadly[number] = f"decoding it ended a worker process: {reason}"
+            log.warning("A worker process that reads %s ended %s: %s.", self.name, at, reason)
+        allowed = math.ceil(self.max_skipped * len(self.clips))
+        if self._worker_deaths > allowed:
+            raise UserError(
+                f"Worker processes that read {self.name} ended {self._worker_deaths} times, the last one {at}: {reason}. "
+                f"data.max_skipped={self.max_skipped} of {len(self.clips)} clips allows {allowed}. Prepare the data again "
+                "without what ends them, or allow more; if memory is what lacks, lower data.num_workers, "
+                "data.shuffle_buffer or data.batch_size."
+            ) from error
+        log.warning("All workers go on from where they stood (%d of %d times).", self._worker_deaths, allowed)
+
+    def _by_number(self, number: int) -> Clip | None:
+        return next((clip for clip in self.clips if clip.number == number), None)
+
     def _note(self, item: Item) -> None:
         """Remember what an item says beside its batch: the worker's position, counts, and clips that failed."""
         self._taken += len(item.keys) + len(item.faults)
+        self._positions[item.worker] = item.position
         if self.training:
-            self._positions[item.worker] = item.position
             self._next_worker = (item.worker + 1) % self.layout.num_workers
         if item.frames is not None:
             self._barren.clear()
@@ -167,7 +236,7 @@ class ClipLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where every process stands after the batches that were handed out. All processes must call it together."""
         mine = {"positions": list(self._positions), "next_worker": self._next_worker}
-        mine |= {"taken": self._taken, "skipped": self.skipped}
+        mine |= {"taken": self._taken, "skipped": self.skipped, "deadly": list(self._deadly.items())}
         ranks = [mine]
         if dist.is_available() and dist.is_initialized() and self.layout.world_size > 1:
             ranks = [{} for _ in range(self.layout.world_size)]
@@ -192,6 +261,7 @@ class ClipLoader:
         self._positions = [(epoch, taken) for epoch, taken in mine["positions"]]
         self._next_worker = mine["next_worker"]
         self._taken, self.skipped = mine["taken"], list(mine["skipped"])
+        self._deadly = {number: reason for rank in state["ranks"] for number, reason in rank.get("deadly", [])}
         self._endless = None
 
     def _layout_summary(self) -> dict[str, Any]:
@@ -205,6 +275,60 @@ class ClipLoader:
             "number of clips": len(self.clips),
             "list of clips": hashlib.sha256(clips.encode()).hexdigest()[:12],
         }
+
+
+class Watch:
+    """A thread that kills workers which are at one clip for too long, and knows how workers ended.
+
+    It counts its own looks instead of reading a clock, so that a process which was stopped for an hour does not take its
+    workers, which were stopped too, for hanging.
+    """
+
+    def __init__(self, board: Board, workers: Sequence[Any], timeout: float) -> None:
+        self._board = board
+        self._workers = workers
+        self._timeout = timeout
+        self._killed: dict[int, int] = {}  # worker -> clip
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="watch over the data workers", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def find_dead(self) -> list[tuple[int, str]]:
+        """(number of the clip or Board.IDLE, reason) of each worker that did not end by itself.
+
+        Waits a little: a worker's last sign may be a broken connection, shortly before the system tells that it is gone.
+        """
+        for _ in range(20):
+            codes = {worker: process.exitcode for worker, process in enumerate(self._workers)}
+            if dead := [worker for worker, code in codes.items() if code]:
+                return [(self._clip_of(worker), self._reason(worker, codes[worker])) for worker in dead]
+            time.sleep(0.1)
+        return []
+
+    def _run(self) -> None:
+        looks = [0] * len(self._workers)
+        seen = [(Board.IDLE, 0)] * len(self._workers)
+        while not self._stopped.wait(POLL_SECONDS):
+            for worker, process in enumerate(self._workers):
+                now = self._board.read(worker)
+                looks[worker] = looks[worker] + 1 if now == seen[worker] else 0
+                seen[worker] = now
+                if now[0] != Board.IDLE and looks[worker] * POLL_SECONDS >= self._timeout:
+                    self._killed.setdefault(worker, now[0])
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+
+    def _clip_of(self, worker: int) -> int:
+        return self._killed.get(worker, self._board.read(worker)[0])
+
+    def _reason(self, worker: int, code: int) -> str:
+        if worker in self._killed:
+            return f"not done after {self._timeout:g} s (data.decode_timeout)"
+        if code == -signal.SIGKILL:
+            return "killed by SIGKILL, as systems do that run out of memory"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _batch(item: Item) -> dict[str, Any]:
