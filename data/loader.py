@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ class ClipLoader:
             context = multiprocessing.get_context(START_METHOD)
             if START_METHOD == "forkserver":
                 context.set_forkserver_preload(["data.stream"])
-            parallel = {"multiprocessing_context": context, "worker_init_fn": _single_thread, "prefetch_factor": 2}
+            parallel = {"multiprocessing_context": context, "worker_init_fn": _prepare_worker, "prefetch_factor": 2}
         return DataLoader(
             stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **parallel
         )
@@ -311,7 +312,11 @@ class Watch:
         looks = [0] * len(self._workers)
         seen = [(Board.IDLE, 0)] * len(self._workers)
         while not self._stopped.wait(POLL_SECONDS):
+            # By their sentinels: only one thread may ask for an exit code.
+            ended = wait([process.sentinel for process in self._workers], timeout=0)
             for worker, process in enumerate(self._workers):
+                if process.sentinel in ended:
+                    continue
                 now = self._board.read(worker)
                 looks[worker] = looks[worker] + 1 if now == seen[worker] else 0
                 seen[worker] = now
@@ -335,6 +340,7 @@ def _batch(item: Item) -> dict[str, Any]:
     return {"frames": item.frames, "keys": item.keys, "fps": item.fps}
 
 
-def _single_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     """Parallelism is over workers; more threads in each would only compete with one another."""
     torch.set_num_threads(1)
+    import decord  # noqa: F401  # here, or its loading would count as the first clip's time

@@ -188,11 +188,20 @@ class RetriedFile(io.RawIOBase):
                 raise
             except Exception as error:  # each library behind fsspec has errors of its own
                 self._drop()
-                if attempt == self.access.tries or (self._scheme == "" and isinstance(error, EOFError)):
+                if attempt == self.access.tries or self._is_final(error):
                     tries = "" if attempt == 1 else f", {attempt} times"
                     raise SourceError(f"{_plain(error)}{tries}") from error
                 time.sleep(_pause(attempt))
         raise AssertionError("unreachable")
+
+    def _is_final(self, error: Exception) -> bool:
+        """Whether trying again is no use: a local file stays short, and what nobody knows to exist may well be a typo."""
+        unknown = (FileNotFoundError, PermissionError)
+        return (
+            (self._scheme == "" and isinstance(error, EOFError))
+            or (self.size is None and isinstance(error, unknown))
+            or type(error).__name__ == "NoCredentialsError"  # botocore's, which need not be installed
+        )
 
     def _try(self, wanted: int) -> bytes:
         gap = self._position - self._stream_position

@@ -41,7 +41,7 @@ def make_loader(
         names = [*(f"good{number}" for number in range(5)), "evil", *(f"good{number}" for number in range(5, 8))]
         write_shard(tmp_path / "s", {name: (evil if name == "evil" else video, 16) for name in names})
         shards = {split: str(tmp_path / "s" / "shard-*.tar")}
-        settings = {"num_workers": 2, "batch_size": 1, "max_skipped": 0.2, "decode_timeout": 2.0}
+        settings = {"num_workers": 2, "batch_size": 1, "max_skipped": 0.2, "decode_timeout": 5.0}
         module = make_module(shards=shards, **(settings | overrides))
         return module.train_dataloader() if split == "train" else module.eval_dataloader(split)
 
@@ -52,7 +52,7 @@ def make_loader(
 @pytest.mark.parametrize(
     ("evil", "reason"),
     [
-        ("hangs", "not done after 2 s (data.decode_timeout)"),
+        ("hangs", "not done after 5 s (data.decode_timeout)"),
         ("SIGSEGV", "signal SIGSEGV"),
         ("SIGKILL", "killed by SIGKILL, as systems do that run out of memory"),
         ("exits", "exit code 3"),
@@ -63,17 +63,17 @@ def test_a_worker_that_hangs_or_dies_costs_that_clip_alone(
 ) -> None:
     """The order is that of a run in which the clip is merely broken, also when it is resumed after the death."""
     broken = make_loader(b"nothing")
-    expected = keys_of(islice(iter(broken), 9)) + keys_of(islice(iter(broken), 9))
+    expected = keys_of([*broken, *broken])
     skipped = tmp_path / "output" / "skipped.jsonl"
     skipped.unlink()
     started = time.monotonic()
     loader = make_loader(evil.encode())
-    got = keys_of(islice(iter(loader), 9))
+    got = keys_of([*loader, *islice(iter(loader), 5)])
     assert time.monotonic() - started < 60  # seconds: the promise is that it is never a hang
     assert loader._worker_deaths == 1
     resumed = make_loader(evil.encode())
     resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
-    got += keys_of(islice(iter(resumed), 9))
+    got += keys_of(islice(iter(resumed), 4))
     assert got == expected
     assert resumed._worker_deaths == 0  # the clip is known by then
     lines = [json.loads(line) for line in skipped.read_text().splitlines()]
@@ -97,17 +97,19 @@ def test_more_deaths_than_allowed_end_the_run_with_the_clip(make_loader: Callabl
 
 
 def test_workers_killed_between_clips_lose_and_repeat_nothing(make_loader: Callable[..., ClipLoader]) -> None:
-    expected = keys_of(islice(make_loader(b"nothing")._train(), 9))
+    expected = keys_of(make_loader(b"nothing"))
+    others = {child.pid for child in multiprocessing.active_children()}
     loader = make_loader(b"nothing", max_skipped=1.0)
     batches, got = iter(loader), []
-    for _ in range(3):
+    for _ in range(2):
         got += keys_of(islice(batches, 2))
         time.sleep(1.0)  # by then the workers have read ahead as far as they may
-        workers = [child for child in multiprocessing.active_children() if child.is_alive()]
-        os.kill(workers[-1].pid or 0, signal.SIGKILL)
+        for child in multiprocessing.active_children():
+            if child.pid not in others:
+                os.kill(child.pid or 0, signal.SIGKILL)
     got += keys_of(batches)
     assert got == expected
-    assert loader._worker_deaths == 3
+    assert loader._worker_deaths == 4  # both workers, twice
     assert {fault["key"] for fault in loader.skipped} == {"evil"}
 
 
@@ -120,6 +122,6 @@ def test_a_fault_of_the_program_in_a_worker_is_not_taken_for_a_death(make_loader
 
 
 def test_torch_gives_a_batch_of_the_size_after_a_death(make_loader: Callable[..., ClipLoader]) -> None:
-    (first, *_) = list(make_loader(b"exits", batch_size=3))
+    (first, *_) = list(make_loader(b"exits", batch_size=3, decode_timeout=60.0))
     assert first["frames"].shape == (3, 16, 16, 16, 3)
     assert first["frames"].dtype == torch.uint8

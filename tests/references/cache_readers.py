@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, os.getcwd())
+sys.path.insert(0, str(Path.cwd()))
 from data.cache import ShardCache
 
 SIZE, SHARDS, ROOM = 10_000, 12, 4
