@@ -152,6 +152,7 @@ class ClipLoader:
                 self._note_deaths(dead, error)
             finally:
                 watch.stop()
+                del running  # or its workers would stay until the next ones are there
 
     def _start(self, board: Board | None) -> DataLoader:
         stream = ClipStream(

@@ -211,7 +211,7 @@ def _members(tar: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     end = 0
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
-        if tar.offset <= end:
+        if member.size < 0 or tar.offset <= end:
             raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
         end = tar.offset
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None:

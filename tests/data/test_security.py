@@ -216,10 +216,22 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         (header("x", MAX_HEADER_BYTES + 1, tarfile.GNUTYPE_LONGNAME), "a header of"),
         (header("x", 1 << 40, tarfile.XHDTYPE), "a header of"),
         (header("x", -512), "the shard cannot be read"),
+        (header("a.mp4", -1), "the shard cannot be read"),
         (gzip.compress(bytes(10_000_000)), "the shard cannot be read"),
         (b"", "the shard cannot be read"),
     ],
-    ids=["large", "huge", "past the end", "json", "long name", "attributes", "negative", "compressed", "empty"],
+    ids=[
+        "large",
+        "huge",
+        "past the end",
+        "json",
+        "long name",
+        "attributes",
+        "negative",
+        "minus one",
+        "compressed",
+        "empty",
+    ],
 )
 def test_sizes_that_a_shard_claims_are_checked_first(
     load: Callable[..., ClipLoader], content: bytes, reason: str
