@@ -8,9 +8,11 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from data.cache import ShardCache
 from data.clips import ShortClip, window_span
 from data.loader import ClipLoader
-from data.shards import find_shards
+from data.shards import Shard, find_shards
+from data.storage import Access, is_remote
 from data.stream import Clip, Window
 from tae.errors import UserError
 
@@ -30,13 +32,19 @@ class ClipDataModule(LightningDataModule):
         frame_stride: every how manieth frame of the file is taken.
         resolution: height and width in pixels, after scaling the short side to it and cropping.
         batch_size: clips in a batch of one process.
-        num_workers: decoding processes for each loader; 0 decodes in the training process.
+        num_workers: decoding processes for each loader; 0 decodes in the training process, which then nothing protects
+            from a file that crashes the decoder or makes it hang.
         short_clip: what becomes of files with fewer frames than a window spans: `skip` leaves them out,
             `repeat_last` repeats their last frame.
         max_skipped: share of clips that may fail to decode before training stops.
         shuffle_buffer: video files that each worker holds in memory to shuffle them.
         seed: of the order, the windows and the crops.
         output_dir: where `skipped.jsonl` names the clips that failed.
+        decode_timeout: seconds that a worker process may take over one clip before it is killed and the clip skipped.
+        read_tries, read_timeout: as `tries` and `timeout` in `data.storage.Access`.
+        cache_dir: folder of a local disk in which shards from http(s) and s3 are kept; None streams them each time.
+        cache_gb: at most so many gigabytes (1e9 bytes) are kept there.
+        allow_pipe: let `shards` hold `pipe:COMMAND`.
 
     Raises:
         UserError: an argument is out of its range; in `setup`, shards that are missing or do not fit their index,
@@ -56,12 +64,25 @@ class ClipDataModule(LightningDataModule):
         shuffle_buffer: int,
         seed: int,
         output_dir: str | Path,
+        decode_timeout: float = 60.0,  # these have defaults for checkpoints that are older than they are
+        read_tries: int = 8,
+        read_timeout: float = 60.0,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 100.0,
+        allow_pipe: bool = False,
     ) -> None:
         super().__init__()
         at_least_one = {"num_frames": num_frames, "frame_stride": frame_stride, "batch_size": batch_size}
-        _check_numbers(at_least_one | {"shuffle_buffer": shuffle_buffer}, 1)
+        _check_numbers(at_least_one | {"shuffle_buffer": shuffle_buffer, "read_tries": read_tries}, 1)
         _check_numbers({"resolution": resolution}, 8)
         _check_numbers({"num_workers": num_workers}, 0)
+        for name, value in {
+            "decode_timeout": decode_timeout,
+            "read_timeout": read_timeout,
+            "cache_gb": cache_gb,
+        }.items():
+            if not 0 < value < float("inf"):
+                raise UserError(f"data.{name}={value} is not allowed: give a number greater than 0.")
         if short_clip not in get_args(ShortClip):
             raise UserError(f"data.short_clip={short_clip} is unknown. Choose {' or '.join(get_args(ShortClip))}.")
         if not 0 <= max_skipped <= 1:
@@ -77,6 +98,9 @@ class ClipDataModule(LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self.output_dir = Path(output_dir)
+        self.decode_timeout = decode_timeout
+        cache = None if cache_dir is None else ShardCache(Path(cache_dir).expanduser(), round(cache_gb * 1e9))
+        self.access = Access(read_tries, read_timeout, cache, allow_pipe)
         self.clips: dict[str, list[Clip]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -120,6 +144,8 @@ class ClipDataModule(LightningDataModule):
             self.output_dir,
             rank,
             world_size,
+            self.access,
+            self.decode_timeout,
         )
 
     def _place(self) -> tuple[int, int]:
@@ -142,7 +168,9 @@ class ClipDataModule(LightningDataModule):
         option = f"data.shards.{split}"
         patterns = self.shards[split]
         assert patterns is not None
-        pairs = [(key, shard) for shard in find_shards(patterns, option) for key in shard.frames]
+        shards = find_shards(patterns, option, self.access)
+        self._check_cache([shard for shard in shards if is_remote(shard.url)])
+        pairs = [(key, shard) for shard in shards for key in shard.frames]
         span = window_span(self.window.num_frames, self.window.frame_stride)
         usable = [pair for pair in pairs if self.short_clip == "repeat_last" or pair[1].frames[pair[0]] >= span]
         if not usable:
@@ -157,6 +185,21 @@ class ClipDataModule(LightningDataModule):
             fate = "left out" if self.short_clip == "skip" else "filled up with their last frame"
             rank_zero_info(f"{split}: {short} of {len(pairs)} clips have fewer than {span} frames and are {fate}.")
         return [Clip(number, key, shard) for number, (key, shard) in enumerate(usable)]
+
+    def _check_cache(self, remote: Sequence[Shard]) -> None:
+        """Make the cache's folder, if there is anything to keep in it."""
+        if (cache := self.access.cache) is None or not remote:
+            return
+        largest = max(remote, key=lambda shard: shard.bytes or 0)
+        if (largest.bytes or 0) > cache.max_bytes:
+            raise UserError(
+                f"data.cache_gb={cache.max_bytes / 1e9:g} is less than one shard: {largest.url} has {largest.bytes} bytes. "
+                "Allow more, or set data.cache_dir=null."
+            )
+        try:
+            cache.prepare()
+        except OSError as error:
+            raise UserError(f"data.cache_dir={cache.folder} cannot be used: {error}. Choose another folder.") from error
 
 
 def _check_numbers(arguments: Mapping[str, int], least: int) -> None:

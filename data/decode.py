@@ -10,6 +10,8 @@ import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 FRAMES_AT_ONCE = 8  # 200 MB at 3840x2160
+MAX_PIXELS = 8192 * 8192  # of a frame: 200 MB; 8K has half as many
+MAX_ASPECT = 32  # long side to short side: scaling the short one up must not make the long one huge
 
 
 class DecodeError(Exception):
@@ -51,8 +53,11 @@ class VideoFile:
         try:
             self._reader = decord.VideoReader(path, num_threads=1)  # parallel over clips, not inside one
             self.fps = float(self._reader.get_avg_fps())
+            height, width = self._reader.get_batch([]).shape[1:3]  # what the file claims; decodes nothing
         except Exception as error:
             raise DecodeError(f"cannot be opened: {_plain(error)}") from error
+        if height * width > MAX_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):
+            raise DecodeError(f"claims pictures of {width}x{height} pixels, which is beyond all use")
 
     def __len__(self) -> int:
         return len(self._reader)

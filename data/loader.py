@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from data.exchange import BatchReader, BatchWriter, exchange
+from data.storage import Access
 from data.stream import Clip, ClipStream, Item, Layout, Window
+from data.workers import BatchReader, BatchWriter, Board, Watch, exchange
 from tae.errors import UserError
 
 BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
@@ -22,6 +25,8 @@ JUDGED_FROM = 1000  # clips; before that one broken file would be a large share
 # Not fork: libav and torch keep threads and locks that a forked child would inherit in an undefined state. The fork
 # server imports torch once, in a process without threads, and forks from there: as safe as spawn, much faster.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+log = logging.getLogger(__name__)
 
 
 class ClipLoader:
@@ -36,15 +41,22 @@ class ClipLoader:
 
     Clips that do not decode are left out, kept in `skipped` and appended to `skipped.jsonl`; never replaced.
 
+    A worker process that dies, or takes longer over a clip than it may and is killed for it, costs that clip alone: all
+    workers start again where they stood, the clip is left out from then on. That may happen to a share of `max_skipped`
+    of the clips. Without worker processes nothing protects from such a clip.
+
     Args:
         name: of the split, for messages.
         clips: all usable clips of the split, the same list in every process.
         num_workers: decoding processes; 0 decodes in this one.
         max_skipped: share of clips that may fail before training stops.
         output_dir: where `skipped.jsonl` is written.
+        access: how shards are read.
+        decode_timeout: seconds that a worker process may take over one clip.
 
     Raises:
-        UserError: while iterating for training, when too many clips fail.
+        UserError: while iterating for training, when too many clips fail; also for evaluation, when too many of them
+            end a worker.
     """
 
     def __init__(
@@ -60,6 +72,8 @@ class ClipLoader:
         output_dir: Path,
         rank: int,
         world_size: int,
+        access: Access | None = None,
+        decode_timeout: float = 60.0,
     ) -> None:
         self.name = name
         self.clips = clips
@@ -70,6 +84,8 @@ class ClipLoader:
         self.seed = seed
         self.max_skipped = max_skipped
         self.output_dir = output_dir
+        self.access = access or Access()
+        self.decode_timeout = decode_timeout
         self.layout = Layout(rank, world_size, max(num_workers, 1))
         self.skipped: list[dict[str, str]] = []
         self._taken = 0
@@ -77,6 +93,8 @@ class ClipLoader:
         self._positions = [(0, 0)] * self.layout.num_workers
         self._next_worker = 0
         self._endless: Iterator[Item] | None = None
+        self._deadly: dict[int, str] = {}  # clips that ended a worker, by number, and how
+        self._worker_deaths = 0
 
     @property
     def training(self) -> bool:
@@ -106,34 +124,52 @@ class ClipLoader:
 
     def _evaluate(self) -> Iterator[dict[str, Any]]:
         self.skipped, self._taken = [], 0
+        self._positions = [(0, 0)] * self.layout.num_workers
         for item in self._items():
             self._note(item)
             if item.frames is not None:
                 yield _batch(item)
 
     def _items(self) -> Iterator[Item]:
-        """The stream's items from where it stands, each with its frames."""
+        """The stream's items, each with its frames; where a worker dies, all are started again from where they stand."""
         if not self.num_workers:
             yield from DataLoader(self._stream(), batch_size=None)
             return
+        while True:
+            board = Board(self.num_workers)
+            loader, readers = self._workers(board)
+            running = iter(loader)
+            watch = Watch(board, running._workers, self.decode_timeout)  # type: ignore[attr-defined]
+            try:
+                for item in running:
+                    yield _with_frames(item, readers)
+                return
+            except Exception as error:
+                if not (dead := watch.find_dead()):
+                    raise
+                self._note_deaths(dead, error)
+            finally:
+                watch.stop()
+                del running  # or its workers would stay until the next ones are there
+
+    def _workers(self, board: Board) -> tuple[DataLoader, list[BatchReader]]:
+        """Worker processes that read the stream from where it stands, and the ends of the memory they write into."""
         context = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
             context.set_forkserver_preload(["data.stream"])
         shape = (self.batch_size, self.window.num_frames, self.window.resolution, self.window.resolution, 3)
         ends = [exchange(shape, BATCHES_AHEAD + 1, context) for _ in range(self.num_workers)]
-        readers = [reader for _, reader in ends]
-        running = DataLoader(
-            self._stream([writer for writer, _ in ends]),
+        loader = DataLoader(
+            self._stream([writer for writer, _ in ends], board),
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=BATCHES_AHEAD,
             multiprocessing_context=context,
-            worker_init_fn=_single_thread,
+            worker_init_fn=_prepare_worker,
         )
-        for item in running:
-            yield _with_frames(item, readers)
+        return loader, [reader for _, reader in ends]
 
-    def _stream(self, writers: Sequence[BatchWriter] = ()) -> ClipStream:
+    def _stream(self, writers: Sequence[BatchWriter] = (), board: Board | None = None) -> ClipStream:
         return ClipStream(
             self.clips,
             self.window,
@@ -143,14 +179,39 @@ class ClipLoader:
             self.seed,
             self._positions,
             self._next_worker,
+            self.access,
+            self._deadly,
             writers,
+            board,
         )
+
+    def _note_deaths(self, dead: list[tuple[int, str]], error: Exception) -> None:
+        """Leave out what ended the workers from now on, as long as that does not happen too often."""
+        self._worker_deaths += len(dead)
+        for number, reason in dead:
+            clip = self._by_number(number)
+            at = f"at clip {clip.key} of {clip.shard.url}" if clip else "between two clips"
+            if clip:
+                self._deadly[number] = f"decoding it ended a worker process: {reason}"
+            log.warning("A worker process that reads %s ended %s: %s.", self.name, at, reason)
+        allowed = math.ceil(self.max_skipped * len(self.clips))
+        if self._worker_deaths > allowed:
+            raise UserError(
+                f"Worker processes that read {self.name} ended {self._worker_deaths} times, the last one {at}: {reason}. "
+                f"data.max_skipped={self.max_skipped} of {len(self.clips)} clips allows {allowed}. Prepare the data again "
+                "without what ends them, or allow more; if memory is what lacks, lower data.num_workers, "
+                "data.shuffle_buffer or data.batch_size."
+            ) from error
+        log.warning("All workers go on from where they stood (%d of %d times).", self._worker_deaths, allowed)
+
+    def _by_number(self, number: int) -> Clip | None:
+        return next((clip for clip in self.clips if clip.number == number), None)
 
     def _note(self, item: Item) -> None:
         """Remember what an item says beside its batch: the worker's position, counts, and clips that failed."""
         self._taken += len(item.keys) + len(item.faults)
+        self._positions[item.worker] = item.position
         if self.training:
-            self._positions[item.worker] = item.position
             self._next_worker = (item.worker + 1) % self.layout.num_workers
         if item.frames is not None:
             self._barren.clear()
@@ -184,7 +245,7 @@ class ClipLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where every process stands after the batches that were handed out. All processes must call it together."""
         mine = {"positions": list(self._positions), "next_worker": self._next_worker}
-        mine |= {"taken": self._taken, "skipped": self.skipped}
+        mine |= {"taken": self._taken, "skipped": self.skipped, "deadly": list(self._deadly.items())}
         ranks = [mine]
         if dist.is_available() and dist.is_initialized() and self.layout.world_size > 1:
             ranks = [{} for _ in range(self.layout.world_size)]
@@ -209,6 +270,7 @@ class ClipLoader:
         self._positions = [(epoch, taken) for epoch, taken in mine["positions"]]
         self._next_worker = mine["next_worker"]
         self._taken, self.skipped = mine["taken"], list(mine["skipped"])
+        self._deadly = {number: reason for rank in state["ranks"] for number, reason in rank.get("deadly", [])}
         self._endless = None
 
     def _layout_summary(self) -> dict[str, Any]:
@@ -234,6 +296,7 @@ def _batch(item: Item) -> dict[str, Any]:
     return {"frames": item.frames, "keys": item.keys, "fps": item.fps}
 
 
-def _single_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     """Parallelism is over workers; more threads in each would only compete with one another."""
     torch.set_num_threads(1)
+    import decord  # noqa: F401  # here, or its loading would count as the first clip's time

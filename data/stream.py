@@ -10,10 +10,11 @@ A position is (epoch, clips taken in it), which is enough to go on exactly there
 taken ones are found again without reading them.
 """
 
-import json
+import hashlib
+import math
 import random
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -26,9 +27,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
-from data.exchange import BatchWriter
-from data.shards import VIDEO_EXTENSIONS, Shard, open_samples
+from data.shards import VIDEO_EXTENSIONS, Shard, open_samples, read_json
+from data.storage import Access, is_remote
 from data.transforms import to_square
+from data.workers import BatchWriter, Board
 
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
 
@@ -105,46 +107,60 @@ class Sample:
     fault: str = ""
 
 
-def read_samples(clips: Sequence[Clip]) -> Iterator[Sample]:
-    """One sample for each clip, shard by shard. Clips of one shard that stand together are read in one pass."""
+def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Iterator[Sample]:
+    """One sample for each clip, in their order. Clips of one shard that stand together are read in one pass."""
     one_pass: dict[str, Clip] = {}
     for clip in clips:
         if one_pass and (clip.key in one_pass or clip.shard.url != next(iter(one_pass.values())).shard.url):
-            yield from _read_shard(one_pass)
+            yield from _read_shard(one_pass, access or Access())
             one_pass = {}
         one_pass[clip.key] = clip
     if one_pass:
-        yield from _read_shard(one_pass)
+        yield from _read_shard(one_pass, access or Access())
 
 
-def _read_shard(wanted: dict[str, Clip]) -> Iterator[Sample]:
-    """Samples of one shard by key; whatever it fails to give is yielded with the fault."""
+def _read_shard(wanted: dict[str, Clip], access: Access) -> Iterator[Sample]:
+    """Samples of one shard by key, in the order wanted; whatever the shard fails to give is yielded with the fault.
+
+    The order must not depend on faults: a position counts samples.
+    """
     waiting = dict(wanted)
     shard = next(iter(waiting.values())).shard
     fault = "not in the shard, though its index lists it"
     try:
-        with open_samples(shard, set(waiting)) as samples:
+        with open_samples(shard, set(waiting), access) as samples:
             for sample in samples:
-                if clip := waiting.pop(sample["__key__"], None):
-                    yield _parse(clip, sample)
+                if sample["__key__"] not in waiting:
+                    continue
+                while (clip := waiting.pop(next(iter(waiting)))).key != sample["__key__"]:
+                    yield Sample(clip, fault="not in the shard, or not in the place where its index lists it")
+                yield _parse(clip, sample, is_remote(shard.url) and access.cache is None)
                 if not waiting:
                     return
-    except (OSError, tarfile.TarError, ValueError) as error:
-        fault = f"the shard cannot be read: {error}"
+    except Exception as error:  # whatever a damaged shard provokes in a library must cost that shard alone
+        fault = f"the shard cannot be read: {error or type(error).__name__}"
     for clip in waiting.values():
         yield Sample(clip, fault=fault)
 
 
-def _parse(clip: Clip, sample: dict[str, Any]) -> Sample:
+def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
+    """Check a sample; with `verify` also its bytes, by the hash in its metadata (a shard in the cache was checked whole)."""
+    if fault := sample.get("__fault__"):
+        return Sample(clip, fault=fault)
     videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
     if len(videos) != 1:
         return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
     try:
-        metadata = json.loads(sample["json"])
+        metadata = read_json(sample["json"])
+        fps, expected = float(metadata["fps"]), metadata.get("sha256")
         seekable = bool(metadata.get("seekable", True))  # our own word: shards that others wrote do not have it
-        return Sample(clip, videos[0], float(metadata["fps"]), seekable)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
+    if not (math.isfinite(fps) and fps > 0):
+        return Sample(clip, fault=f"its metadata states {fps} frames a second")
+    if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
+        return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")
+    return Sample(clip, videos[0], fps, seekable)
 
 
 @dataclass(frozen=True)
@@ -171,8 +187,11 @@ class ClipStream(IterableDataset):
             with the central window and crop. A number makes the stream endless, with random windows and crops.
         starts: the position (epoch, clips taken in it) that each worker starts from.
         first_worker: which worker's turn it is, so that a resumed run takes the workers in the same order.
+        access: how shards are read.
+        deadly: reasons not to decode some clips at all, by the clips' numbers.
         writers: for each worker process the memory that its batches go into; none where the stream is read in the
             training process itself.
+        board: where worker processes show what they decode.
     """
 
     def __init__(
@@ -185,7 +204,10 @@ class ClipStream(IterableDataset):
         seed: int,
         starts: Sequence[tuple[int, int]],
         first_worker: int = 0,
+        access: Access | None = None,
+        deadly: Mapping[int, str] | None = None,
         writers: Sequence[BatchWriter] = (),
+        board: Board | None = None,
     ) -> None:
         self.clips = clips
         self.window = window
@@ -195,7 +217,10 @@ class ClipStream(IterableDataset):
         self.seed = seed
         self.starts = starts
         self.first_worker = first_worker
+        self.access = access or Access()
+        self.deadly = deadly or {}
         self.writers = writers
+        self.board = board
         self.rounds = -(-layout.consumers // len(clips)) if shuffle_buffer is not None else 1
 
     def __iter__(self) -> Iterator[Item]:
@@ -220,8 +245,10 @@ class ClipStream(IterableDataset):
 
     def _evaluate(self, worker: int) -> Iterator[Item]:
         part = self.layout.part(len(self.clips), worker)
+        _, start = self.starts[worker]
         batch = self._new_batch(worker)
-        for taken, sample in enumerate(read_samples([self.clips[i] for i in part]), start=1):
+        rest = read_samples([self.clips[i] for i in part[start:]], self.access)
+        for taken, sample in enumerate(rest, start + 1):
             if item := batch.add(self._decode(sample, None), (0, taken)):
                 yield item
         if batch.clips or batch.faults:
@@ -237,23 +264,26 @@ class ClipStream(IterableDataset):
         assert self.shuffle_buffer is not None
         seed = (self.seed, epoch, self.layout.rank, worker)
         done = set(islice(shuffled(range(len(part)), self.shuffle_buffer, seed), taken))
-        rest = read_samples([clip for i, clip in enumerate(part) if i not in done])
+        rest = read_samples([clip for i, clip in enumerate(part) if i not in done], self.access)
         row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
         return islice(shuffled(row, self.shuffle_buffer, seed), taken, None)
 
     def _decode(self, sample: Sample, epoch: int | None) -> "Decoded":
         """A clip's window as a square; random by (seed, epoch, clip) in training, central in evaluation."""
         clip, window = sample.clip, self.window
-        if sample.fault:
-            return Decoded(clip, fault=sample.fault)
+        if fault := sample.fault or self.deadly.get(clip.number):
+            return Decoded(clip, fault=fault)
         rng = None if epoch is None else np.random.default_rng((self.seed, epoch, clip.number))
         sizes = (clip.frames, window.num_frames, window.frame_stride)
         indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
+        info = get_worker_info()
         try:
-            images = read_frames(sample.video, indices, sample.seekable)
+            with self.board.shows(info.id, clip.number) if self.board and info else nullcontext():
+                images = read_frames(sample.video, indices, sample.seekable)
+                square = to_square(images, window.resolution, rng)
         except DecodeError as error:
             return Decoded(clip, fault=str(error))
-        return Decoded(clip, to_square(images, window.resolution, rng), sample.fps / window.frame_stride)
+        return Decoded(clip, square, sample.fps / window.frame_stride)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class SyntheticDataModule(ClipDataModule):
         shuffle_buffer: int,
         seed: int,
         output_dir: str | Path,
+        decode_timeout: float = 60.0,
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"data.num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
@@ -93,6 +94,7 @@ class SyntheticDataModule(ClipDataModule):
             shuffle_buffer,
             seed,
             output_dir,
+            decode_timeout,
         )
 
     def prepare_data(self) -> None:

@@ -102,6 +102,9 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
             f"{', '.join(DATA_CLASSES)}. It is not run; give data=GROUP instead."
         )
     given = without_nulls(OmegaConf.to_container(cfg.data, resolve=True))
+    stored.pop("allow_pipe", None)
+    if given.get("allow_pipe"):  # commands may then be run, but only those on the command line
+        stored["shards"] = {}
     for name, value in given.items():
         print(f"data.{name}: {value} (the checkpoint's run had {stored.get(name)})")
     return OmegaConf.merge(stored, given)  # type: ignore[return-value]

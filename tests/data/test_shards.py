@@ -34,8 +34,8 @@ def test_globs_braces_lists_and_repeats_find_each_shard_once(shards: Path) -> No
     [
         ("{}/nothing-*.tar", "matches no shard"),
         ("{}/shard-{{000000..000009}}.tar", r"matches no shard: .*shard-000004\.tar does not exist"),
-        ("pipe:touch {}/trace", "only paths and http"),
-        ("s3://bucket/shard-000000.tar", "only paths and http"),
+        ("pipe:touch {}/trace", r"would run a command. Set data\.allow_pipe=true"),
+        ("gs://bucket/shard-000000.tar", r"only paths, http\(s\):// and s3:// addresses"),
         ("{}/index.json", "not listed in"),
         ("{}/shard-{{0..3.tar", "braces do not pair up"),
     ],

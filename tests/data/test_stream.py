@@ -159,7 +159,7 @@ def test_resuming_decodes_nothing_that_was_consumed(make_module: Make, monkeypat
     state = loader.state_dict()
     read: list[str] = []
     parse = data.stream._parse
-    monkeypatch.setattr(data.stream, "_parse", lambda clip, sample: read.append(clip.key) or parse(clip, sample))
+    monkeypatch.setattr(data.stream, "_parse", lambda clip, *rest: read.append(clip.key) or parse(clip, *rest))
     resumed = make_module(batch_size=1, shuffle_buffer=3).train_dataloader()
     resumed.load_state_dict(state)
     rest = keys_of(islice(resumed, 5))

@@ -1,0 +1,127 @@
+"""Worker processes that hang or die: never a hang of the run, and no other clip is lost or repeated."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from references.faulty_stream import FaultyStream
+
+import data.stream
+from data.datamodule import ClipDataModule
+from data.loader import ClipLoader
+from data.synthetic import draw_clip, encode
+from tae.errors import UserError
+
+Make = Callable[..., ClipDataModule]
+GOOD = {f"good{number}" for number in range(8)}
+
+
+def keys_of(batches: Any) -> list[str]:
+    return [key for batch in batches for key in batch["keys"]]
+
+
+@pytest.fixture
+def make_loader(
+    make_module: Make, write_shard: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ClipLoader]]:
+    """A loader with two workers over eight good clips and one with the given bytes among them."""
+    monkeypatch.setattr("data.loader.ClipStream", FaultyStream)
+    video = encode(draw_clip(np.random.default_rng(0), 16, 32, 44))
+
+    def make(evil: bytes, split: str = "train", **overrides: Any) -> ClipLoader:
+        names = [*(f"good{number}" for number in range(5)), "evil", *(f"good{number}" for number in range(5, 8))]
+        write_shard(tmp_path / "s", {name: (evil if name == "evil" else video, 16) for name in names})
+        shards = {split: str(tmp_path / "s" / "shard-*.tar")}
+        settings = {"num_workers": 2, "batch_size": 1, "max_skipped": 0.2, "decode_timeout": 5.0}
+        module = make_module(shards=shards, **(settings | overrides))
+        return module.train_dataloader() if split == "train" else module.eval_dataloader(split)
+
+    yield make
+    monkeypatch.setattr(data.stream, "read_frames", data.decode.read_frames)
+
+
+@pytest.mark.parametrize(
+    ("evil", "reason"),
+    [
+        ("hangs", "not done after 5 s (data.decode_timeout)"),
+        ("SIGSEGV", "signal SIGSEGV"),
+        ("SIGKILL", "killed by SIGKILL, as systems do that run out of memory"),
+        ("exits", "exit code 3"),
+    ],
+)
+def test_a_worker_that_hangs_or_dies_costs_that_clip_alone(
+    make_loader: Callable[..., ClipLoader], evil: str, reason: str, tmp_path: Path
+) -> None:
+    """The order is that of a run in which the clip is merely broken, also when it is resumed after the death."""
+    broken = make_loader(b"nothing")
+    expected = keys_of([*broken, *broken])
+    skipped = tmp_path / "output" / "skipped.jsonl"
+    skipped.unlink()
+    started = time.monotonic()
+    loader = make_loader(evil.encode())
+    got = keys_of([*loader, *islice(iter(loader), 5)])
+    assert time.monotonic() - started < 60  # seconds: the promise is that it is never a hang
+    assert loader._worker_deaths == 1
+    resumed = make_loader(evil.encode())
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    got += keys_of(islice(iter(resumed), 4))
+    assert got == expected
+    assert resumed._worker_deaths == 0  # the clip is known by then
+    lines = [json.loads(line) for line in skipped.read_text().splitlines()]
+    assert {(line["key"], line["reason"]) for line in lines} == {
+        ("evil", f"decoding it ended a worker process: {reason}")
+    }
+
+
+@pytest.mark.parametrize("evil", ["hangs", "SIGSEGV"])
+def test_an_evaluation_lists_the_clip_as_skipped(make_loader: Callable[..., ClipLoader], evil: str) -> None:
+    loader = make_loader(evil.encode(), "test", batch_size=2)
+    for _ in range(2):
+        assert sorted(keys_of(loader)) == sorted(GOOD)
+        assert [fault["key"] for fault in loader.skipped] == ["evil"]
+    assert loader._worker_deaths == 1
+
+
+def test_more_deaths_than_allowed_end_the_run_with_the_clip(make_loader: Callable[..., ClipLoader]) -> None:
+    with pytest.raises(UserError, match=r"ended 1 times, the last one at clip evil .*signal SIGSEGV.* allows 0"):
+        list(make_loader(b"SIGSEGV", max_skipped=0.0))
+
+
+def test_workers_killed_between_clips_lose_and_repeat_nothing(make_loader: Callable[..., ClipLoader]) -> None:
+    expected = keys_of(make_loader(b"nothing"))
+    others = {child.pid for child in multiprocessing.active_children()}
+    loader = make_loader(b"nothing", max_skipped=1.0)
+    batches, got = iter(loader), []
+    for _ in range(2):
+        got += keys_of(islice(batches, 2))
+        time.sleep(1.0)  # by then the workers have read ahead as far as they may
+        for child in multiprocessing.active_children():
+            if child.pid not in others:
+                os.kill(child.pid or 0, signal.SIGKILL)
+    got += keys_of(batches)
+    assert got == expected
+    assert loader._worker_deaths >= 2  # the second worker may be found dead together with the first or be ended with it
+    assert {fault["key"] for fault in loader.skipped} == {"evil"}
+
+
+def test_a_fault_of_the_program_in_a_worker_is_not_taken_for_a_death(make_loader: Callable[..., ClipLoader]) -> None:
+    loader = make_loader(b"nothing")
+    loader.window = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError, match="num_frames"):
+        next(iter(loader))
+    assert loader._worker_deaths == 0
+
+
+def test_torch_gives_a_batch_of_the_size_after_a_death(make_loader: Callable[..., ClipLoader]) -> None:
+    (first, *_) = list(make_loader(b"exits", batch_size=3, decode_timeout=60.0))
+    assert first["frames"].shape == (3, 16, 16, 16, 3)
+    assert first["frames"].dtype == torch.uint8
