@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+
+from train import train
 
 ROOT = Path(__file__).parents[2]
 EPOCH = 14  # batches
@@ -79,3 +82,10 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
     return bool(one == other)
+
+
+def train_here(output: Path, cache: Path, *overrides: str) -> dict[str, Any]:
+    """The tiny run in this process, which decodes too."""
+    settings = [*SETTINGS, f"data.cache_dir={cache}", f"output_dir={output}", "data.num_workers=0", *overrides]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return train(compose("train", overrides=settings))
