@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("TAE_KILLS", "26"))
 SEED = int(os.environ.get("TAE_KILL_SEED", "0"))
 # A checkpoint at every third step, a validation at every tenth batch, an epoch of 14: all coincidences come up.
 RUN = ("callbacks.last.every_n_steps=3", "trainer.val_check_interval=10", "scheduler=one_cycle")
-STEPS_FOR_EACH_KILL = 16  # more than a life lasts, so that the run does not end before its last kill
+STEPS_FOR_EACH_KILL = 13  # more than a life lasts, so that the run does not end before its last kill
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def start(output: Path, cache: Path, *overrides: str, **environment: str) -> sub
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[int, str, str]:
     """(exit code, standard output, standard error)"""
     output, errors = process.communicate(timeout=timeout)
     return process.returncode, output, errors
