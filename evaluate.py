@@ -21,6 +21,7 @@ from tae.evaluation import evaluate_model
 from tae.losses import Perceptual
 from tae.metrics import lpips_at_hand
 from tae.report import print_report, write_report
+from tae.saving import EndOnSignal
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def measure(
         ),
         logger=False,
         use_distributed_sampler=False,
-        callbacks=[RichProgressBar()],
+        callbacks=[RichProgressBar(), EndOnSignal()],
         default_root_dir=cfg.output_dir,
     )
     data.trainer = trainer

@@ -18,10 +18,11 @@ from torch import Tensor
 from data.datamodule import ClipDataModule
 from evaluate import measure
 from tae.callbacks import StepTimer
-from tae.checkpoint import find_resumable, load_model, read_checkpoint
+from tae.checkpoint import check_resumable, find_resumable, load_model, read_checkpoint
 from tae.cli import hydra_main
 from tae.config import check_training, plain, write_config
 from tae.errors import UserError
+from tae.files import remove_leftovers
 from tae.metrics import lpips_at_hand
 from tae.module import AutoencoderModule
 
@@ -29,18 +30,20 @@ from tae.module import AutoencoderModule
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured and return what metrics.json holds: the best checkpoint's evaluation."""
     check_training(cfg)
+    resume_from = find_checkpoint(cfg)
     write_config(cfg)
     L.seed_everything(cfg.seed, verbose=False)
-    resume_from = find_checkpoint(cfg)
     data = instantiate(cfg.data)
     if rank_zero_only.rank == 0:  # before anything that takes long or leaves a trace
+        for folder in ("", "checkpoints", "videos"):
+            remove_leftovers(Path(cfg.output_dir) / folder)
         data.prepare_data()
         data.setup("fit")
     loss = instantiate(cfg.loss)
     callbacks = list(instantiate(cfg.callbacks).values())
     trainer = instantiate(cfg.trainer, logger=open_loggers(cfg), callbacks=callbacks)
     module = AutoencoderModule(
-        model=instantiate(cfg.model, image_vae=None if resume_from else cfg.model.image_vae),
+        model=instantiate(cfg.model, **({"image_vae": None, "init_from": None} if resume_from else {})),
         loss=loss,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
@@ -51,10 +54,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     timer = next(callback for callback in callbacks if isinstance(callback, StepTimer))
+    best = Path(trainer.checkpoint_callback.best_model_path)  # of this run, not of an earlier one in the same folder
     perceptual = cfg.loss.perceptual
     return measure(
-        # The best of this run, not of an earlier one in the same folder; a run without validation has only a last one.
-        load_model(trainer.checkpoint_callback.best_model_path or Path(cfg.output_dir) / "checkpoints" / "last.ckpt"),
+        # A run without validation has no best one.
+        load_model(best if best.is_file() else Path(cfg.output_dir) / "checkpoints" / "last.ckpt"),
         instantiate(cfg.data),
         cfg,
         lpips_at_hand(perceptual.net, perceptual.weights_path),
@@ -98,14 +102,14 @@ def open_loggers(cfg: DictConfig) -> list[Logger]:
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint to go on from, read once in full so that a damaged one is refused before anything starts."""
-    if cfg.resume is None:
-        return None
     if cfg.resume == "auto":
-        found = find_resumable(Path(cfg.output_dir) / "checkpoints")
-        print(f"resume=auto: {f'going on from {found}' if found else 'nothing to go on from, starting anew'}")
-        return found
-    read_checkpoint(cfg.resume)
-    return Path(cfg.resume)
+        path = find_resumable(Path(cfg.output_dir) / "checkpoints")
+        print(f"resume=auto: {f'going on from {path}' if path else 'nothing to go on from, starting anew'}")
+    else:
+        path = None if cfg.resume is None else Path(cfg.resume)
+    if path is not None:
+        check_resumable(read_checkpoint(path), plain(cfg), path)
+    return path
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from tae.layers import (
 )
 from tae.posterior import DiagonalGaussian
 
+MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
+
 if TYPE_CHECKING:
     from tae.inflate import InflationReport
 
@@ -209,6 +211,11 @@ class TemporalAutoencoder(
         """huggingface_hub's loader, but a file that does not fit is refused instead of half loaded."""
         return super()._from_pretrained(strict=True, **kwargs)
 
+    @classmethod
+    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        """huggingface_hub's way out where a repository has no safetensors."""
+        raise UserError(f"{model_file} is a pickle, which is not opened; the repository has no model.safetensors.")
+
     def encode(self, clip: Tensor) -> DiagonalGaussian:
         """Give the posterior over latents.
 
@@ -280,7 +287,10 @@ class TemporalAutoencoder(
 def check_architecture(
     widths: Sequence[int], latent_channels: int, encoder_blocks: int, decoder_blocks: int, groups: int, group_norm: str
 ) -> None:
-    """Refuse what cannot be built, before building it."""
+    """Refuse what cannot be built, before building it; the sizes may come from a stranger's file."""
+    sizes = (*widths, latent_channels, encoder_blocks, decoder_blocks, groups)
+    if any(not isinstance(size, int) for size in sizes):
+        raise UserError(f"The model's sizes must be whole numbers; got {list(sizes)}.")
     if group_norm not in GROUP_NORM_MODES:
         raise UserError(f"model.group_norm={group_norm!r} is unknown. Choose one of: {', '.join(GROUP_NORM_MODES)}.")
     if not widths or min(*widths, latent_channels, encoder_blocks, decoder_blocks, groups) < 1:
@@ -292,6 +302,15 @@ def check_architecture(
         raise UserError(
             f"model.norm_groups={groups} does not divide the channels of every level, {list(widths)}. "
             f"Choose a divisor of {math.gcd(*widths)}."
+        )
+    blocks = encoder_blocks + decoder_blocks + 2
+    parameters = (
+        24 * blocks * sum(width**2 for width in (*widths, latent_channels))
+    )  # two convolutions of 9 + 3 taps in each block
+    if len(widths) > MAX_LEVELS or blocks > MAX_BLOCKS or parameters > MAX_PARAMETERS:
+        raise UserError(
+            f"A model of {len(widths)} levels, {blocks} blocks a level and about {parameters:.1e} parameters is beyond all "
+            f"bounds: at most {MAX_LEVELS}, {MAX_BLOCKS} and {MAX_PARAMETERS:.0e}."
         )
 
 

@@ -6,35 +6,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.report import side_by_side, write_video
-
-
-def best_checkpoint(folder: str, monitor: str) -> ModelCheckpoint:
-    """`best.ckpt`: the weights with the highest validation metric so far."""
-    return ModelCheckpoint(
-        dirpath=folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False, save_top_k=1
-    )
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt`: the newest state, written every few steps and when training ends."""
-
-    def __init__(self, folder: str, every_n_steps: int) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="last",
-            every_n_train_steps=every_n_steps,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning writes every so many steps only; the steps after the last such moment would be lost."""
-        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 
 class ProgressBar(RichProgressBar):

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from tae.errors import UserError
+from tae.files import NO_SPACE
 
 CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
 Task = Callable[[DictConfig], Any]
@@ -86,6 +87,8 @@ def find_user_error(error: BaseException | None) -> BaseException | None:
 
         kinds += (MisconfigurationException,)
     while error is not None and not isinstance(error, kinds):
+        if isinstance(error, OSError) and error.errno in NO_SPACE:  # in a file that is no checkpoint, video or report
+            return UserError(f"There is no space left for what this run writes ({error}).")
         error = error.__cause__ or error.__context__
     return error
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tae.evaluation import Interval
-from tae.report import FORMATS, replacing, write_text
+from tae.files import replacing, write_text
+from tae.report import FORMATS
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """Checks across config groups, before any long work, and configs as plain values."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from tae.errors import UserError
+from tae.files import replacing
 
 # The only classes that a config inside a checkpoint may name: such a config comes from whoever made the file.
 DATA_CLASSES = ("data.datamodule.ClipDataModule", "data.synthetic.SyntheticDataModule")
+MAX_WINDOW = 2**31  # pixels in a batch that such a config may ask for
+MAX_NUMBER = 1e9  # of its other settings
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -31,7 +35,8 @@ def write_config(cfg: DictConfig) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         folder = Path(cfg.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
+        with replacing(folder / "config.yaml") as partial:
+            OmegaConf.save(OmegaConf.create(plain(cfg)), partial)
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -42,9 +47,10 @@ def check_training(cfg: DictConfig) -> None:
     """
     plain(cfg)
     findings = []
-    if cfg.resume is not None and cfg.init_from is not None:
+    if cfg.resume not in (None, "auto") and cfg.init_from is not None:
         findings.append(
-            f"resume={cfg.resume} goes on with a run, init_from={cfg.init_from} starts a new one: give only one of them."
+            f"resume={cfg.resume} goes on with a run, init_from={cfg.init_from} starts a new one: give only one of them, "
+            "or resume=auto, which starts from init_from where there is nothing to go on from."
         )
     if cfg.init_from is not None and is_missing(cfg.init_from):
         findings.append(
@@ -75,7 +81,7 @@ def evaluation_precision(cfg: DictConfig, trained_with: Mapping[str, Any] | None
     """The precision of an evaluation: the given one, else the training's, so that both give the same numbers."""
     if cfg.trainer.precision is not None:
         return cfg.trainer.precision
-    return "32-true" if trained_with is None else str(trained_with["trainer"]["precision"])
+    return "32-true" if trained_with is None else str(trained_with.get("trainer", {}).get("precision", "32-true"))
 
 
 def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> DictConfig:
@@ -96,18 +102,46 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
             f"{cfg.ckpt} carries weights only, no data settings: add data=GROUP (ucf101, mixkit, folder, synthetic)."
         )
     stored = dict(trained_with["data"])
-    if stored.get("_target_") not in DATA_CLASSES:
-        raise UserError(
-            f"The checkpoint's data config names the class {stored.get('_target_')}, which is none of "
-            f"{', '.join(DATA_CLASSES)}. It is not run; give data=GROUP instead."
-        )
+    check_stored_data(stored)
     given = without_nulls(OmegaConf.to_container(cfg.data, resolve=True))
-    stored.pop("allow_pipe", None)
+    if stored.pop("allow_pipe", False) and not given.get("allow_pipe"):
+        raise UserError(
+            "The checkpoint's data config allows pipes. Only the command line can: add data.allow_pipe=true and "
+            "data.shards.test=..., or give data=GROUP instead."
+        )
     if given.get("allow_pipe"):  # commands may then be run, but only those on the command line
         stored["shards"] = {}
     for name, value in given.items():
         print(f"data.{name}: {value} (the checkpoint's run had {stored.get(name)})")
     return OmegaConf.merge(stored, given)  # type: ignore[return-value]
+
+
+def check_stored_data(stored: Mapping[str, Any]) -> None:
+    """Refuse data settings of a checkpoint that would run code, or allocate without bounds.
+
+    Raises:
+        UserError: a class outside `DATA_CLASSES`, anything below it that Hydra would call, or absurd sizes.
+    """
+    if stored.get("_target_") not in DATA_CLASSES or has_directive({"data": {**stored, "_target_": None}}):
+        raise UserError(
+            f"The checkpoint's data config names the class {stored.get('_target_')}, or has calls further below; allowed is "
+            f"one of {', '.join(DATA_CLASSES)} alone. It is not run; give data=GROUP instead."
+        )
+    numbers = [value for value in stored.values() if isinstance(value, int | float)]
+    window = [stored.get(name, 1) for name in ("batch_size", "num_frames", "resolution", "resolution")]
+    if not all(isinstance(size, int) and size > 0 for size in window) or math.prod(window) > MAX_WINDOW:
+        raise UserError(f"The checkpoint's data config asks for batches of {window} pixels; give data=GROUP instead.")
+    if any(abs(number) > MAX_NUMBER for number in numbers):
+        raise UserError(f"The checkpoint's data config has a number beyond {MAX_NUMBER:.0e}; give data=GROUP instead.")
+
+
+def has_directive(node: Any) -> bool:
+    """Whether a nested config has a key that Hydra's `instantiate` acts upon, with a value."""
+    if isinstance(node, Mapping):
+        return any(
+            (str(key).startswith("_") and value is not None) or has_directive(value) for key, value in node.items()
+        )
+    return isinstance(node, list | tuple) and any(has_directive(item) for item in node)
 
 
 def without_nulls(node: Any) -> Any:

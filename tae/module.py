@@ -17,6 +17,7 @@ from tae.autoencoder import TemporalAutoencoder
 from tae.checkpoint import load_model, load_weights
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.errors import UserError
+from tae.files import write_text
 from tae.losses import AutoencoderLoss
 from tae.losses.outlier import outlier_rate
 from tae.metrics import psnr, ssim
@@ -86,6 +87,7 @@ class AutoencoderModule(L.LightningModule):
         self.output_dir = Path(output_dir)
         self.val_psnr, self.val_ssim, self.val_outlier_rate = MeanMetric(), MeanMetric(), MeanMetric()
         self.last_step: dict[str, Any] = {}
+        self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
@@ -93,6 +95,7 @@ class AutoencoderModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Make the posterior's noise a function of seed, process and batch, so that a resumed run draws the same."""
+        self.between_steps = True
         batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.global_rank, batches]).generate_state(1)[0]))
 
@@ -114,6 +117,7 @@ class AutoencoderModule(L.LightningModule):
         """
         if not torch.isfinite(self.last_step["loss"]):
             self.stop_on_nonfinite_loss()
+        self.between_steps = False
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -127,8 +131,8 @@ class AutoencoderModule(L.LightningModule):
     def stop_on_nonfinite_loss(self) -> None:
         terms = {name: repr(value.item()) for name, value in self.last_step["terms"].items()}
         path = self.output_dir / f"nonfinite_rank{self.global_rank}.json"
-        path.write_text(
-            json.dumps({"step": self.global_step, "keys": self.last_step["keys"], "terms": terms}, indent=2)
+        write_text(
+            path, json.dumps({"step": self.global_step, "keys": self.last_step["keys"], "terms": terms}, indent=2)
         )
         raise UserError(
             f"The loss is not finite at step {self.global_step} ({', '.join(f'{k}={v}' for k, v in terms.items())}); the "
@@ -169,3 +173,4 @@ class AutoencoderModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["architecture"] = self.model.architecture
         checkpoint["config"] = dict(self.config)
+        checkpoint["between_steps"] = self.between_steps

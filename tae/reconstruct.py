@@ -32,9 +32,9 @@ from tae.cli import hydra_main
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.config import plain
 from tae.errors import UserError
+from tae.files import replacing
 from tae.metrics import psnr, ssim
 from tae.posterior import DiagonalGaussian
-from tae.report import replacing
 from tae.tiling import Tiling, decode_stream, encode_stream
 from tae.video import CONTAINERS, Frame, VideoReader, VideoWriter, container_for
 

@@ -4,11 +4,9 @@ import csv
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tae.evaluation import PROTOCOL, ClipFrames, EvaluationResult, Interval
+from tae.files import replacing, write_text
 from tae.metrics import HIGHER_IS_BETTER
 
 LABELS = {
@@ -158,23 +157,6 @@ def write_video(path: Path, frames: Tensor, fps: float) -> None:
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="itu709")))
         container.mux(stream.encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:

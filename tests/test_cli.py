@@ -95,7 +95,7 @@ MISTAKES = {
     "negative weight": (["loss.kl.weight=-1"], "loss.kl.weight=-1"),
     "no shards": (["data=folder", SHARDS, "loss.perceptual.weight=0"], r"/nowhere/\*\.tar"),
     "nothing to fine-tune": (["experiment=mixkit"], "init_from=CHECKPOINT"),
-    "both starts": (["resume=auto", "init_from=a.ckpt"], "only one of them"),
+    "both starts": (["resume=last.ckpt", "init_from=a.ckpt"], "only one of them"),
     "no checkpoint": (["resume=/nowhere/last.ckpt"], "no such checkpoint"),
     "no image weights": (["model.image_vae=/nowhere/vae"], "model.image_vae"),
     "no rate": (["optimizer.lr=0"], "optimizer.lr=0"),

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from tae.evaluation import ClipFrames, ClipResult, EvaluationResult
-from tae.report import print_report, replacing, side_by_side, verdict, write_report, write_text, write_video
+from tae.files import replacing, write_text
+from tae.report import print_report, side_by_side, verdict, write_report, write_video
 
 
 def make_result(model=24.0, trilinear=22.0, spread=0.5, clips=6):

@@ -1,0 +1,91 @@
+"""The smallest real training run: what is killed and resumed to see whether anything of it shows in the weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from train import train
+
+ROOT = Path(__file__).parents[2]
+EPOCH = 14  # batches
+SETTINGS = (
+    "model.base_channels=4",
+    "model.channel_multipliers=[1, 1, 1, 2]",
+    "data.num_clips={train: 14, val: 2, test: 1}",
+    "data.clip_frames=4",
+    "data.clip_size=32",
+    "data.num_frames=2",
+    "data.resolution=16",
+    "data.batch_size=1",
+    "data.num_workers=1",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "callbacks.progress.refresh_rate=0",
+    "callbacks.videos.num_clips=1",
+    "validate_first=false",
+    "optimizer.lr=1e-3",
+    "resume=auto",
+)
+
+
+def command(output: Path, cache: Path, *overrides: str) -> list[str]:
+    """`python train.py` of the tiny run."""
+    return [sys.executable, "train.py", *SETTINGS, f"data.cache_dir={cache}", f"output_dir={output}", *overrides]
+
+
+def start(output: Path, cache: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """The run as a process group of its own, one thread in each process."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.Popen(
+        command(output, cache, *overrides),
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error)"""
+    output, errors = process.communicate(timeout=timeout)
+    return process.returncode, output, errors
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Weights, optimizer, schedule, position in the data and progress of two checkpoints are equal to the last bit."""
+    states = [torch.load(path, weights_only=True) for path in (one, other)]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "between_steps"):
+        assert equal(states[0][part], states[1][part]), f"{part} differs"
+    positions, best = ([state["loops"]["fit_loop"]["state_dict"] for state in states], [score(s) for s in states])
+    assert equal(positions[0], positions[1]), f"the position in the data differs: {positions}"
+    assert equal(best[0], best[1]), f"the best validation differs: {best}"
+
+
+def score(state: dict[str, Any]) -> Any:
+    return [
+        entry["best_model_score"] for name, entry in state["callbacks"].items() if name.startswith("ModelCheckpoint")
+    ]
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def train_here(output: Path, cache: Path, *overrides: str) -> dict[str, Any]:
+    """The tiny run in this process, which decodes too."""
+    settings = [*SETTINGS, f"data.cache_dir={cache}", f"output_dir={output}", "data.num_workers=0", *overrides]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return train(compose("train", overrides=settings))
