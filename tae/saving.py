@@ -64,6 +64,7 @@ class StopSignals:
         self.received = 0
         self.when = 0.0
         self.earlier: Any = None
+        self.group: Any = None  # of all processes, on the CPU: asking there does not wait for the GPU's work
 
     def keep(self, trainer: L.Trainer) -> None:
         """Note a signal for `agreed`; a second one, later than `SAME_REQUEST`, ends the process at once.
@@ -72,6 +73,8 @@ class StopSignals:
         whatever it does, and a SLURM requeue with a checkpoint in the middle of a step.
         """
         self.received = 0
+        if trainer.world_size > 1:
+            self.group = torch.distributed.new_group(backend="gloo")
         self.earlier = signal.getsignal(signal.SIGUSR1)
 
         def note(number: int, frame: Any) -> None:
@@ -86,12 +89,13 @@ class StopSignals:
         """End at once: for work that keeps nothing to go on from."""
         handle(lambda number, frame: end_by_signal(trainer, number))
 
-    def agreed(self, trainer: L.Trainer) -> int:
+    def agreed(self) -> int:
         """The signal that any process has received, or 0; the same in all of them. All processes must call it together."""
-        if trainer.world_size == 1:
+        if self.group is None:
             return self.received
-        mine = torch.tensor(self.received, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(mine, reduce_op="max"))
+        highest = torch.tensor(self.received)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, self.group)
+        return int(highest)
 
 
 def handle(handler: Any) -> None:
@@ -157,7 +161,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step >= trainer.max_steps > 0:
             return  # `on_train_end` saves, after the last validation: a finished run would not make up for it
         self.validation_pending = validation_follows(trainer)
-        stop = self.signals.agreed(trainer)
+        stop = self.signals.agreed()
         if stop or self.validation_pending or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
         if stop:
@@ -176,13 +180,13 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if in_training and not pl_module.between_steps and (stop := self.signals.agreed(trainer)):
+        if in_training and not pl_module.between_steps and (stop := self.signals.agreed()):
             self.save(trainer)
             self.stop(trainer, stop)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
-        if stop := self.signals.agreed(trainer):  # not into the evaluation
+        if stop := self.signals.agreed():  # not into the evaluation
             self.stop(trainer, stop)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
