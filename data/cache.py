@@ -5,7 +5,7 @@ process that holds them), so that nothing is left to clean up after a crash:
 
     HASH.tar      shared by whoever reads it; whoever wants to delete it must get it alone, without waiting
     HASH.partial  held by the one process that downloads it, at full size from the start; the others wait for it
-    lock          held while room is made
+    lock          held while room is made, and while a file gets its final name
 """
 
 import fcntl
@@ -68,7 +68,8 @@ class ShardCache:
                     file.close()
                     return None
                 _fill(file, sha256, size, source)
-                partial.rename(path)
+                with self._lock():  # who counts what is there must not miss it between its two names
+                    partial.rename(path)
             except BaseException:
                 partial.unlink(missing_ok=True)
                 file.close()

@@ -148,7 +148,8 @@ class RetriedFile(io.RawIOBase):
         self._stream: Any = None
         self._stream_position = 0
         self._jumps = self._scheme != "pipe"  # whether opening in the middle is cheaper than reading up to there
-        self._waited, self._received = 0.0, 0  # since the source was last found to be fast enough
+        self._waited, self._received = 0.0, 0  # since the source's speed was last judged
+        self._stalls = 0  # how often in a row it was too slow: single bytes that still come must not count as success
 
     def readable(self) -> bool:
         return True
@@ -188,10 +189,11 @@ class RetriedFile(io.RawIOBase):
                 raise
             except Exception as error:  # each library behind fsspec has errors of its own
                 self._drop()
-                if attempt == self.access.tries or self._is_final(error):
-                    tries = "" if attempt == 1 else f", {attempt} times"
+                failures = max(attempt, self._stalls)
+                if failures >= self.access.tries or self._is_final(error):
+                    tries = "" if failures == 1 else f", {failures} times"
                     raise SourceError(f"{_plain(error)}{tries}") from error
-                time.sleep(_pause(attempt))
+                time.sleep(_pause(failures))
         raise AssertionError("unreachable")
 
     def _is_final(self, error: Exception) -> bool:
@@ -222,7 +224,8 @@ class RetriedFile(io.RawIOBase):
         if self._waited > self.access.timeout:
             waited, received = self._waited, self._received
             self._waited, self._received = 0.0, 0
-            if received < SLOWEST * waited:
+            self._stalls = self._stalls + 1 if received < SLOWEST * waited else 0
+            if self._stalls:
                 raise TimeoutError(f"only {received} bytes came in {waited:.0f} s")
         return data
 

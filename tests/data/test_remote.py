@@ -99,7 +99,7 @@ def test_a_local_shard_that_vanishes_in_mid_run_is_skipped(make_module: Make, sh
 
 def test_resuming_is_exact_while_things_fail(make_module: Make, shards: Path, expected: list[str]) -> None:
     """A shard that cannot be had keeps its clips' places in the order, so a position means the same with and without."""
-    faults = {"shard-000001.tar": ["404!"], "shard-000003.tar": ["reset", "", "500", "short"] * 20}
+    faults = {"shard-000001.tar": ["404!"], "shard-000003.tar": ["reset", "", "500", "", "short", ""] * 20}
 
     def fresh(address: str) -> ClipLoader:
         return remote(make_module, address, read_tries=2).train_dataloader()
