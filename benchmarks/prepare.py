@@ -1,64 +1,74 @@
-"""Files a second that `data.prepare` checks and writes, by the number of worker processes.
+"""Files a second that `data.prepare` checks and writes, by the number of workers and of cores that they may use.
 
-    python -m benchmarks.prepare --source UCF-101/ --workers 1 2
+    python -m benchmarks.prepare --source UCF-101/ --workers 2
 
-Every run prepares the whole source into a new folder, from starting the first worker to the last shard; what the
-command itself takes to start is not timed. Reading is from a warm page cache.
+Every run prepares the whole source into a new folder, from starting the workers to the last shard. What python takes
+to start and to import is not timed; reading is from a warm page cache. A single worker is measured on one core and on
+all: decord decodes in a thread beside the one that asks, so that a worker alone fills more than one core.
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, interleaved, publish, spread
-from data.pool import Crew
+from benchmarks.common import RESULTS, publish, seconds, spread
+from data.pool import Crew, run_isolated
 from data.prepare import prepare
 
 
-def prepare_anew(source: Path, workers: int) -> None:
+def prepare_on(cores: int, workers: int, source: Path) -> float:
+    """Seconds of a preparation; in a process of its own, because its fork server keeps the cores that it began with."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    crew = Crew(workers=workers)
+    list(run_isolated(len, ["start the fork server"], 60, crew))
     with tempfile.TemporaryDirectory() as folder:
-        prepare(
-            "folder", source, Path(folder) / "shards", split="none", splits_dir=None, test=0.0, val=0.0, seed=0,
-            timeout=300, shard_mb=256, encoding=None, crew=Crew(workers=workers),
+        return seconds(
+            lambda: prepare(
+                "folder", source, Path(folder) / "shards", split="none", splits_dir=None, test=0.0, val=0.0, seed=0,
+                timeout=300, shard_mb=256, encoding=None, crew=crew,
+            ),
+            "cpu",
         )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     files = [path for path in arguments.source.rglob("*") if path.is_file()]
-    megabytes = sum(path.stat().st_size for path in files) / 1e6
-    ways: dict[str, Callable[[], None]] = {
-        str(workers): partial(prepare_anew, arguments.source, workers) for workers in arguments.workers
-    }
-    times = interleaved(ways, "cpu", warmup=arguments.warmup, repeats=arguments.repeats)
-    single = spread(times["1"])["median"] if "1" in times else None
+    available = len(os.sched_getaffinity(0))
+    ways = dict.fromkeys([(1, 1), (available, 1), *((min(n, available), n) for n in arguments.workers)])
+    times: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+    for _ in range(arguments.repeats):  # in rounds, so that a busy moment of the machine hits all alike
+        for (cores, workers), found in times.items():
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                found.append(alone.submit(prepare_on, cores, workers, arguments.source).result())
+    single = spread(times[1, 1])["median"]
     return [
         {
-            "workers": int(workers),
+            "cores": cores,
+            "workers": workers,
             "files": len(files),
-            "MB": megabytes,
-            "seconds": (found := spread(seconds))["median"],
-            "p25": found["p25"],
-            "p75": found["p75"],
-            "files/s": len(files) / found["median"],
-            "times one worker": single / found["median"] if single else None,
+            "MB": sum(path.stat().st_size for path in files) / 1e6,
+            "seconds": (measured := spread(found))["median"],
+            "p25": measured["p25"],
+            "p75": measured["p75"],
+            "files/s": len(files) / measured["median"],
+            "times one worker on one core": single / measured["median"],
         }
-        for workers, seconds in times.items()
+        for (cores, workers), found in times.items()
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--workers", type=int, nargs="+", default=(1, 2))
-    parser.add_argument("--warmup", type=int, default=1, help="runs before the timed ones")
+    parser.add_argument("--workers", type=int, nargs="+", default=(2,), help="each on as many cores, if there are")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    arguments.load_before = round(os.getloadavg()[0], 1)
+    arguments.load_before = round(os.getloadavg()[0], 1)  # other work on the same cores spoils every rate
     rows = run(arguments)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "source")}
     publish("prepare", "cpu", settings | {"source": arguments.source.name}, rows, arguments.output)

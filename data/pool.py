@@ -5,6 +5,7 @@ cluster, and whoever gets one has it done by a child process that may be ended.
 """
 
 import math
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from concurrent.futures import TimeoutError as TaskTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -144,7 +146,8 @@ def _children(processes: int) -> ProcessPool:
             if START_METHOD == "forkserver":
                 context.set_forkserver_preload(["data.journal", "tae.cli"])  # else every child imports them
             current_process().daemon = False  # as the workers of dask are, whereas a daemon may have no children
-            _pool = ProcessPool(max_workers=processes, context=context)
+            owners = context.Array("i", processes)
+            _pool = ProcessPool(processes, initializer=_take_core, initargs=[owners], context=context)
         return _pool
 
 
@@ -155,6 +158,25 @@ def _end_children() -> None:
             _pool.stop()
             _pool.join()
             _pool = None
+
+
+def _take_core(owners: Any) -> None:
+    """In a new child: stay on a core that no other child has, where there are as many cores as children.
+
+    decord decodes in a thread beside the one that asks for frames; spread over two cores, the pair takes a quarter more
+    of the processor's time. `owners` has the process number of each core's child; that of a dead one is free again.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        with owners.get_lock():
+            place = next((place for place, owner in enumerate(owners) if not _is_alive(owner)), None)
+            if place is not None and len(owners) <= len(cores):
+                owners[place] = os.getpid()
+                os.sched_setaffinity(0, {cores[place]})
+
+
+def _is_alive(process: int) -> bool:
+    return process > 0 and Path(f"/proc/{process}").exists()
 
 
 def _with_alarm(function: Callable[[Task], Result], task: Task, timeout: float) -> Result:

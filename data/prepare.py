@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data.download import download_ucf101
 from data.journal import Journal, Origin
 from data.pool import Crew, Failure, run_isolated
 from data.shards import VIDEO_EXTENSIONS
@@ -248,7 +249,10 @@ def main(cfg: DictConfig) -> None:
     """The command: `prepare` with the config's values, then the table."""
     if cfg.source is None:
         raise UserError("source is not set. Give the folder that holds the videos: source=DIR.")
-    output = Path(cfg.output)
+    source, output = Path(cfg.source), Path(cfg.output)
+    splits_dir = Path(cfg.splits_dir) if cfg.splits_dir else None
+    if cfg.download and cfg.dataset != "ucf101":
+        raise UserError(f"download=true serves dataset=ucf101 alone, not dataset={cfg.dataset}.")
     if cfg.shots and not cfg.reencode:
         raise UserError(
             "shots=true needs reencode=true: without encoding anew a file can only be cut at its keyframes."
@@ -257,12 +261,15 @@ def main(cfg: DictConfig) -> None:
     crew = Crew(cfg.engine, cfg.workers, cfg.scheduler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too, as Ctrl-C does
     try:
+        if cfg.download:
+            source, lists = download_ucf101(source, cfg.download_from.videos, cfg.download_from.lists)
+            splits_dir = splits_dir or lists
         outcome = prepare(
             dataset=cfg.dataset,
-            source=Path(cfg.source),
+            source=source,
             output=output,
             split=cfg.split,
-            splits_dir=Path(cfg.splits_dir) if cfg.splits_dir else None,
+            splits_dir=splits_dir,
             test=cfg.test,
             val=cfg.val,
             seed=cfg.seed,
