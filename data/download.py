@@ -16,6 +16,7 @@ from tae.errors import UserError
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"  # the folders in the two archives
 BLOCK = 4_000_000  # bytes of a request: so much at most is fetched again after a fault
 ATTEMPTS, STALL, PAUSE = 6, 60.0, 1.0  # see `fetch`
+AGAIN = "Remove it and repeat the command to fetch it again."
 SUFFIXES = {".avi", ".txt"}  # of what is unpacked
 
 
@@ -98,7 +99,8 @@ def _fetch_rest(address: str, partial: Path, stall: float) -> None:
 def unpack(archive: Path, folder: Path, name: str) -> None:
     """Unpack the folder `name` of an archive into `folder`; it appears there when it is whole.
 
-    libarchive checks the sums that the archive holds. Only plain files with a name below `name` are written.
+    Only plain files with a name below `name` are written. libarchive checks the sums of a .zip; of a .rar it does not
+    in every version, so that damage which leaves all sizes as they are shows when the videos are checked.
 
     Raises:
         UserError: the archive is damaged, has no such folder, or a member that would be written elsewhere.
@@ -114,6 +116,8 @@ def unpack(archive: Path, folder: Path, name: str) -> None:
                     (draft / path).parent.mkdir(parents=True, exist_ok=True)
                     with (draft / path).open("wb") as file:
                         file.writelines(member.get_blocks())
+                        if file.tell() != member.size:
+                            raise UserError(f"{archive} is damaged: {member.pathname} is cut off. {AGAIN}")
     except libarchive.ArchiveError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(

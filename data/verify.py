@@ -22,7 +22,13 @@ from tae.errors import UserError
 
 METADATA_BYTES = 1_000_000  # of a sample's json: a few hundred are usual
 # Of the fields that `data.prepare` writes those that are read, or that tell where a clip is from.
-FIELDS = {"num_frames": int, "fps": (int, float), "width": int, "height": int, "sha256": str}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "num_frames": int,
+    "fps": (int, float),
+    "width": int,
+    "height": int,
+    "sha256": str,
+}
 
 
 @dataclass(frozen=True)
@@ -88,20 +94,23 @@ def check_shard(task: Task) -> list[str]:
 
 def _check_members(task: Task) -> Iterator[str]:
     missing = dict(task.entry["frames"])
-    videos: dict[str, tuple[str, bytes]] = {}
+    halves: dict[str, dict[str, bytes]] = {}  # a video and its metadata follow one another, in either order
     for name, content in read_members(task.path):
         key, _, extension = name.partition(".")
-        if extension in VIDEO_EXTENSIONS and key in missing:
-            videos[key] = (hashlib.sha256(content).hexdigest(), content if task.decode else b"")
-        elif extension == "json" and key in videos:
-            for problem in _check_sample(*videos.pop(key), content, missing.pop(key), task.decode):
-                yield f"{key}: {problem}"
-        else:
-            yield f"{name}: does not belong there (not in the index, or not a video followed by its json)"
+        kind = "video" if extension in VIDEO_EXTENSIONS else extension
+        sample = halves.setdefault(key, {})
+        if key not in missing or kind not in ("video", "json") or kind in sample:
+            yield f"{name}: does not belong there (not in the index, or no video and no json)"
+            continue
+        sample[kind] = content
+        if len(sample) == 2:
+            problems = _check_sample(sample["video"], sample["json"], missing.pop(key), task.decode)
+            yield from (f"{key}: {problem}" for problem in problems)
+            halves[key].clear()
     yield from (f"{key}: is in the index, but not whole in the shard" for key in missing)
 
 
-def _check_sample(digest: str, video: bytes, text: bytes, num_frames: int, decode: bool) -> Iterator[str]:
+def _check_sample(video: bytes, text: bytes, num_frames: int, decode: bool) -> Iterator[str]:
     try:
         metadata = json.loads(text)
         wrong = [name for name, kind in FIELDS.items() if not isinstance(metadata.get(name), kind)]
@@ -110,14 +119,16 @@ def _check_sample(digest: str, video: bytes, text: bytes, num_frames: int, decod
         return
     if wrong:
         yield f"its metadata lacks {', '.join(wrong)}"
-    elif metadata["sha256"] != digest:
+    elif metadata["sha256"] != hashlib.sha256(video).hexdigest():
         yield "the sha256 of its video is not the one in its metadata"
     elif metadata["num_frames"] != num_frames:
         yield f"{metadata['num_frames']} frames by its metadata, {num_frames} by the index"
-    elif decode and isinstance(facts := check(video), str):
-        yield facts
-    elif decode and facts.num_frames != num_frames:
-        yield f"{facts.num_frames} frames decode, the index says {num_frames}"
+    elif decode:
+        facts = check(video)
+        if isinstance(facts, str):
+            yield facts
+        elif facts.num_frames != num_frames:
+            yield f"{facts.num_frames} frames decode, the index says {num_frames}"
 
 
 def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iterator[tuple[str, bytes]]:
@@ -150,7 +161,8 @@ def main(cfg: DictConfig) -> None:
     problems = [problem for folder in folders for problem in verify(folder, cfg.decode, cfg.timeout, crew)]
     if problems:
         raise UserError(f"{cfg.shards}: {len(problems)} things are wrong.\n" + "\n".join(problems))
-    Console().print(f"{', '.join(map(str, folders))}: as the index says" + (", every video decodes" * cfg.decode))
+    for folder in folders:
+        Console().print(f"{folder}: as the index says" + ", every video decodes" * cfg.decode, soft_wrap=True)
 
 
 if __name__ == "__main__":

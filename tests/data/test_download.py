@@ -169,7 +169,8 @@ def test_links_damage_and_other_archives_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "link", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     good = rar({"UCF-101/a.avi": b"content"})
-    (tmp_path / "damaged").write_bytes(good.replace(b"content", b"c0ntent"))
+    zipped_file = zipped(tmp_path / "zip", {"UCF-101/a.avi": b"content"})
+    (tmp_path / "damaged").write_bytes(zipped_file.replace(b"content", b"c0ntent"))
     (tmp_path / "cut").write_bytes(rar({"UCF-101/a.avi": bytes(5000)})[:3000])
     (tmp_path / "other").write_bytes(rar({"readme.txt": b"hello"}))
     (tmp_path / "text").write_bytes(b"404: not found")
