@@ -39,6 +39,7 @@ from data.clips import central_window
 from data.datamodule import ClipDataModule
 from data.decode import as_path, read_frames
 from data.loader import BATCHES_AHEAD, START_METHOD, ClipLoader
+from data.pool import Crew
 from data.prepare import prepare
 from data.stream import Clip, Window, read_samples
 from data.transforms import centre_crop, resize_short_side, to_square
@@ -184,7 +185,7 @@ def prepare_shards(videos: Sequence[Path], folder: Path) -> str:
         (folder / "source" / f"{number:06d}_{path.name}").symlink_to(path.resolve())
     prepare(
         "folder", folder / "source", folder / "shards", split="none", splits_dir=None, test=0.0, val=0.0, seed=0,
-        workers=os.cpu_count() or 1, timeout=300, shard_mb=256,
+        timeout=300, shard_mb=256, encoding=None, crew=Crew(),
     )  # fmt: skip
     return str(folder / "shards" / "train" / "shard-*.tar")
 

@@ -1,9 +1,10 @@
 """Is a file fit for training? Decodes it whole, in order, and compares with what the training-time reader gives."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
-from pathlib import Path
 
 import av
 import av.error
@@ -21,6 +22,7 @@ SAME_FRAME = 0.5
 SAME_CONTENT = 8.0
 WINDOW_STARTS = (0.0, 1 / 3, 2 / 3, 1.0)
 WINDOW_LENGTH = 8
+Watch = Callable[[np.ndarray], None]
 SINGLE_PICTURES = {"mjpeg", "png", "bmp", "webp", "jpeg2000"}
 
 
@@ -55,18 +57,29 @@ class Decoded:
     error: str = ""
 
 
-def check(path: Path) -> Facts | str:
-    """Facts about a video file, or the reason in plain words why it cannot be used."""
+def check(video: bytes) -> Facts | str:
+    """Facts about the content of a video file, or the reason in plain words why it cannot be used."""
     try:
-        video = path.read_bytes()
-        _refuse_by_content(video)
-        reference = _decode_in_order(path, video)
-        _refuse_damage(reference)
-        return _compare(video, reference)
+        return examine(video)
     except (RefusedError, DecodeError) as reason:
         return str(reason)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+
+
+def examine(video: bytes) -> Facts:
+    """As `check`, but raises RefusedError or DecodeError with the reason."""
+    return _compare(video, decode_sound(video))
+
+
+def decode_sound(video: bytes, watch: Watch | None = None) -> Decoded:
+    """The whole file, decoded in order; `watch` is shown every image as it is displayed, RGB.
+
+    Raises:
+        RefusedError: it does not decode, or is damaged.
+    """
+    _refuse_by_content(video)
+    reference = _decode_in_order(video, watch)
+    _refuse_damage(reference)
+    return reference
 
 
 def _refuse_by_content(video: bytes) -> None:
@@ -76,9 +89,9 @@ def _refuse_by_content(video: bytes) -> None:
         raise RefusedError("a git-lfs pointer, not the video itself (git lfs pull fetches it)")
 
 
-def _decode_in_order(path: Path, video: bytes) -> Decoded:
+def _decode_in_order(video: bytes, watch: Watch | None) -> Decoded:
     try:
-        container = av.open(str(path))
+        container = av.open(BytesIO(video), mode="r")
     except av.error.FFmpegError as error:
         if video[4:8] == b"ftyp" and b"moov" not in video:
             raise RefusedError("truncated: the file ends before its header (moov)") from error
@@ -93,18 +106,20 @@ def _decode_in_order(path: Path, video: bytes) -> Decoded:
             found.hidden += packet.is_discard
             try:
                 for frame in packet.decode():
-                    _add_frame(found, frame)
+                    _add_frame(found, frame, watch)
             except av.error.FFmpegError as error:
                 found.error = error.strerror or str(error)
         return found
 
 
-def _add_frame(found: Decoded, frame: av.VideoFrame) -> None:
+def _add_frame(found: Decoded, frame: av.VideoFrame, watch: Watch | None) -> None:
     found.damaged += frame.is_corrupt
     found.sizes.add((frame.width, frame.height))
     if len(found.sizes) == 1:
         image = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
         found.points.append(_points(image))
+        if watch:
+            watch(image)
 
 
 def _points(image: np.ndarray) -> np.ndarray:

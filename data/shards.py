@@ -5,7 +5,6 @@ A sample is two members of a tar file: `<key>.<ext>`, the original video file's 
 without opening a single tar file.
 """
 
-import hashlib
 import json
 import re
 import tarfile
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import braceexpand
-import webdataset as wds
 
 from data.storage import Access, beside, file_name, glob_s3, is_remote, open_file, scheme
 from tae.errors import UserError
@@ -36,70 +34,6 @@ MAX_FRAMES = 10_000_000  # of a clip: 46 hours at 60 frames a second
 KEY = re.compile(r"[^./\\\x00-\x1f\x7f]{1,200}")  # keys become parts of file names
 SHARD_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class ShardWriter:
-    """Write samples into shards of about `shard_bytes`; a finished shard or index appears under its name at once.
-
-    The same samples give the same bytes: times, owners and modes in the tar files are fixed.
-    """
-
-    def __init__(self, folder: Path, split: str, recipe: Mapping[str, Any], shard_bytes: int) -> None:
-        self.folder = folder
-        self.shard_bytes = shard_bytes
-        self.num_samples = 0
-        self._index: dict[str, Any] = {"version": INDEX_VERSION, "split": split, "recipe": dict(recipe), "shards": []}
-        self._frames: dict[str, int] = {}
-        self._tar: wds.TarWriter | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        if error_type is None:
-            self.close()
-        elif self._tar is not None:  # what is half-written never gets a shard's name
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
-
-    def write(self, key: str, extension: str, video: bytes, metadata: Mapping[str, Any]) -> None:
-        """Add a sample; `metadata` needs at least `num_frames`."""
-        if self._tar is None:
-            self._open()
-        assert self._tar is not None
-        text = json.dumps(metadata, sort_keys=True).encode()
-        self._tar.write({"__key__": key, extension: video, "json": text})
-        self._frames[key] = metadata["num_frames"]
-        self.num_samples += 1
-        if self._file.tell() >= self.shard_bytes:
-            self._finish_shard()
-
-    def close(self) -> None:
-        """Finish the last shard and write the index."""
-        if self._tar is not None:
-            self._finish_shard()
-        partial = self.folder / f".{INDEX}.partial"
-        partial.write_text(json.dumps(self._index, indent=1) + "\n")
-        partial.rename(self.folder / INDEX)
-
-    def _open(self) -> None:
-        self._name = f"shard-{len(self._index['shards']):06d}.tar"
-        self._partial = self.folder / f".{self._name}.partial"
-        self._file = self._partial.open("wb")
-        self._tar = wds.TarWriter(self._file, encoder=False, mtime=0, user="", group="", mode=0o644)
-
-    def _finish_shard(self) -> None:
-        assert self._tar is not None
-        self._tar.close()
-        self._file.close()
-        self._tar = None
-        with self._partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        entry = {"name": self._name, "samples": len(self._frames), "bytes": self._partial.stat().st_size}
-        self._index["shards"].append(entry | {"sha256": digest, "frames": self._frames})
-        self._frames = {}
-        self._partial.rename(self.folder / self._name)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from data.check import Facts
 from data.clips import ShortClip
 from data.datamodule import SPLITS, ClipDataModule
-from data.shards import ShardWriter
+from data.writer import ShardWriter
 from tae.errors import UserError
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments

@@ -15,8 +15,8 @@ from pebble import ProcessExpired, ProcessPool
 from references.mutations import read
 
 from data.loader import START_METHOD
-from data.shards import ShardWriter
 from data.synthetic import draw_clip, encode
+from data.writer import ShardWriter
 
 CASE_SECONDS = 30.0
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 
 def hang_or_die(path: Path) -> str:
-    """Sleep or end the process where the file's name says so."""
+    """Sleep, end the process or raise where the file's name says so."""
     if path.name == "hangs":
         time.sleep(60)
     if path.name == "dies":
         os._exit(7)
+    if path.name == "raises":
+        raise ZeroDivisionError(path.name)
     return "checked"
