@@ -250,7 +250,7 @@ class Pieces(IterableDataset):
                     yield Piece(number, clip=clip | {"metadata": metadata | facts | {"source": source.name}})
                 except Exception as error:  # whatever a broken file provokes in a library must not stop the others
                     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                    yield Piece(number, clip=clip | {"fault": kind + str(error).replace(str(video), source.name)})
+                    yield Piece(number, clip=clip | {"fault": kind + str(error).removeprefix(f"{video} ")})
             yield Piece(number)
 
 
@@ -320,6 +320,7 @@ def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator
         height, width = piece.shape[1:3]
         facts |= {
             "num_frames": count,
+            "stated_frames": reader.stated_frames,  # of the header: far more than were read is a damaged file
             "height": height,
             "width": width,
             "fps": float(reader.rate / reading.frame_stride),

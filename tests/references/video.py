@@ -14,15 +14,17 @@ def decode_in_order(video: bytes) -> list[np.ndarray]:
         return [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in container.decode(video=0)]
 
 
-def make_video(path: Path, times: list[int], size=(48, 64), time_base=Fraction(1, 600), sound=None, codec="mpeg4"):
+def make_video(
+    path: Path, times: list[int], size=(48, 64), time_base=Fraction(1, 600), sound=None, codec="mpeg4", languages=1
+):
     """A moving gradient with frames shown at `times`; returns its path."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = time_base
-        audio = container.add_stream(sound, rate=48000) if sound else None
-        if audio is not None:
-            audio.bit_rate = 64_000
+        tracks = [container.add_stream(sound, rate=48000) for _ in range(languages if sound else 0)]
+        for track in tracks:
+            track.bit_rate = 64_000
         y, x = np.mgrid[: size[0], : size[1]]
         for i, pts in enumerate(times):
             picture = np.stack([x * 3 + 2 * i, y * 3, (x + y) * 2], -1) % 256
@@ -30,11 +32,11 @@ def make_video(path: Path, times: list[int], size=(48, 64), time_base=Fraction(1
             frame.pts, frame.time_base = pts, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        if audio is not None:
+        for number, track in enumerate(tracks, start=1):
             for i in range(20):
-                samples = (np.sin(np.arange(1024) / 20) * 0.3).astype(np.float32)[None]
+                samples = (np.sin(np.arange(1024) / 20 * number) * 0.3).astype(np.float32)[None]
                 block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
                 block.sample_rate, block.pts = 48000, i * 1024
-                container.mux(audio.encode(block))
-            container.mux(audio.encode())
+                container.mux(track.encode(block))
+            container.mux(track.encode())
     return path

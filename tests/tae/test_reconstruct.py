@@ -47,9 +47,15 @@ def show_times(path: Path) -> list[Fraction]:
         return [frame.pts * frame.time_base for frame in container.decode(video=0)]
 
 
-def sound_packets(path: Path) -> list[bytes]:
+def sound_packets(path: Path) -> list[list[bytes]]:
+    """Of each sound stream."""
     with av.open(str(path)) as container:
-        return [bytes(p) for p in container.demux(container.streams.audio[0]) if p.dts is not None]
+        streams = range(len(container.streams.audio))
+    packets = []
+    for i in streams:
+        with av.open(str(path)) as container:
+            packets.append([bytes(p) for p in container.demux(container.streams.audio[i]) if p.dts is not None])
+    return packets
 
 
 def rgb_of(path: Path) -> np.ndarray:
@@ -59,12 +65,13 @@ def rgb_of(path: Path) -> np.ndarray:
 
 def test_a_video_comes_back_with_its_times_and_its_sound(checkpoint, tmp_path):
     uneven = [0, 24, 48, 96, 100, 130] + [200 + 24 * i for i in range(40)]
-    source = make_video(tmp_path / "a.mp4", uneven, sound="aac")
+    source = make_video(tmp_path / "a.mp4", uneven, sound="aac", languages=2)
     (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
     assert outcome.output == tmp_path / "out" / "a.mp4"
     assert outcome.num_frames == len(uneven)
     assert show_times(outcome.output) == [Fraction(pts, 600) for pts in uneven]
     assert sound_packets(outcome.output) == sound_packets(source)
+    assert len(sound_packets(source)) == 2
     assert list((tmp_path / "out").iterdir()) == [outcome.output]  # no temporary file stays
 
 
