@@ -161,15 +161,16 @@ def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[
         rejected = [(str(video), "no such file") for video in listed if not video.is_file()]
         there = [video for video in listed if video.is_file()]
         sources = [Source(claim(video.stem, taken), str(video), video, video.parent.name) for video in there]
-    else:
-        patterns = str(path / "*.tar") if path is not None and path.is_dir() else source
-        patterns = patterns if isinstance(patterns, str) else list(patterns)
+    elif path is None or path.is_dir() or ".tar" in path.name:
+        patterns = list(source) if path is None else str(path / "*.tar") if path.is_dir() else str(source)
         pairs = [(shard, key) for shard in find_shards(patterns, "source") for key in shard.frames]
         sources = [Source(claim(key, taken), f"{shard.url}: {key}", shard=shard, member=key) for shard, key in pairs]
+    else:
+        sources = []
     if not sources:
         raise UserError(
-            f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}). Give a folder, a "
-            "text file with a path on each line, a video, or shards that `python -m data.prepare` wrote."
+            f"source={source} does not exist or holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}). Give "
+            "a folder, a text file with a path on each line, a video, or shards that `python -m data.prepare` wrote."
         )
     return sources, rejected
 
