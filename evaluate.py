@@ -65,7 +65,11 @@ def measure(
             output_dir,
             result,
             videos,
-            checkpoint={"path": loaded.source, "sha256": loaded.sha256},
+            checkpoint={
+                "path": loaded.source,
+                "sha256": loaded.sha256,
+                "starting_weights": loaded.model.starting_weights,
+            },
             config=plain(cfg),
             skipped=clips.skipped,
             training=training,

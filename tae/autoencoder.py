@@ -182,6 +182,8 @@ class TemporalAutoencoder(
         self.factor = 2 ** (len(widths) - 1)
         self.gradient_checkpointing = False
         self.inflation: InflationReport | None = None  # of `from_image_vae`
+        # Where training started from: {"image_vae" or "init_from": source, "sha256": of its file}. Kept in checkpoints.
+        self.starting_weights: dict[str, str | None] | None = None
         self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, group_norm)
         self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, group_norm)
         self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
@@ -204,6 +206,7 @@ class TemporalAutoencoder(
 
         model = cls(**architecture)
         model.inflation = inflate(model, path_or_repo_id)
+        model.starting_weights = {"image_vae": model.inflation.source, "sha256": model.inflation.sha256}
         return model
 
     @classmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -58,10 +59,12 @@ def load_model(source: str | Path) -> LoadedModel:
         checkpoint = read_checkpoint(path)
         model = build_model(checkpoint["architecture"], path)
         load_weights(model, model_weights(checkpoint), path)
+        model.starting_weights = checkpoint.get("starting_weights")
         return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"])
     if path.is_dir():
         return LoadedModel(from_pretrained(path), str(source), file_sha256(path / WEIGHTS_FILE), None)
-    return LoadedModel(from_pretrained(source), str(source), None, None)
+    model = from_pretrained(source)
+    return LoadedModel(model, str(source), file_sha256(Path(hf_hub_download(str(source), WEIGHTS_FILE))), None)
 
 
 def from_pretrained(source: str | Path) -> TemporalAutoencoder:

@@ -141,6 +141,8 @@ def replicate_padded_conv(
     With `upsample` the convolution is a transposed one. Padding the activation would copy all of it. The convolution
     pads with zeros instead, and what the two missing frames would have given is added to the first and the last output.
     """
+    if torch.compiler.is_exporting():
+        return replicate_padded_conv_for_export(x, weight, bias, residual, stride, upsample)
     kernels = fused_kernels(x)
     if kernels is not None and kernels.convolves(x, weight):
         return kernels.temporal_conv(x, weight, bias, residual, stride, upsample)
@@ -151,6 +153,20 @@ def replicate_padded_conv(
         matrix = matrix.transpose(0, 1) if upsample else matrix
         out.narrow(2, frame, 1).add_(F.conv2d(columns.narrow(2, frame, 1), matrix))
     return (out if residual is None else out.add_(as_columns(residual))).unflatten(3, x.shape[3:])
+
+
+def replicate_padded_conv_for_export(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+) -> Tensor:
+    """The same by its definition, the activation padded: one graph for any number of frames, even or odd."""
+    columns = as_columns(x)
+    padded = torch.cat((columns[:, :, :1], columns, columns[:, :, -1:]), dim=2)
+    if upsample:
+        out = F.conv_transpose2d(padded, weight, bias, stride=(2, 1), padding=(3, 0))
+    else:
+        out = F.conv2d(padded, weight, bias, stride=(stride, 1))
+    out = out.unflatten(3, x.shape[3:])
+    return out if residual is None else out + residual
 
 
 def boundary_taps(num_frames: int, taps: int, stride: int, upsample: bool) -> list[tuple[int, int]]:

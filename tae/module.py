@@ -41,7 +41,9 @@ def build_autoencoder(
     """
     if init_from is not None:
         model = TemporalAutoencoder(**architecture)
-        load_weights(model, load_model(init_from).model.state_dict(), init_from)
+        loaded = load_model(init_from)
+        load_weights(model, loaded.model.state_dict(), init_from)
+        model.starting_weights = {"init_from": loaded.source, "sha256": loaded.sha256}
         print(f"init_from: all weights from {init_from}")
     elif image_vae is not None:
         model = TemporalAutoencoder.from_image_vae(image_vae, **architecture)
@@ -174,3 +176,7 @@ class AutoencoderModule(L.LightningModule):
         checkpoint["architecture"] = self.model.architecture
         checkpoint["config"] = dict(self.config)
         checkpoint["between_steps"] = self.between_steps
+        checkpoint["starting_weights"] = self.model.starting_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.model.starting_weights = checkpoint.get("starting_weights")

@@ -4,16 +4,12 @@ python -m tae.reconstruct ckpt=PATH source=VIDEO_OR_FOLDER output=DIR
 """
 
 import itertools
-import json
-import shutil
-import struct
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +29,7 @@ from tae.clip import clip_to_frames, frames_to_clip
 from tae.config import plain
 from tae.errors import UserError
 from tae.files import replacing
+from tae.latent_writer import LatentFile
 from tae.metrics import psnr, ssim
 from tae.posterior import DiagonalGaussian
 from tae.tiling import Tiling, decode_stream, encode_stream
@@ -68,7 +65,7 @@ def main(cfg: DictConfig) -> list[Outcome]:
     tiling = instantiate(cfg.tiling)
     tiling.check(model.factor)
     outcomes, failed = [], 0
-    with progress_bar() as progress, fabric.autocast():
+    with progress_bar("frames") as progress, fabric.autocast():
         for source, stem in outputs.items():
             task = progress.add_task(source.name, total=None)
             try:
@@ -170,18 +167,14 @@ def write_latents(
         counted = Counted(reader.frames())
         target = stem.with_name(stem.name + ".safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with StreamedSafetensors(("mean", "std")) as latents:
+        with LatentFile() as latents:
             for posterior in encode_frames(model, counted, tiling):
-                latents.append({"mean": posterior.mean, "std": torch.exp(0.5 * posterior.logvar)})
+                latents.append(posterior.mean, torch.exp(0.5 * posterior.logvar))
                 progress.update(task, completed=counted.count)
-            facts = {
-                "num_frames": counted.count,
-                "fps": float(reader.rate),
-                "height": reader.size[0],
-                "width": reader.size[1],
-            }
-            with replacing(target) as path:
-                latents.save(path, facts)
+            height, width = reader.size
+            facts = {"num_frames": counted.count, "fps": float(reader.rate), "height": height, "width": width}
+            with replacing(target) as path, path.open("wb") as file:
+                latents.write_to(file, **facts)
     progress.update(task, total=counted.count)
     return Outcome(source, target, counted.count, reader.size)
 
@@ -238,56 +231,11 @@ class Counted:
             yield item
 
 
-class StreamedSafetensors:
-    """A .safetensors file of float32 latents (t', c, h', w') whose length is known only at the end.
-
-    The format wants the shapes first, so the values wait in temporary files, not in memory. Time comes first in these
-    tensors because only the first axis can grow: `tensor.movedim(0, 1)[None]` is what `decode` takes.
-
-    Format: https://huggingface.co/docs/safetensors: length of the header (8 bytes), header (JSON), values.
-    """
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
-        self._stack = ExitStack()
-        self._shape: tuple[int, ...] = ()
-
-    def __enter__(self) -> Self:
-        open_file = tempfile.TemporaryFile
-        self._files = {name: self._stack.enter_context(open_file()) for name in self._names}
-        self._length = 0
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def append(self, tensors: Mapping[str, Tensor]) -> None:
-        """Add pieces (1, c, t', h', w'), one for each name and of one shape."""
-        for name, tensor in tensors.items():
-            values = tensor[0].movedim(1, 0).float().cpu().contiguous().numpy()
-            self._files[name].write(values.astype("<f4", copy=False).tobytes())
-        self._length += values.shape[0]
-        self._shape = values.shape[1:]
-
-    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write everything that was appended."""
-        shape = [self._length, *self._shape]
-        size = 4 * int(np.prod(shape))
-        header: dict[str, Any] = {"__metadata__": {key: str(value) for key, value in metadata.items()}}
-        for i, name in enumerate(self._names):
-            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [i * size, (i + 1) * size]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for values in self._files.values():
-                values.seek(0)
-                shutil.copyfileobj(values, file)
-
-
-def progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+def progress_bar(unit: str, shown: bool = True) -> Progress:
+    """Counts `unit` on standard error, where there is a terminal; not `shown`: by nobody."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, *times, console=Console(stderr=True), disable=not shown)
 
 
 def summary(outcomes: Iterable[Outcome]) -> Table:

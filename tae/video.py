@@ -115,7 +115,7 @@ class VideoWriter:
         source: whose frame times, colour matrix and pixel aspect it takes.
         size: height and width of its frames; odd ones are made even by repeating the last row or column, since
             yuv420p has one colour sample for 2x2 pixels.
-        sound: whether the first sound stream is copied, bit for bit.
+        sound: whether the sound streams are copied, bit for bit.
     """
 
     def __init__(self, path: Path, container: str, source: VideoReader, size: tuple[int, int], sound: bool) -> None:
@@ -169,10 +169,10 @@ class VideoWriter:
         with plain_errors(path), av.open(str(path), metadata_errors="replace") as source:
             if not source.streams.audio:
                 return
-            stream = self._container.add_stream_from_template(source.streams.audio[0])
-            for packet in source.demux(source.streams.audio[0]):
-                if packet.dts is not None:  # the last one only flushes
-                    packet.stream = stream
+            copies = {stream.index: self._container.add_stream_from_template(stream) for stream in source.streams.audio}
+            for packet in source.demux(*source.streams.audio):
+                if packet.dts is not None:  # the last one of each only flushes
+                    packet.stream = copies[packet.stream.index]
                     yield packet
 
 
@@ -181,10 +181,10 @@ def container_for(source: Path) -> tuple[str, bool]:
     with plain_errors(source), av.open(str(source), metadata_errors="replace") as container:
         if not container.streams.audio:
             return "mp4", True
-        codec = container.streams.audio[0].codec_context.codec.canonical_name
+        codecs = {stream.codec_context.codec.canonical_name for stream in container.streams.audio}
     for name in CONTAINERS:
         with av.open(io.BytesIO(), "w", format=name) as candidate:
-            if codec in candidate.supported_codecs:
+            if codecs <= candidate.supported_codecs:
                 return name, True
     return "mp4", False
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from evaluate import evaluate
 from tae import TemporalAutoencoder, UserError
 from tae.checkpoint import load_model, read_checkpoint
+from tae.inflate import file_sha256
 from train import train
 
 ROOT = Path(__file__).parents[1]
@@ -140,10 +141,15 @@ def test_resume_passes_over_a_damaged_checkpoint(
 
 def test_fine_tuning_starts_from_the_weights_alone(trained: Path, cache: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoints" / "last.ckpt"
-    run(tmp_path, cache, f"init_from={checkpoint}", "trainer.max_steps=1", "optimizer.lr=1e-12", "scheduler=constant")
+    settings = ["optimizer.lr=1e-12", "scheduler=constant"]
+    document = run(tmp_path, cache, f"init_from={checkpoint}", "trainer.max_steps=1", *settings)
     start, end = weights(trained), weights(tmp_path)
     assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-10) for name in start)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+    origin = {"init_from": str(checkpoint), "sha256": file_sha256(checkpoint)}
+    assert document["checkpoint"]["starting_weights"] == origin
+    run(tmp_path, cache, "resume=auto", "trainer.max_steps=2", *settings)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["starting_weights"] == origin
 
 
 def test_fine_tuning_from_another_shape_is_refused(trained: Path, cache: Path, tmp_path: Path) -> None:

@@ -1,7 +1,14 @@
 """An image autoencoder's weights in the video model: every layout, parity with diffusers, what is refused."""
 
+import hashlib
+import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +17,7 @@ from torch.nn import functional as F
 
 from tae import TemporalAutoencoder, UserError, frames_to_clip
 from tae.inflate import find_weights
+from tests.references.hub import serve
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -168,8 +176,69 @@ def test_what_is_no_image_autoencoder_is_refused(tmp_path: Path) -> None:
             TemporalAutoencoder.from_image_vae(tmp_path / name, **NARROW)
 
 
-def test_unreachable_repository_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"hf download stabilityai/stable-diffusion-3\.5-medium vae/"):
-        TemporalAutoencoder.from_image_vae("stabilityai/stable-diffusion-3.5-medium")
+# In a process of its own, since huggingface_hub reads its environment when it is imported.
+TRY_REPOSITORIES = """
+import json, sys
+from tae import TemporalAutoencoder, UserError
+outcomes = {}
+for repository in sys.argv[1:]:
+    try:
+        model = TemporalAutoencoder.from_image_vae(repository, base_channels=16, norm_groups=4)
+        outcomes[repository] = model.starting_weights
+    except UserError as error:
+        outcomes[repository] = str(error)
+print(json.dumps(outcomes))
+"""
+
+
+def try_repositories(repositories: Iterable[str], **environment: str) -> dict[str, Any]:
+    """What `from_image_vae` gives or says for each repository, in an environment as a user would set it."""
+    command = [sys.executable, "-c", TRY_REPOSITORIES, *repositories]
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | environment
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    return json.loads(done.stdout)
+
+
+def test_every_answer_of_the_hub_has_its_own_message(image_vae_folder: Path, tmp_path: Path) -> None:
+    """HF_ENDPOINT names a stand-in here, as it names a mirror elsewhere; then its cache serves without a network."""
+    weights = find_weights(image_vae_folder).read_bytes()
+    refusals = {
+        "gated/anonymous": (401, "GatedRepo"),
+        "gated/no-licence": (403, "GatedRepo"),
+        "private/repository": (401, "RepoNotFound"),
+        "expired/token": (401, ""),
+        "narrow/token": (403, ""),
+        "busy/hub": (503, ""),
+    }
+    with serve() as hub:
+        hub.refusals = refusals
+        hub.fault = {"bad/short": "short", "bad/hash": "wrong hash"}
+        for name in ("good/vae/vae", "good/top", "bad/short/vae", "bad/hash/vae"):
+            hub.files[f"{name}/diffusion_pytorch_model.safetensors"] = weights
+        hub.files["other/files/README.md"] = b"nothing here"
+        repositories = ["good/vae", "good/top", "bad/short", "bad/hash", "other/files", "none/such", *refusals]
+        said = try_repositories(repositories, HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path))
+    digest = hashlib.sha256(weights).hexdigest()
+    assert said["good/vae"] == {"image_vae": "good/vae", "sha256": digest}
+    assert said["good/top"] == {"image_vae": "good/top", "sha256": digest}
+    for repository, message in {
+        "bad/short": "did not come to its end.*try again",
+        "bad/hash": r"its SHA-256 is not the one.*Remove .*blobs/" + digest,
+        "other/files": "holds none of: vae/diffusion_pytorch_model.safetensors",
+        "none/such": "neither a local path nor a repository that you can see",
+        "gated/anonymous": f"not logged in: accept its licence at {hub.address}/gated/anonymous.*hf auth login",
+        "gated/no-licence": f"has no access.*accept the licence at {hub.address}/gated/no-licence",
+        "private/repository": "If it is private, log in",
+        "expired/token": "does not accept your token: log in anew",
+        "narrow/token": "access is forbidden. Give your token the right",
+        "busy/hub": "answered 503.*try again later, or a mirror with HF_ENDPOINT",
+    }.items():
+        assert re.search(message, said[repository]), said[repository]
+
+    offline = try_repositories(["good/vae", "never/seen"], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert offline["good/vae"] == said["good/vae"]
+    assert re.search(r"HF_HUB_OFFLINE is set.*hf download never/seen vae/.*image_vae=null", offline["never/seen"])
+    gone = try_repositories(["good/vae", "never/seen"], HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path))
+    assert gone["good/vae"] == said["good/vae"]  # the server is gone, its cache is not
+    assert f"{hub.address} cannot be reached" in gone["never/seen"]

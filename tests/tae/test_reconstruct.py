@@ -19,6 +19,7 @@ from tae.metrics import psnr
 from tae.reconstruct import main, panels, plan_outputs
 from tae.tiling import decode_stream, encode_stream
 from tae.video import Frame, VideoReader, VideoWriter
+from tests.references.video import make_video
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +42,20 @@ def config(**values) -> DictConfig:
     return cfg
 
 
-def make_video(path: Path, times: list[int], size=(48, 64), time_base=Fraction(1, 600), sound=None, codec="mpeg4"):
-    """A moving gradient with frames shown at `times`; returns its path."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        stream.codec_context.time_base = time_base
-        audio = container.add_stream(sound, rate=48000) if sound else None
-        if audio is not None:
-            audio.bit_rate = 64_000
-        y, x = np.mgrid[: size[0], : size[1]]
-        for i, pts in enumerate(times):
-            picture = np.stack([x * 3 + 2 * i, y * 3, (x + y) * 2], -1) % 256
-            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = pts, time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        if audio is not None:
-            for i in range(20):
-                samples = (np.sin(np.arange(1024) / 20) * 0.3).astype(np.float32)[None]
-                block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-                block.sample_rate, block.pts = 48000, i * 1024
-                container.mux(audio.encode(block))
-            container.mux(audio.encode())
-    return path
-
-
 def show_times(path: Path) -> list[Fraction]:
     with av.open(str(path)) as container:
         return [frame.pts * frame.time_base for frame in container.decode(video=0)]
 
 
-def sound_packets(path: Path) -> list[bytes]:
+def sound_packets(path: Path) -> list[list[bytes]]:
+    """Of each sound stream."""
     with av.open(str(path)) as container:
-        return [bytes(p) for p in container.demux(container.streams.audio[0]) if p.dts is not None]
+        streams = range(len(container.streams.audio))
+    packets = []
+    for i in streams:
+        with av.open(str(path)) as container:
+            packets.append([bytes(p) for p in container.demux(container.streams.audio[i]) if p.dts is not None])
+    return packets
 
 
 def rgb_of(path: Path) -> np.ndarray:
@@ -84,12 +65,13 @@ def rgb_of(path: Path) -> np.ndarray:
 
 def test_a_video_comes_back_with_its_times_and_its_sound(checkpoint, tmp_path):
     uneven = [0, 24, 48, 96, 100, 130] + [200 + 24 * i for i in range(40)]
-    source = make_video(tmp_path / "a.mp4", uneven, sound="aac")
+    source = make_video(tmp_path / "a.mp4", uneven, sound="aac", languages=2)
     (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
     assert outcome.output == tmp_path / "out" / "a.mp4"
     assert outcome.num_frames == len(uneven)
     assert show_times(outcome.output) == [Fraction(pts, 600) for pts in uneven]
     assert sound_packets(outcome.output) == sound_packets(source)
+    assert len(sound_packets(source)) == 2
     assert list((tmp_path / "out").iterdir()) == [outcome.output]  # no temporary file stays
 
 

@@ -1,0 +1,255 @@
+"""Latents to disk: a file for each clip, shards of them, and at the end the index and the statistics.
+
+See `tae.latents` for what the result looks like, and for reading it.
+"""
+
+import csv
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import struct
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.shards import INDEX_VERSION
+from tae.errors import UserError
+from tae.files import write_text
+from tae.latents import FORMAT_NAMES, INDEX, STATS, STATS_VERSION, TENSORS, LatentStats
+from tae.losses.outlier import outlier_rate
+
+FINISHED = ".finished"  # holds an entry for each finished shard
+KEPT_IN_MEMORY = 16 * 2**20  # bytes of a tensor that is being written; what is longer waits in a temporary file
+
+
+def entry_path(output: Path, number: int) -> Path:
+    return output / FINISHED / f"{number:06d}.json"
+
+
+class LatentFile:
+    """A .safetensors file of latents whose length is known only at the end.
+
+    The format wants the shapes first, so the values of a long video wait in temporary files, not in memory.
+    `tensor.movedim(0, 1)[None]` of what it holds is what `TemporalAutoencoder.decode` takes.
+
+    Format: https://huggingface.co/docs/safetensors: length of the header (8 bytes), header (JSON), values.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self._length = 0
+        self._frame_shape: tuple[int, ...] = ()
+        self._files: dict[str, IO[bytes]] = {name: tempfile.SpooledTemporaryFile(KEPT_IN_MEMORY) for name in TENSORS}  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the values, written or not."""
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(t', c, h', w') of what was appended."""
+        return (self._length, *self._frame_shape)
+
+    def append(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a piece (1, c, t', h', w') and return both as they are written, rounded to this file's type, on the CPU."""
+        rounded = mean.to("cpu", self.dtype), std.to("cpu", self.dtype)
+        for name, tensor in zip(TENSORS, rounded, strict=True):
+            values = tensor[0].movedim(1, 0).contiguous()
+            self._files[name].write(values.view(torch.uint8).numpy().tobytes())
+        self._length += values.shape[0]
+        self._frame_shape = tuple(values.shape[1:])
+        return rounded
+
+    def write_to(self, file: IO[bytes], **metadata: object) -> None:
+        """Write everything that was appended; the metadata's values become text."""
+        size = self._files["mean"].tell()
+        header: dict[str, Any] = {"__metadata__": {key: str(value) for key, value in metadata.items()}}
+        for i, name in enumerate(TENSORS):
+            offsets = [i * size, (i + 1) * size]
+            header[name] = {"dtype": FORMAT_NAMES[self.dtype], "shape": self.shape, "data_offsets": offsets}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(struct.pack("<Q", len(text)) + text)
+        for values in self._files.values():
+            values.seek(0)
+            shutil.copyfileobj(values, file)
+
+
+class LatentShard:
+    """One shard while it is written: a tar file that gets its name when it is whole, and an entry that says so."""
+
+    def __init__(self, output: Path, number: int, dtype: torch.dtype) -> None:
+        self.entry_path = entry_path(output, number)
+        self.path = output / f"shard-{number:06d}.tar"
+        self.dtype = dtype
+        self.moments = Moments()
+        self.lengths: dict[str, int] = {}  # pixel frames of each clip
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.rejected: list[tuple[str, str]] = []
+        self._partial = output / f".{self.path.name}.partial"
+        self._tar = tarfile.open(self._partial, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self._clip: tuple[LatentFile, Moments] | None = None
+
+    def append(self, mean: Tensor, std: Tensor) -> None:
+        """Add a piece (1, c, t', h', w') to the clip at hand."""
+        if self._clip is None:
+            self._clip = LatentFile(self.dtype), Moments()
+        file, moments = self._clip
+        moments.add(*file.append(mean, std))
+
+    def end_clip(self, key: str, name: str, metadata: Mapping[str, Any] | None = None, fault: str = "") -> None:
+        """Write the clip at hand, or drop what there is of it and remember the fault."""
+        clip, self._clip = self._clip, None
+        if clip is not None:
+            file, moments = clip
+            if metadata is not None:
+                self._write(key, file, metadata)
+                moments.clips = 1
+                self.moments += moments
+            file.close()
+        if fault:
+            self.rejected.append((name, fault))
+
+    def finish(self) -> None:
+        """Give the shard its name, if there is anything in it, and leave its entry."""
+        self._tar.close()
+        entry = None
+        if self.lengths:
+            self._partial.rename(self.path)
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            entry = {"name": self.path.name, "samples": len(self.lengths), "bytes": self.path.stat().st_size}
+            entry |= {"sha256": digest, "frames": self.lengths, "places": self._places()}
+        else:
+            self._partial.unlink()
+        content = {"shard": entry, "rejected": self.rejected, "moments": asdict(self.moments)}
+        write_text(self.entry_path, json.dumps(content) + "\n")
+
+    def abandon(self) -> None:
+        """Close everything and leave nothing."""
+        if self._clip is not None:
+            self._clip[0].close()
+        self._tar.close()
+        self._partial.unlink()
+
+    def _write(self, key: str, file: LatentFile, metadata: Mapping[str, Any]) -> None:
+        with tempfile.SpooledTemporaryFile(KEPT_IN_MEMORY) as latents:
+            file.write_to(latents)
+            self._add(f"{key}.safetensors", latents)
+        text = json.dumps(dict(metadata) | {"latent_shape": file.shape}, sort_keys=True)
+        self._add(f"{key}.json", BytesIO(text.encode()))
+        self.lengths[key], self.shapes[key] = metadata["num_frames"], file.shape
+
+    def _add(self, name: str, content: IO[bytes]) -> None:
+        member = tarfile.TarInfo(name)  # without times and owners: the same latents give the same bytes
+        member.size = content.seek(0, os.SEEK_END)
+        content.seek(0)
+        self._tar.addfile(member, content)
+
+    def _places(self) -> dict[str, dict[str, Any]]:
+        """Where each member's content begins in the tar file, and how long it is, for readers that want a part of it."""
+        places: dict[str, dict[str, Any]] = {key: {"latent_shape": shape} for key, shape in self.shapes.items()}
+        with tarfile.open(self.path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                places[key][extension] = [member.offset_data, member.size]
+        return places
+
+
+@dataclass
+class Moments:
+    """Sums over latent positions in float64, from which the statistics follow whatever the order of adding."""
+
+    clips: int = 0
+    frames: int = 0
+    positions: int = 0
+    outliers: int = 0
+    mean: list[float] = field(default_factory=list)  # of each channel, as the next two
+    mean_square: list[float] = field(default_factory=list)
+    variance: list[float] = field(default_factory=list)
+
+    def add(self, mean: Tensor, std: Tensor) -> None:
+        """Count a piece (1, c, t', h', w') of one clip."""
+        positions = mean[0, 0].numel()
+        self.frames += mean.shape[2]
+        self.positions += positions
+        self.outliers += round(outlier_rate(mean).item() * positions)
+        mean, std = mean[0].flatten(1).double(), std[0].flatten(1).double()
+        self._add_sums(mean.sum(1).tolist(), mean.square().sum(1).tolist(), std.square().sum(1).tolist())
+
+    def __iadd__(self, other: "Moments") -> "Moments":
+        self.clips += other.clips
+        self.frames += other.frames
+        self.positions += other.positions
+        self.outliers += other.outliers
+        self._add_sums(other.mean, other.mean_square, other.variance)
+        return self
+
+    def _add_sums(self, *sums: list[float]) -> None:
+        for own, more in zip((self.mean, self.mean_square, self.variance), sums, strict=True):
+            own[:] = [a + b for a, b in itertools.zip_longest(own, more, fillvalue=0.0)]
+
+    def stats(self, checkpoint: Mapping[str, Any]) -> LatentStats:
+        """What they amount to. A sample's variance is the variance of the means plus the mean of the variances."""
+        mean, square, variance = (
+            np.array(sums) / self.positions for sums in (self.mean, self.mean_square, self.variance)
+        )
+        shift = mean.mean()
+        return LatentStats(
+            num_clips=self.clips,
+            num_latent_frames=self.frames,
+            num_positions=self.positions,
+            mean=tuple(mean.tolist()),
+            std=tuple(np.sqrt(square - mean**2 + variance).tolist()),
+            posterior_std=tuple(np.sqrt(variance).tolist()),
+            shift=float(shift),
+            scale=float(1 / np.sqrt((square + variance).mean() - shift**2)),
+            outlier_rate=self.outliers / self.positions,
+            checkpoint=checkpoint,
+        )
+
+
+def finish(
+    output: Path,
+    settings: Mapping[str, Any],
+    num_shards: int,
+    checkpoint: Mapping[str, Any],
+    rejected: list[tuple[str, str]],
+) -> tuple[LatentStats, list[tuple[str, str]]]:
+    """Add up the entries of all shards: index.json, rejected.csv and, last, latent_stats.json.
+
+    Raises:
+        UserError: not one video could be encoded.
+    """
+    entries = [json.loads(entry_path(output, number).read_text(encoding="utf-8")) for number in range(num_shards)]
+    rejected = sorted(rejected + [(name, reason) for entry in entries for name, reason in entry["rejected"]])
+    with (output / "rejected.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([("path", "reason"), *rejected])
+    shards = [entry["shard"] for entry in entries if entry["shard"] is not None]
+    if not shards:
+        raise UserError(f"None of the videos could be encoded: see {output / 'rejected.csv'}.")
+    index = {"version": INDEX_VERSION, "split": "latents", "recipe": settings, "shards": shards}
+    write_text(output / INDEX, json.dumps(index, indent=1) + "\n")
+    moments = Moments()
+    for entry in entries:
+        moments += Moments(**entry["moments"])
+    stats = moments.stats(checkpoint)
+    write_text(output / STATS, json.dumps({"version": STATS_VERSION} | asdict(stats), indent=1) + "\n")
+    return stats, rejected
