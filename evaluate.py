@@ -1,4 +1,4 @@
-"""Measure a model by the protocol tae-eval-1: metrics, a table, side-by-side videos.
+"""Measure a model by the protocol tae-eval-1: metrics, a table, a page with synchronised videos.
 
 python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
@@ -20,6 +20,7 @@ from tae.config import evaluation_data, evaluation_precision, plain, write_confi
 from tae.evaluation import evaluate_model
 from tae.losses import Perceptual
 from tae.metrics import lpips_at_hand
+from tae.page import evaluation_page, write_clips, write_page
 from tae.report import print_report, write_report
 
 
@@ -54,8 +55,13 @@ def measure(
     )
     data.trainer = trainer
     clips = data.test_dataloader()
-    result, videos = evaluate_model(
-        trainer, loaded.model, clips, lambda keys: data.eval_dataloader("test", only=keys), lpips
+    result, shown = evaluate_model(
+        trainer,
+        loaded.model,
+        clips,
+        lambda keys: data.eval_dataloader("test", only=keys),
+        lpips,
+        others_shown=cfg.page.clips,
     )
     document: dict[str, Any] = {}
     if trainer.is_global_zero:
@@ -63,12 +69,13 @@ def measure(
         document = write_report(
             output_dir,
             result,
-            videos,
+            list(shown),
             checkpoint={"path": loaded.source, "sha256": loaded.sha256},
             config=plain(cfg),
             skipped=clips.skipped,
             training=training,
         )
+        write_page(output_dir, evaluation_page(document, result, write_clips(output_dir, shown)))
         print_report(result, output_dir)
     return trainer.strategy.broadcast(document)
 

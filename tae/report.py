@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, side-by-side videos and a table to read."""
+"""What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, and a table to read."""
 
 import csv
 import importlib.metadata
@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tae.evaluation import PROTOCOL, ClipFrames, EvaluationResult, Interval
+from tae.evaluation import PROTOCOL, EvaluationResult, Interval
 from tae.metrics import HIGHER_IS_BETTER
+from tae.pictures import enlarged, mosaic
 
 LABELS = {
     "psnr": "PSNR (dB)",
@@ -30,24 +31,23 @@ LABELS = {
 }
 FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
 NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path, or connect to the network once"
-MIN_VIDEO_HEIGHT = 256  # smaller clips are shown enlarged by a whole factor, each pixel a square
 
 
 def write_report(
     output_dir: Path,
     result: EvaluationResult,
-    videos: Mapping[str, ClipFrames],
+    videos: Sequence[str],
     *,
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write metrics.json, per_clip.csv, report.md and videos/<role>.mp4, and return what metrics.json holds.
+    """Write metrics.json, per_clip.csv and report.md, and return what metrics.json holds.
 
     Args:
         output_dir: folder of this run; made where it is missing.
-        videos: {"best" | "median" | "worst": frames before and after}.
+        videos: which of "best", "median" and "worst" are at videos/<role>.mp4.
         checkpoint: {"path": ..., "sha256": ...} of what was evaluated, None for weights that are in no file.
         config: the resolved configuration.
         skipped: clips that could not be measured, each with its reason.
@@ -55,10 +55,8 @@ def write_report(
     """
     document = metrics_document(result, checkpoint=checkpoint, config=config, skipped=skipped, training=training)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for role, clip in videos.items():
-        write_video(output_dir / "videos" / f"{role}.mp4", side_by_side(clip.original, clip.reconstruction), clip.fps)
     _write_per_clip(output_dir / "per_clip.csv", result)
-    write_text(output_dir / "report.md", _markdown(document, result, list(videos)))
+    write_text(output_dir / "report.md", _markdown(document, result, videos))
     write_text(output_dir / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
     return document
 
@@ -118,7 +116,7 @@ def print_report(result: EvaluationResult, output_dir: Path, console: Console | 
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
     console.print(verdict(result), highlight=False)
-    console.print(f"Report and videos: {output_dir}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
@@ -126,12 +124,7 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
 
     Shapes: (t, h, w, 3) uint8 twice -> (t, k h, k (2 w) + 4, 3) uint8, enlarged by the whole factor k.
     """
-    factor = max(1, math.ceil(MIN_VIDEO_HEIGHT / original.shape[1]))
-    left, right = (
-        frames.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for frames in (original, reconstruction)
-    )
-    line = torch.full_like(left[:, :, :4], 255)
-    return torch.cat([left, line, right], dim=2)
+    return mosaic([enlarged(original), enlarged(reconstruction)], columns=2)
 
 
 def write_video(path: Path, frames: Tensor, fps: float) -> None:
@@ -283,7 +276,8 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
                 for role, clip in chosen.items()
             ],
         ),
-        "All clips: [per_clip.csv](per_clip.csv), all numbers: [metrics.json](metrics.json).",
+        "To look at them closely: [index.html](index.html). All clips: [per_clip.csv](per_clip.csv), all numbers: "
+        "[metrics.json](metrics.json).",
         "## Skipped",
         "\n".join(f"- {_inline(clip)}" for clip in document["skipped"]) or "None.",
         "## Run",
