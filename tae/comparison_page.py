@@ -1,63 +1,73 @@
 """The page of a sweep: its runs' numbers, settings, curves and clips beside one another."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from tae.evaluation import Interval
 from tae.page import INDEX, details, facts, measured, metric_columns, page_clip, read_pictures, short
-from tae.pictures import mosaic, mosaic_columns
-from tae.report import LABELS, write_video
+from tae.pictures import mosaic, mosaic_columns, reduced, reduction
+from tae.report import LABELS, latents_text, write_video
 from tae.runs import Run, differing, read_json, read_per_clip, run_label
 
 
 def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
     """The page's data for a sweep, and the videos that show a clip as every run gives it."""
-    keys = differing(runs)
+    labels = short_labels([run_label(run, differing(runs)) for run in runs])
     complete = [run for run in runs if run.document]
     first: Mapping[str, Any] = complete[0].document if complete else {}
     measurements = [read_per_clip(run) for run in runs]
     return {
         "title": f"Comparison of {len(runs)} runs",
-        "lead": _leader(runs, keys),
+        "lead": _leader(runs, labels),
         "facts": facts(first) if "num_clips" in first else [],
         "metrics": metric_columns([name for name in LABELS if any(name in run.metrics for run in runs)]),
         "runs": [
             {
-                "label": run_label(run, keys),
+                "label": label,
                 "href": f"{run.folder.relative_to(folder).as_posix()}/index.html" if _has_page(run) else None,
+                "note": latents_text(run.document["model"]) if "model" in run.document else None,
                 "metrics": run.metrics,
                 "error": run.error,
                 "curve": run.curve,
             }
-            for run in runs
+            for run, label in zip(runs, labels, strict=True)
         ],
         "baseline": _common_baseline(complete),
         "advantage": None,
         "settings": {"rows": _different_settings(runs)},
         "rows": [_page_row(key, measurements) for key in sorted(set().union(*measurements))],
-        "clips": _write_clips(folder, runs, keys),
+        "clips": _write_clips(folder, runs, labels),
         "skipped": [],
         "details": details(first) if "environment" in first else [],
     }
+
+
+def short_labels(labels: Sequence[str]) -> list[str]:
+    """The labels without the folders that all of them start and end with: paths are long, and differ in the middle."""
+    parts = [label.split("/") for label in labels]
+    for _ in range(2):  # from the front, then from the back
+        shortest = min(map(len, parts), default=1)
+        same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+        parts = [part[min(same, shortest - 1) :][::-1] for part in parts]
+    return ["/".join(part) for part in parts]
 
 
 def _has_page(run: Run) -> bool:
     return run.error is None and (run.folder / "index.html").exists()
 
 
-def _leader(runs: Sequence[Run], keys: Sequence[str]) -> str:
+def _leader(runs: Sequence[Run], labels: Sequence[str]) -> str:
     """In words, which run has the highest PSNR, and whether its interval stands clear of the next one's."""
-    ranked = sorted(
-        (run for run in runs if "psnr" in run.metrics), key=lambda run: run.metrics["psnr"]["mean"], reverse=True
-    )
+    measured_runs = [
+        (run.metrics["psnr"], label) for run, label in zip(runs, labels, strict=True) if "psnr" in run.metrics
+    ]
+    ranked = sorted(measured_runs, key=lambda pair: pair[0]["mean"], reverse=True)
     if len(ranked) < 2:
         return "There are no two runs to compare."
-    best, second = (run.metrics["psnr"] for run in ranked[:2])
-    sentence = (
-        f"Highest PSNR: {run_label(ranked[0], keys)} with {best['mean']:.2f} dB, then {run_label(ranked[1], keys)} with "
-        f"{second['mean']:.2f} dB."
-    )
+    (best, first), (second, next_best) = ranked[:2]
+    sentence = f"Highest PSNR: {first} with {best['mean']:.2f} dB, then {next_best} with {second['mean']:.2f} dB."
     if best.get("ci95") and second.get("ci95") and best["ci95"][0] <= second["ci95"][1]:
         sentence += " Their 95 % intervals overlap: look at the clips one by one before calling one better."
     return sentence
@@ -123,27 +133,33 @@ def _page_row(key: str, measurements: Sequence[Mapping[str, Mapping[str, str]]])
     }
 
 
-def _write_clips(folder: Path, runs: Sequence[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """One video for each clip that the first complete run shows, with the picture of every run that shows it too."""
-    entries = [
+def _write_clips(folder: Path, runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """One video for each clip that all runs show, the original and every run's picture in it.
+
+    A clip that only some show, such as one run's worst, is left out, unless there is no other.
+    """
+    indexes = [
         {clip["key"]: clip for clip in read_json(run.folder / INDEX, [])} if run.error is None else {} for run in runs
     ]
-    leading = next((of_run for of_run in entries if of_run), {})
-    clips = []
-    for number, (key, clip) in enumerate(leading.items()):
-        of_runs = [_same_shape(of_run.get(key), clip) for of_run in entries]
+    leading = next((index for index in indexes if index), {})
+    rows = [(clip, [_same_shape(index.get(key), clip) for index in indexes]) for key, clip in leading.items()]
+    most = max((sum(map(bool, of_runs)) for _, of_runs in rows), default=0)
+    clips: list[dict[str, Any]] = []
+    for clip, of_runs in rows:
+        showing = [(run, label, entry) for run, label, entry in zip(runs, labels, of_runs, strict=True) if entry]
+        if len(showing) < most:
+            continue
         size = clip["height"] * clip["scale"], clip["width"] * clip["scale"]
-        pairs = [
-            read_pictures(run.folder / entry["video"], *size)
-            for run, entry in zip(runs, of_runs, strict=True)
-            if entry is not None
-        ]
-        labels = ["original", *(run_label(run, keys) for run, entry in zip(runs, of_runs, strict=True) if entry)]
-        video = f"videos/clip{number}.mp4"
+        pairs = [read_pictures(run.folder / entry["video"], *size) for run, _, entry in showing]
         pictures = [pairs[0][0], *(reconstruction for _, reconstruction in pairs)]
-        write_video(folder / video, mosaic(pictures, mosaic_columns(len(pictures))), clip["fps"])
+        factor = reduction(len(pictures), *size)
+        pictures = [reduced(picture, factor) for picture in pictures]
+        name = f"clip{len(clips)}"
+        write_video(folder / f"videos/{name}.mp4", mosaic(pictures, mosaic_columns(len(pictures))), clip["fps"])
         folders = [f"{run.folder.relative_to(folder).as_posix()}/" for run in runs]
-        clips.append(page_clip(clip | {"name": f"clip{number}"}, video, of_runs, labels, folders))
+        shown = ["original", *(label for _, label, _ in showing)]
+        smaller = {"height": size[0] // factor, "width": size[1] // factor, "scale": 1}
+        clips.append(page_clip(clip | {"name": name} | smaller, f"videos/{name}.mp4", of_runs, shown, folders))
     return clips
 
 

@@ -82,7 +82,7 @@ class EvaluationResult:
     def shown(self, others: int) -> dict[str, ClipResult]:
         """The chosen clips, and `others` evenly spaced over the keys: the same ones for every model on the same clips."""
         shown = self.chosen()
-        places = np.linspace(0, len(self.clips) - 1, min(others, len(self.clips))).round().astype(int)
+        places = np.linspace(0, len(self.clips) - 1, min(max(others, 0), len(self.clips))).round().astype(int)
         keys = {clip.key for clip in shown.values()}
         return shown | {f"clip{i}": self.clips[i] for i in places.tolist() if self.clips[i].key not in keys}
 

@@ -19,7 +19,7 @@ from tae.clip import clip_to_frames, frames_to_clip
 from tae.evaluation import ClipFrames, EvaluationResult
 from tae.metrics import HIGHER_IS_BETTER, psnr, trilinear_baseline
 from tae.pictures import enlargement, latent_picture, mosaic_columns, places
-from tae.report import FORMATS, LABELS, replacing, side_by_side, verdict, write_text, write_video
+from tae.report import FORMATS, LABELS, model_lines, replacing, side_by_side, verdict, write_text, write_video
 from tae.video import VideoReader
 
 ASSETS = Path(__file__).parent / "assets"
@@ -112,7 +112,14 @@ def evaluation_page(
     """
     checkpoint = document["checkpoint"] or {"path": "weights that are in no file", "sha256": None}
     metrics = measured(document["metrics"])
-    run: dict[str, Any] = {"label": "reconstruction", "href": None, "metrics": metrics, "error": None, "curve": []}
+    run: dict[str, Any] = {
+        "label": "reconstruction",
+        "href": None,
+        "metrics": metrics,
+        "note": None,
+        "error": None,
+        "curve": [],
+    }
     return {
         "title": f"Evaluation of {checkpoint['path']}",
         "lead": verdict(result),
@@ -148,7 +155,12 @@ def facts(document: Mapping[str, Any]) -> list[list[str]]:
 
 def details(document: Mapping[str, Any]) -> list[list[str]]:
     """What one needs to judge and to repeat the numbers."""
-    pairs = {**(document["checkpoint"] or {}), **document.get("training", {}), **document["environment"]}
+    pairs = {
+        **(document["checkpoint"] or {}),
+        **dict(model_lines(document)),
+        **document.get("training", {}),
+        **document["environment"],
+    }
     return [[name.replace("_", " "), "-" if value is None else str(value)] for name, value in pairs.items()]
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tae.losses.outlier import RATE_R, outlier_distance
 
 MIN_VIDEO_HEIGHT = 256  # smaller clips are shown enlarged by a whole factor, each pixel a square
+MAX_VIDEO_SIZE = 4096  # pixels a side; decoders in hardware take no more
 LINE = 4  # pixels between the pictures of one video
 CHANNEL_RANGE = 2.5  # standard deviations of a channel that its picture spans to each side of the mean
 OUTLIER_RANGE = 2 * RATE_R  # where the map's colours end
@@ -46,6 +48,20 @@ def mosaic(pictures: Sequence[Tensor], columns: int) -> Tensor:
     for picture, (x, y) in zip(pictures, spots, strict=True):
         whole[:, y : y + height, x : x + width] = picture
     return whole
+
+
+def reduction(count: int, height: int, width: int) -> int:
+    """The whole factor by which pictures must shrink for a video of `count` of them to be one that browsers play."""
+    columns = mosaic_columns(count)
+    rows = math.ceil(count / columns)
+    return math.ceil(max(columns * (width + LINE), rows * (height + LINE)) / MAX_VIDEO_SIZE)
+
+
+def reduced(frames: Tensor, factor: int) -> Tensor:
+    """(t, h, w, 3) uint8 -> (t, h // factor, w // factor, 3), each pixel the mean of those it stands for."""
+    if factor == 1:
+        return frames
+    return F.avg_pool2d(frames.movedim(-1, 1).float(), factor).round().byte().movedim(1, -1)
 
 
 def latent_picture(latents: Tensor) -> tuple[np.ndarray, dict[str, Any]]:

@@ -41,6 +41,7 @@ def write_report(
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write metrics.json, per_clip.csv and report.md, and return what metrics.json holds.
@@ -51,9 +52,12 @@ def write_report(
         checkpoint: {"path": ..., "sha256": ...} of what was evaluated, None for weights that are in no file.
         config: the resolved configuration.
         skipped: clips that could not be measured, each with its reason.
+        model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them}.
         training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
     """
-    document = metrics_document(result, checkpoint=checkpoint, config=config, skipped=skipped, training=training)
+    document = metrics_document(
+        result, checkpoint=checkpoint, config=config, skipped=skipped, model=model, training=training
+    )
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_per_clip(output_dir / "per_clip.csv", result)
     write_text(output_dir / "report.md", _markdown(document, result, videos))
@@ -67,6 +71,7 @@ def metrics_document(
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json: valid JSON, so what has no number is null and says why."""
@@ -84,6 +89,8 @@ def metrics_document(
         "config": config,
         "environment": environment(),
     }
+    if model is not None:
+        document["model"] = dict(model)
     if training is not None:
         document["training"] = dict(training)
     return _finite(document)
@@ -177,7 +184,7 @@ def environment() -> dict[str, Any]:
         "tae": _version("temporal-autoencoder"),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own class would not be plain YAML
         "lightning": _version("lightning"),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -286,12 +293,26 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
             [
                 ("checkpoint", f"`{checkpoint['path']}`"),
                 ("sha256", f"`{checkpoint['sha256']}`"),
+                *model_lines(document),
                 *((name, f"{value}") for name, value in document.get("training", {}).items()),
                 *((name, f"{value}") for name, value in document["environment"].items()),
             ],
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def model_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was measured, for readers."""
+    if "model" not in document:
+        return []
+    model = document["model"]
+    return [("model", f"{model['class']}: {model['input']}"), ("latents", latents_text(model))]
+
+
+def latents_text(model: Mapping[str, Any]) -> str:
+    """The latents of a clip and what they save."""
+    return f"{'x'.join(map(str, model['latents']))}, one number for {model['compression']:.4g} of the clip"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

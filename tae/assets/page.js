@@ -3,7 +3,7 @@
  *
  *   title, lead    text; facts, details: [[name, text], ...]; skipped: [text, ...]
  *   metrics        [{name, label, higher, digits, percent}]: the columns of numbers
- *   runs           [{label, href, metrics: {name: {mean, ci95}}, error, curve: [[step, PSNR], ...]}]
+ *   runs           [{label, href, note, metrics: {name: {mean, ci95}}, error, curve: [[step, PSNR], ...]}]
  *   baseline       {name: {mean, ci95}} or null; advantage: the same, of a single run over it, or null
  *   settings       {rows: [[key, value of each run...], ...]} or null
  *   rows           [{key, frames, runs: [{name: value} or null for each run], baseline: {name: value} or null}]
@@ -107,6 +107,7 @@ function summaryOfRuns() {
     [name, scaleOf([...data.runs.map((run) => run.metrics[name]), data.baseline && data.baseline[name]])]));
   const rows = data.runs.map((run, i) => h("tr", {},
     h("th", { scope: "row" }, swatch(i), run.href ? h("a", { href: run.href }, run.label) : run.label,
+      run.note && h("div", { class: "soft small" }, `latents ${run.note}`),
       run.error && h("div", { class: "failed small" }, `failed: ${run.error}`)),
     ...data.metrics.map((metric) => cell(run.metrics[metric.name], metric, scales[metric.name], colour(i)))));
   if (data.baseline) {
@@ -258,6 +259,8 @@ function viewer() {
     pending = null;
     ready = false;
     status.textContent = "";
+    video.pause();
+    play.textContent = "Play"; // a video that is exchanged while it plays stops without saying so
     slider.max = clip.frames - 1;
     play.disabled = back.disabled = forward.disabled = slider.disabled = clip.frames < 2;
     const labels = clip.pictures.map((picture) => picture.label);
@@ -269,7 +272,7 @@ function viewer() {
     }
     canvases = clip.pictures.map((picture) => h("canvas", { role: "img", "aria-label": picture.label }));
     pictures.replaceChildren(...clip.pictures.map((picture, i) => h("figure", {}, canvases[i], h("figcaption", {},
-      picture.run == null || !several ? null : swatch(picture.run), picture.label,
+      h("span", {}, picture.run == null || !several ? null : swatch(picture.run), picture.label),
       picture.run == null ? null : h("span", { class: "soft" }, meanPsnr(clip.psnr[picture.run]))))),
       h("figure", {}, difference, h("figcaption", {}, differenceCaption, gainSlider)));
     for (const canvas of [...canvases, difference, wipeCanvas]) [canvas.width, canvas.height] = [clip.width, clip.height];
@@ -405,7 +408,8 @@ function viewer() {
       n: () => show((data.clips.indexOf(clip) + 1) % data.clips.length),
       p: () => show((data.clips.indexOf(clip) + data.clips.length - 1) % data.clips.length),
     };
-    if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
+    const act = keys[event.key] || keys[event.key.toLowerCase()];
+    if (act) { event.preventDefault(); act(); }
   });
 
   root.append(

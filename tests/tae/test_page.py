@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tae.comparison import write_comparison
+from tae.comparison_page import short_labels
 from tae.evaluation import ClipFrames, ClipResult, EvaluationResult
 from tae.page import INDEX, evaluation_page, write_clips, write_page
 from tae.report import write_report
@@ -210,6 +211,11 @@ def test_it_plays_and_stops(page: Page) -> None:
     page.press(" ")
     page.until(lambda: page.element("#play").text == "Play")
     page.at(page.frame())
+    page.press(" ")
+    page.until(lambda: page.element("#play").text == "Pause")
+    page.press("N")
+    page.at(0)
+    assert page.element("#play").text == "Play"
 
 
 def test_the_pictures_are_of_one_frame(page: Page) -> None:
@@ -274,7 +280,11 @@ def test_a_click_on_the_curve_goes_to_the_frame(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_is_wider_than_the_screen(width: int, page: Page) -> None:
+@pytest.mark.parametrize("kind", ["evaluation", "sweep"])
+def test_nothing_is_wider_than_the_screen(
+    width: int, kind: str, browser: webdriver.Chrome, request: pytest.FixtureRequest
+) -> None:
+    page = Page(browser, request.getfixturevalue(kind))
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
@@ -293,6 +303,14 @@ def test_it_has_a_dark_side(page: Page) -> None:
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert brightness[0] > 200
     assert brightness[1] < 50
+
+
+def test_labels_are_what_differs_in_paths() -> None:
+    assert short_labels(["ckpt=/a/b0/c/last.ckpt", "ckpt=/a/b1/c/last.ckpt"]) == ["b0", "b1"]
+    assert short_labels(["opl=0", "opl=10"]) == ["opl=0", "opl=10"]
+    assert short_labels(["x=/a/b", "x=/a/b/c"]) == ["b", "b/c"]
+    assert short_labels(["x=/a/b"] * 2) == ["b"] * 2
+    assert short_labels([]) == []
 
 
 def test_every_control_has_a_name(page: Page) -> None:
