@@ -104,7 +104,9 @@ def settle_output_folder(cfg: DictConfig, script: str) -> None:
     if hydra_config.hydra.mode == RunMode.MULTIRUN:
         with read_write(hydra_config.hydra):
             hydra_config.hydra.run.dir = output_dir
-        sys.argv = [script, *hydra_config.hydra.overrides.task]  # a launcher's job runs in a script of the launcher
+        sys.argv = [script, *hydra_config.hydra.overrides.task]
+        # A launcher's job runs inside `python -m` of a module of the launcher, which Lightning would repeat.
+        sys.modules["__main__"].__spec__ = None
 
 
 class CheckOutputFolder(Callback):
