@@ -319,7 +319,9 @@ function viewer() {
   video.addEventListener("seeked", () => {
     if (pending != null) { video.currentTime = (pending + 0.5) / clip.fps; pending = null; return; }
     draw();
+    requestAnimationFrame(draw); // on a busy machine the new picture may come a moment after its event
   });
+  video.addEventListener("timeupdate", () => { if (video.paused && !video.seeking) draw(); });
   video.addEventListener("loadeddata", () => { ready = true; seek(0); });
   video.addEventListener("play", () => { play.textContent = "Pause"; requestAnimationFrame(run); });
   video.addEventListener("pause", () => { play.textContent = "Play"; seek(frame); });

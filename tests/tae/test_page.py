@@ -131,7 +131,7 @@ class Page:
         return self.browser.execute_script(text, *arguments)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.browser, 20, poll_frequency=0.05).until(lambda _: condition())
+        return WebDriverWait(self.browser, 60, poll_frequency=0.05).until(lambda _: condition())
 
     def element(self, selector: str) -> Any:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
