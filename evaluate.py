@@ -1,6 +1,8 @@
-"""Measure a model by the protocol tae-eval-1: metrics, a table, side-by-side videos.
+"""Measure a model by the protocol tae-eval-1: metrics, a table, a page with synchronised videos.
 
 python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
+python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way
+python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101       both, on one page
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
 """
 
@@ -14,19 +16,22 @@ from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
 
 from data.datamodule import ClipDataModule
+from tae.autoencoder import TemporalAutoencoder
 from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
 from tae.config import evaluation_data, evaluation_precision, plain, write_config
-from tae.evaluation import evaluate_model
+from tae.evaluation import ClipFrames, evaluate_model
 from tae.losses import Perceptual
 from tae.metrics import lpips_at_hand
+from tae.others import DiffusersAutoencoder, OtherModel, is_other, load_other
+from tae.page import evaluation_page, write_clips, write_page
 from tae.report import print_report, write_report
 from tae.saving import EndOnSignal
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds."""
-    loaded = load_model(cfg.ckpt)
+    loaded = load_other(cfg.ckpt) if is_other(cfg.ckpt) else load_model(cfg.ckpt)
     write_config(cfg)
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
     data = instantiate(evaluation_data(cfg, loaded.config), output_dir=cfg.output_dir)
@@ -35,7 +40,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def measure(
-    loaded: LoadedModel,
+    loaded: LoadedModel | OtherModel,
     data: ClipDataModule,
     cfg: DictConfig,
     lpips: Perceptual | None,
@@ -55,8 +60,13 @@ def measure(
     )
     data.trainer = trainer
     clips = data.test_dataloader()
-    result, videos = evaluate_model(
-        trainer, loaded.model, clips, lambda keys: data.eval_dataloader("test", only=keys), lpips
+    result, shown = evaluate_model(
+        trainer,
+        loaded.model,
+        clips,
+        lambda keys: data.eval_dataloader("test", only=keys),
+        lpips,
+        others_shown=cfg.page.clips,
     )
     document: dict[str, Any] = {}
     if trainer.is_global_zero:
@@ -64,18 +74,32 @@ def measure(
         document = write_report(
             output_dir,
             result,
-            videos,
+            list(shown),
             checkpoint={
                 "path": loaded.source,
                 "sha256": loaded.sha256,
-                "starting_weights": loaded.model.starting_weights,
+                "starting_weights": getattr(loaded.model, "starting_weights", None),  # of ours alone
             },
+            model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),
             skipped=clips.skipped,
             training=training,
         )
+        write_page(output_dir, evaluation_page(document, result, write_clips(output_dir, shown)))
         print_report(result, output_dir)
     return trainer.strategy.broadcast(document)
+
+
+def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:
+    """What was measured: its class, what it takes, and how much smaller its latents are than the clip."""
+    is_ours = isinstance(model, TemporalAutoencoder)
+    assert clip.latents is not None
+    return {
+        "class": "TemporalAutoencoder" if is_ours else model.name,
+        "input": "takes any number of frames of any size" if is_ours else model.about_input(*clip.original.shape[:3]),
+        "latents": list(clip.latents.shape),
+        "compression": clip.original.numel() / clip.latents.numel(),
+    }
 
 
 if __name__ == "__main__":

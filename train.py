@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
@@ -21,8 +20,8 @@ from tae.callbacks import StepTimer
 from tae.checkpoint import check_resumable, find_resumable, load_model, read_checkpoint
 from tae.cli import hydra_main
 from tae.config import check_training, plain, write_config
-from tae.errors import UserError
 from tae.files import remove_leftovers
+from tae.loggers import close_loggers, open_loggers
 from tae.metrics import lpips_at_hand
 from tae.module import AutoencoderModule
 
@@ -56,7 +55,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     timer = next(callback for callback in callbacks if isinstance(callback, StepTimer))
     best = Path(trainer.checkpoint_callback.best_model_path)  # of this run, not of an earlier one in the same folder
     perceptual = cfg.loss.perceptual
-    return measure(
+    document = measure(
         # A run without validation has no best one.
         load_model(best if best.is_file() else Path(cfg.output_dir) / "checkpoints" / "last.ckpt"),
         instantiate(cfg.data),
@@ -69,6 +68,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             "validation_psnr_best": as_float(trainer.checkpoint_callback.best_model_score),
         },
     )
+    close_loggers(trainer.loggers, document["metrics"], trainer.global_step)
+    return document
 
 
 def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: ClipDataModule) -> float | None:
@@ -81,23 +82,6 @@ def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: ClipDat
 
 def as_float(value: Tensor | None) -> float | None:
     return None if value is None else value.item()
-
-
-def open_loggers(cfg: DictConfig) -> list[Logger]:
-    """Build the loggers, and log in to W&B now: a run should not find out later that nobody keeps its figures."""
-    loggers: list[Logger] = list(instantiate(cfg.logger).values())
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            try:
-                _ = logger.experiment
-            except wandb.errors.Error as error:
-                raise UserError(
-                    f"W&B does not take this run ({str(error).splitlines()[0]}). Run `wandb login`, write locally with "
-                    "logger.wandb.offline=true, or choose logger=csv or logger=tensorboard."
-                ) from error
-    return loggers
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:

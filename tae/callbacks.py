@@ -48,13 +48,18 @@ class StepTimer(Callback):
     def seconds_per_step(self) -> float | None:
         return self.seconds / self.steps if self.steps else None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         self.seen += 1
         if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
             self.steps += 1
             self.seconds += now - self.last_end
             pl_module.log("train/step_time", now - self.last_end, prog_bar=True)
+            clips, frames = batch["frames"].shape[:2]
+            rate = clips * trainer.world_size / (now - self.last_end)  # every process sees as many
+            pl_module.log_dict({"train/clips_per_second": rate, "train/frames_per_second": rate * frames})
         self.last_end = now
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
+from tae import launch  # noqa: F401  (registers ${started:})
 from tae.errors import UserError
 from tae.files import NO_SPACE
 
@@ -34,7 +35,7 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
     def decorate(task: Task) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
-            settle_output_folder(cfg)
+            settle_output_folder(cfg, task.__code__.co_filename)
             logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
             try:
                 with undone_process_group():
@@ -93,7 +94,7 @@ def find_user_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def settle_output_folder(cfg: DictConfig) -> None:
+def settle_output_folder(cfg: DictConfig, script: str) -> None:
     """Make `output_dir` the folder of this very run, and let further processes of it start with the same settings.
 
     Lightning starts the processes of a node by repeating this command line with `hydra.run.dir` added. Inside a sweep that
@@ -106,7 +107,9 @@ def settle_output_folder(cfg: DictConfig) -> None:
     if hydra_config.hydra.mode == RunMode.MULTIRUN:
         with read_write(hydra_config.hydra):
             hydra_config.hydra.run.dir = output_dir
-        sys.argv = [sys.argv[0], *hydra_config.hydra.overrides.task]
+        sys.argv = [script, *hydra_config.hydra.overrides.task]
+        # A launcher's job runs inside `python -m` of a module of the launcher, which Lightning would repeat.
+        sys.modules["__main__"].__spec__ = None
 
 
 class CheckOutputFolder(Callback):

@@ -1,10 +1,9 @@
-"""A sweep ends in one table and one plot of its runs: comparison.md, .csv and .png in the sweep's folder."""
+"""A sweep ends in one table, one plot and one page of its runs: comparison.md, .csv, .png, index.html in its folder."""
 
 import csv
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from tae.comparison_page import comparison_page
 from tae.evaluation import Interval
 from tae.files import replacing, write_text
+from tae.page import write_page
 from tae.report import FORMATS
+from tae.runs import RECORD, Run, differing, read_runs, run_label
 
 log = logging.getLogger(__name__)
 
-RECORD = "run.json"  # one in each run's folder: what Hydra knows of a run, above all of one that failed
 METRICS = ("psnr", "ssim", "ssim_uniform", "lpips", "outlier_rate")
 PLOTTED = {"psnr": "PSNR (dB)", "ssim": "SSIM", "outlier_rate": "outlier rate"}
-CURVE = "val/psnr"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a sweep."""
-
-    folder: Path
-    overrides: dict[str, str]
-    status: str  # "completed" or "failed"
-    error: str | None
-    metrics: dict[str, Interval]  # those that were measured
-    seconds_per_step: float | None
-    curve: list[tuple[int, float]]  # (step, validation PSNR)
 
 
 class SweepComparison(Callback):
@@ -58,7 +45,7 @@ class SweepComparison(Callback):
 
 
 def write_comparison(folder: Path, console: Console | None = None) -> None:
-    """Compare the runs recorded below `folder`: write comparison.md, .csv and .png there, print the table."""
+    """Compare the runs recorded below `folder`: write comparison.md, .csv, .png and the page there, print the table."""
     runs = read_runs(folder)
     if not runs:
         return
@@ -68,13 +55,8 @@ def write_comparison(folder: Path, console: Console | None = None) -> None:
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     _plot(runs, folder / "comparison.png")
+    write_page(folder, comparison_page(folder, runs))
     _print(header, readable, folder, console or Console())
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """The runs below `folder` in the order of their job numbers."""
-    records = [(json.loads(path.read_text(encoding="utf-8")), path.parent) for path in folder.rglob(RECORD)]
-    return [_read_run(record, run_folder) for record, run_folder in sorted(records, key=lambda item: item[0]["job"])]
 
 
 def _sweep_folder(config: DictConfig) -> Path:
@@ -100,46 +82,9 @@ def _one_line(failure: BaseException) -> str:
     return lines[0] if lines else type(failure).__name__
 
 
-def _read_run(record: Mapping[str, Any], folder: Path) -> Run:
-    document = _read_json(folder / "metrics.json") if record["error"] is None else {}  # an older run's, if any
-    metrics = {name: value for name, value in document.get("metrics", {}).items() if value["mean"] is not None}
-    return Run(
-        folder=folder,
-        overrides=record["overrides"],
-        status="completed" if record["error"] is None else "failed",
-        error=record["error"],
-        metrics=metrics,
-        seconds_per_step=document.get("training", {}).get("seconds_per_step"),
-        curve=_read_curve(folder),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _read_curve(folder: Path) -> list[tuple[int, float]]:
-    """Validation PSNR over steps from the newest file of Lightning's CSVLogger, where one is there."""
-    files = sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return []
-    with files[-1].open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]), float(row[CURVE])) for row in csv.DictReader(file) if row.get(CURVE)]
-
-
-def _differing(runs: Sequence[Run]) -> list[str]:
-    """Keys of the overrides that are not the same in all runs; all of them where nothing differs."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
-    return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1] or keys
-
-
-def _label(run: Run, keys: Sequence[str]) -> str:
-    return ", ".join(f"{key}={run.overrides[key]}" for key in keys if key in run.overrides) or run.folder.name
-
-
 def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
     """Header and one row of values for each run; a column of metrics is there if any run has it."""
-    keys = _differing(runs)
+    keys = differing(runs)
     names = [name for name in METRICS if any(name in run.metrics for run in runs)]
     header = ["run", *keys, *names, "s/step", "status"]
     rows = [
@@ -192,7 +137,7 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no display, no global state
     from matplotlib.figure import Figure
 
-    labels = [_label(run, _differing(runs)) for run in runs]
+    labels = [run_label(run, differing(runs)) for run in runs]
     colours = [f"C{i % 10}" for i in range(len(runs))]
     curves = any(run.curve for run in runs)
     panels = [name for name in PLOTTED if any(name in run.metrics for run in runs)]

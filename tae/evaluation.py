@@ -40,12 +40,18 @@ class ClipResult:
 
 
 class ClipFrames(NamedTuple):
-    """One clip before and after, (t, h, w, 3) uint8 on the CPU. (Lightning cannot pass a frozen dataclass on.)"""
+    """One clip to look at, on the CPU. (Lightning cannot pass a frozen dataclass on.)
+
+    Shapes:
+        original, reconstruction: (t, h, w, 3) uint8
+        latents: (c, t', h', w') float, None where a model has none to look at
+    """
 
     key: str
     fps: float
     original: Tensor
     reconstruction: Tensor
+    latents: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,13 @@ class EvaluationResult:
         ranked = sorted(self.clips, key=lambda clip: (clip.model["psnr"], clip.key))
         roles = {0: "worst", len(ranked) // 2: "median", len(ranked) - 1: "best"}  # a later role takes a shared place
         return {role: ranked[place] for place, role in reversed(roles.items())}
+
+    def shown(self, others: int) -> dict[str, ClipResult]:
+        """The chosen clips, and `others` evenly spaced over the keys: the same ones for every model on the same clips."""
+        shown = self.chosen()
+        places = np.linspace(0, len(self.clips) - 1, min(max(others, 0), len(self.clips))).round().astype(int)
+        keys = {clip.key for clip in shown.values()}
+        return shown | {f"clip{i}": self.clips[i] for i in places.tolist() if self.clips[i].key not in keys}
 
     def _frames(self) -> list[int]:
         return [clip.num_frames for clip in self.clips]
@@ -124,8 +137,9 @@ class Evaluation(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[ClipFrames]:
         """The frames before and after, for looking at: `Trainer.predict(evaluation, dataloader)`."""
-        reconstruction, _ = self._reconstruct(frames_to_clip(batch["frames"]), batch["keys"])
-        columns = zip(batch["keys"], batch["fps"], batch["frames"].cpu(), reconstruction.cpu(), strict=True)
+        reconstruction, latents = self._reconstruct(frames_to_clip(batch["frames"]), batch["keys"])
+        to_look_at = [None] * len(reconstruction) if latents is None else latents.float().cpu()
+        columns = zip(batch["keys"], batch["fps"], batch["frames"].cpu(), reconstruction.cpu(), to_look_at, strict=True)
         return [ClipFrames(*column) for column in columns]
 
     def _reconstruct(self, clip: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -147,25 +161,27 @@ def evaluate_model(
     clips: Iterable[Batch],
     chosen_clips: Callable[[list[str]], Iterable[Batch]],
     lpips: Perceptual | None = None,
+    others_shown: int = 0,
 ) -> tuple[EvaluationResult, dict[str, ClipFrames]]:
-    """Measure all clips, then reconstruct the best, the median and the worst once more to be looked at.
+    """Measure all clips, then reconstruct the best, the median, the worst and some others once more to be looked at.
 
     Args:
         clips: loader of this process's share of the clips.
         chosen_clips: loader of the clips with the given keys; which they are is known only at the end.
+        others_shown: how many beside best, median and worst, the same ones whatever the model.
 
     Returns:
-        the result and {role: frames} of the chosen clips, the same on every process.
+        the result and {role: frames} of the clips to look at, the same on every process.
 
     Raises:
         UserError: no clip, a clip met twice, or a reconstruction that is not finite.
     """
     evaluation = Evaluation(model, lpips)
     trainer.test(evaluation, clips, verbose=False)
-    chosen = evaluation.result.chosen()
-    batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in chosen.values()])) or []
+    shown = evaluation.result.shown(others_shown)
+    batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []
     frames = {clip.key: clip for clip in _gather([clip for batch in batches for clip in batch])}
-    return evaluation.result, {role: frames[clip.key] for role, clip in chosen.items()}
+    return evaluation.result, {role: frames[clip.key] for role, clip in shown.items()}
 
 
 def once_each(clips: Sequence[ClipResult]) -> list[ClipResult]:

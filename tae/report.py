@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, side-by-side videos and a table to read."""
+"""What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, and a table to read."""
 
 import csv
 import importlib.metadata
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tae.evaluation import PROTOCOL, ClipFrames, EvaluationResult, Interval
+from tae.evaluation import PROTOCOL, EvaluationResult, Interval
 from tae.files import replacing, write_text
 from tae.metrics import HIGHER_IS_BETTER
+from tae.pictures import enlarged, mosaic
 
 LABELS = {
     "psnr": "PSNR (dB)",
@@ -29,35 +30,36 @@ LABELS = {
 }
 FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
 NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path, or connect to the network once"
-MIN_VIDEO_HEIGHT = 256  # smaller clips are shown enlarged by a whole factor, each pixel a square
 
 
 def write_report(
     output_dir: Path,
     result: EvaluationResult,
-    videos: Mapping[str, ClipFrames],
+    videos: Sequence[str],
     *,
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write metrics.json, per_clip.csv, report.md and videos/<role>.mp4, and return what metrics.json holds.
+    """Write metrics.json, per_clip.csv and report.md, and return what metrics.json holds.
 
     Args:
         output_dir: folder of this run; made where it is missing.
-        videos: {"best" | "median" | "worst": frames before and after}.
+        videos: which of "best", "median" and "worst" are at videos/<role>.mp4.
         checkpoint: {"path": ..., "sha256": ...} of what was evaluated, None for weights that are in no file.
         config: the resolved configuration.
         skipped: clips that could not be measured, each with its reason.
+        model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them}.
         training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
     """
-    document = metrics_document(result, checkpoint=checkpoint, config=config, skipped=skipped, training=training)
+    document = metrics_document(
+        result, checkpoint=checkpoint, config=config, skipped=skipped, model=model, training=training
+    )
     output_dir.mkdir(parents=True, exist_ok=True)
-    for role, clip in videos.items():
-        write_video(output_dir / "videos" / f"{role}.mp4", side_by_side(clip.original, clip.reconstruction), clip.fps)
     _write_per_clip(output_dir / "per_clip.csv", result)
-    write_text(output_dir / "report.md", _markdown(document, result, list(videos)))
+    write_text(output_dir / "report.md", _markdown(document, result, videos))
     write_text(output_dir / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
     return document
 
@@ -68,6 +70,7 @@ def metrics_document(
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json: valid JSON, so what has no number is null and says why."""
@@ -85,6 +88,8 @@ def metrics_document(
         "config": config,
         "environment": environment(),
     }
+    if model is not None:
+        document["model"] = dict(model)
     if training is not None:
         document["training"] = dict(training)
     return _finite(document)
@@ -117,7 +122,7 @@ def print_report(result: EvaluationResult, output_dir: Path, console: Console | 
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
     console.print(verdict(result), highlight=False)
-    console.print(f"Report and videos: {output_dir}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
@@ -125,12 +130,7 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
 
     Shapes: (t, h, w, 3) uint8 twice -> (t, k h, k (2 w) + 4, 3) uint8, enlarged by the whole factor k.
     """
-    factor = max(1, math.ceil(MIN_VIDEO_HEIGHT / original.shape[1]))
-    left, right = (
-        frames.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for frames in (original, reconstruction)
-    )
-    line = torch.full_like(left[:, :, :4], 255)
-    return torch.cat([left, line, right], dim=2)
+    return mosaic([enlarged(original), enlarged(reconstruction)], columns=2)
 
 
 def write_video(path: Path, frames: Tensor, fps: float) -> None:
@@ -166,7 +166,7 @@ def environment() -> dict[str, Any]:
         "tae": _version("temporal-autoencoder"),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own class would not be plain YAML
         "lightning": _version("lightning"),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -265,7 +265,8 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
                 for role, clip in chosen.items()
             ],
         ),
-        "All clips: [per_clip.csv](per_clip.csv), all numbers: [metrics.json](metrics.json).",
+        "To look at them closely: [index.html](index.html). All clips: [per_clip.csv](per_clip.csv), all numbers: "
+        "[metrics.json](metrics.json).",
         "## Skipped",
         "\n".join(f"- {_inline(clip)}" for clip in document["skipped"]) or "None.",
         "## Run",
@@ -274,12 +275,26 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
             [
                 ("checkpoint", f"`{checkpoint['path']}`"),
                 ("sha256", f"`{checkpoint['sha256']}`"),
+                *model_lines(document),
                 *((name, f"{value}") for name, value in document.get("training", {}).items()),
                 *((name, f"{value}") for name, value in document["environment"].items()),
             ],
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def model_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was measured, for readers."""
+    if "model" not in document:
+        return []
+    model = document["model"]
+    return [("model", f"{model['class']}: {model['input']}"), ("latents", latents_text(model))]
+
+
+def latents_text(model: Mapping[str, Any]) -> str:
+    """The latents of a clip and what they save."""
+    return f"{'x'.join(map(str, model['latents']))}, one number for {model['compression']:.4g} of the clip"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

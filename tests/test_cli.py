@@ -99,6 +99,7 @@ MISTAKES = {
     "no checkpoint": (["resume=/nowhere/last.ckpt"], "no such checkpoint"),
     "no image weights": (["model.image_vae=/nowhere/vae"], "model.image_vae"),
     "no rate": (["optimizer.lr=0"], "optimizer.lr=0"),
+    "no such list of loggers": (["logger=[csv,mlflow]"], "mlflow"),
     "no steps": (["trainer.max_steps=0"], "trainer.max_steps=0"),
     "no device": (["trainer.accelerator=cuda"], "cuda|CUDA|GPU"),
 }

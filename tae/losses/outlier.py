@@ -49,6 +49,17 @@ def outlier_rate(latents: Tensor) -> Tensor:
     return (distance > RATE_R * spread).float().mean()
 
 
+def outlier_distance(latents: Tensor) -> Tensor:
+    """How far each position stands out of its frame, ||z_ij - m|| / ||s||; 0 everywhere in a constant frame.
+
+    Shapes:
+        latents: (b, c, t', h', w')
+        returns: (b, t', h', w') float32, without gradient
+    """
+    distance, spread = _distance_and_spread(latents.detach())
+    return distance / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+
+
 def _distance_and_spread(latents: Tensor) -> tuple[Tensor, Tensor]:
     """||z_ij - m|| (b, t', h', w') and ||s|| (b, t', 1, 1) of latents (b, c, t', h', w'), in float32.
 

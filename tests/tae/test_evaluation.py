@@ -130,6 +130,14 @@ def test_best_median_and_worst(psnrs, expected):
     assert {role: clip.key for role, clip in result_of(psnrs).chosen().items()} == expected
 
 
+def test_other_clips_shown_are_the_same_for_every_model():
+    first, second = (result_of(psnrs) for psnrs in ([20, 10, 30, 25, 15, 24], [10, 20, 25, 30, 24, 15]))
+    others = [{clip.key for clip in result.shown(3).values()} for result in (first, second)]
+    assert {"c0", "c2", "c5"} <= others[0] & others[1]
+    assert first.shown(0) == first.chosen()
+    assert len(first.shown(100)) == 6
+
+
 def test_no_clip_and_a_clip_met_twice_are_refused():
     clip = result_of([20]).clips[0]
     with pytest.raises(UserError, match="No clip was evaluated"):
