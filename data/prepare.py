@@ -113,7 +113,7 @@ def prepare(
     return Outcome({name: sum(len(videos[v].clips) for v in members) for name, members in splits.items()}, rejected)
 
 
-def find_videos(source: Path, dataset: str, output: Path) -> tuple[list[Video], list[tuple[str, str]]]:
+def find_videos(source: Path, dataset: str, output: Path | None = None) -> tuple[list[Video], list[tuple[str, str]]]:
     """Every file below `source`, sorted: candidates by name, and the others with the reason why they are none.
 
     What lies in `output` is no part of the source.
@@ -121,8 +121,8 @@ def find_videos(source: Path, dataset: str, output: Path) -> tuple[list[Video], 
     candidates: list[Video] = []
     rejected: list[tuple[str, str]] = []
     taken: set[str] = set()
-    inside = source / os.path.relpath(output.resolve(), source.resolve())
-    for path in sorted(path for path in source.rglob("*") if not path.is_dir() and inside not in path.parents):
+    ours = source / os.path.relpath(output.resolve(), source.resolve()) if output else None
+    for path in sorted(path for path in source.rglob("*") if not path.is_dir() and ours not in path.parents):
         relative = path.relative_to(source).as_posix()
         if reason := _why_not(path, dataset):
             rejected.append((relative, reason))
