@@ -13,7 +13,12 @@ from reliability.tiny_run import assert_same_state, finish, start
 from tae.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-RUN = ("callbacks.last.every_n_steps=1000", "trainer.val_check_interval=7", "data.num_workers=0")
+RUN = (
+    "callbacks.last.every_n_steps=1000",
+    "trainer.val_check_interval=7",
+    "data.num_workers=0",
+    "scheduler=constant",  # the number of steps is set after the signal
+)
 TWO = ("trainer.devices=2", "strategy=ddp")
 SLURM = {
     "SLURM_NTASKS": "1",
