@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,8 +60,8 @@ class Failure:
 
 def run_isolated(
     function: Callable[[Task], Result], tasks: Iterable[Task], timeout: float, crew: Crew
-) -> Iterator[tuple[Task, Result | Failure]]:
-    """Each task with its result, as they get done, in any order; only a few tasks are taken ahead.
+) -> Generator[tuple[Task, Result | Failure], None, None]:
+    """Each task with its result, as they get done, in any order; tasks are taken a few at a time.
 
     Args:
         function: is pickled by name: a function of a module, which the workers of a cluster can import too.

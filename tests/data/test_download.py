@@ -122,6 +122,7 @@ def zipped(path: Path, files: dict[str, bytes]) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rar", "zip"])
 def test_the_command_goes_from_the_address_to_shards(kind: str, tmp_path: Path) -> None:
     """With the official lists, through a server that fails now and then; again, it asks for nothing."""
