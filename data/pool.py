@@ -72,7 +72,8 @@ def run_isolated(
     """
     with _hands(crew) as (parallel, processes):
         job = joblib.delayed(_in_child)
-        done = parallel(job(function, task, timeout, processes) for task in tasks)
+        alone = crew.engine == "local"  # workers of a cluster may share a machine
+        done = parallel(job(function, task, timeout, processes, alone) for task in tasks)
         try:
             for task_and_result in done:  # noqa: UP028  `yield from` would close it outside of the filter
                 yield task_and_result
@@ -122,11 +123,11 @@ _pool_lock = Lock()
 
 
 def _in_child(
-    function: Callable[[Task], Result], task: Task, timeout: float, processes: int
+    function: Callable[[Task], Result], task: Task, timeout: float, processes: int, alone: bool
 ) -> tuple[Task, Result | Failure]:
     """Run in a thread of this process, or of a worker of the cluster: have a child do it and wait for that."""
     try:
-        future = _children(processes).schedule(_with_alarm, args=[function, task, timeout], timeout=timeout)
+        future = _children(processes, alone).schedule(_with_alarm, args=[function, task, timeout], timeout=timeout)
         return task, future.result()
     except TaskTimeout:
         return task, Failure(f"took more than {timeout:g} s")
@@ -138,7 +139,7 @@ def _in_child(
         return task, Failure(f"failed: {type(error).__name__}: {error}")
 
 
-def _children(processes: int) -> ProcessPool:
+def _children(processes: int, alone: bool) -> ProcessPool:
     global _pool
     with _pool_lock:
         if _pool is None:
@@ -146,8 +147,8 @@ def _children(processes: int) -> ProcessPool:
             if START_METHOD == "forkserver":
                 context.set_forkserver_preload(["data.journal", "tae.cli"])  # else every child imports them
             current_process().daemon = False  # as the workers of dask are, whereas a daemon may have no children
-            owners = context.Array("i", processes)
-            _pool = ProcessPool(processes, initializer=_take_core, initargs=[owners], context=context)
+            on_cores = {"initializer": _take_core, "initargs": [context.Array("i", processes)]} if alone else {}
+            _pool = ProcessPool(processes, context=context, **on_cores)
         return _pool
 
 
@@ -161,7 +162,7 @@ def _end_children() -> None:
 
 
 def _take_core(owners: Any) -> None:
-    """In a new child: stay on a core that no other child has, where there are as many cores as children.
+    """In a new child: stay on a core that no other child has, where the children take all cores of this machine.
 
     decord decodes in a thread beside the one that asks for frames; spread over two cores, the pair takes a quarter more
     of the processor's time. `owners` has the process number of each core's child; that of a dead one is free again.
@@ -170,7 +171,7 @@ def _take_core(owners: Any) -> None:
         cores = sorted(os.sched_getaffinity(0))
         with owners.get_lock():
             place = next((place for place, owner in enumerate(owners) if not _is_alive(owner)), None)
-            if place is not None and len(owners) <= len(cores):
+            if place is not None and len(owners) == len(cores):
                 owners[place] = os.getpid()
                 os.sched_setaffinity(0, {cores[place]})
 
