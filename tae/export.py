@@ -142,11 +142,8 @@ def quality(metrics: Mapping[str, Any]) -> str:
         if value["mean"] is not None:
             rows.append(f"| {LABELS.get(key, key)} | {interval(key, value)} | {interval(key, baseline.get(key))} |")
     data = metrics["config"].get("data", {})
-    window = ", ".join(
-        f"{data[key]} {unit}"
-        for key, unit in (("num_frames", "frames"), ("resolution", "pixels each way"), ("frame_stride", "frame stride"))
-        if data.get(key) is not None
-    )
+    words = {"num_frames": "{} frames", "resolution": "{} pixels each way", "frame_stride": "stride {}"}
+    window = ", ".join(text.format(data[key]) for key, text in words.items() if data.get(key) is not None)
     skipped = len(metrics["skipped"])
     return "\n".join(rows) + (
         f"\n\nProtocol `{metrics['protocol']}`: {metrics['num_clips']:,} clips, {metrics['num_frames']:,} frames"

@@ -6,6 +6,7 @@ their user: a decoded clip has 8 frames, rows and columns for each of the latent
 
 import copy
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def export_program(module: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def write_onnx(program: ExportedProgram, path: Path, inputs: list[str], outputs: list[str]) -> None:
+    for talkative in ("onnx_ir", "onnxscript"):  # they tell of every constant that they look at
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     onnx_program = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     assert onnx_program is not None
     onnx_program.save(path)

@@ -176,11 +176,16 @@ def test_shards_and_lists(checkpoint: Path, videos: Path, tmp_path: Path) -> Non
             metadata = {"num_frames": 1, "fps": 25.0, "label": "run", "group": f"g{i}"}
             writer.write(f"c{i}", "mp4", path.read_bytes(), metadata)
         writer.write("cut", "mp4", b"\0" * 100, {"num_frames": 9, "fps": 25.0})
+    index = json.loads((tmp_path / "in" / "index.json").read_text())
+    index["shards"][0] |= {"samples": 5, "frames": index["shards"][0]["frames"] | {"lost": 9}}
+    (tmp_path / "in" / "index.json").write_text(json.dumps(index))
     main(config(ckpt=checkpoint, source=tmp_path / "in", output=tmp_path / "a"))
     samples = samples_of(tmp_path / "a")
     assert [samples[f"c{i}"][1]["num_frames"] for i in range(3)] == [1, 40, 17]  # counted, not copied
     assert samples["c1"][1]["group"] == "g1"
-    assert list(rejected_of(tmp_path / "a")) == [f"{tmp_path}/in/shard-000000.tar: cut"]
+    shard = tmp_path / "in" / "shard-000000.tar"
+    assert list(rejected_of(tmp_path / "a")) == [f"{shard}: cut", f"{shard}: lost"]
+    assert "not in the shard" in rejected_of(tmp_path / "a")[f"{shard}: lost"]
     listing = tmp_path / "list.txt"
     listing.write_text(f"{videos}/run/clip 2.mp4\n\nmissing.mp4\n")
     main(config(ckpt=checkpoint, source=listing, output=tmp_path / "b"))

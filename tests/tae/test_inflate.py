@@ -209,7 +209,7 @@ def test_every_answer_of_the_hub_has_its_own_message(image_vae_folder: Path, tmp
         "private/repository": (401, "RepoNotFound"),
         "expired/token": (401, ""),
         "narrow/token": (403, ""),
-        "busy/hub": (503, ""),
+        "full/hub": (507, ""),
     }
     with serve() as hub:
         hub.refusals = refusals
@@ -232,7 +232,7 @@ def test_every_answer_of_the_hub_has_its_own_message(image_vae_folder: Path, tmp
         "private/repository": "If it is private, log in",
         "expired/token": "does not accept your token: log in anew",
         "narrow/token": "access is forbidden. Give your token the right",
-        "busy/hub": "answered 503.*try again later, or a mirror with HF_ENDPOINT",
+        "full/hub": "answered 507.*try again later, or a mirror with HF_ENDPOINT",
     }.items():
         assert re.search(message, said[repository]), said[repository]
 

@@ -92,6 +92,15 @@ def test_the_written_frames_are_the_models(checkpoint, tmp_path):
     assert shifted.min() > 6  # a fresh model's output changes every 8 frames
 
 
+@pytest.mark.slow
+def test_a_real_video_keeps_its_rate_and_its_sound(checkpoint, shared_clips, tmp_path):
+    source = shared_clips / "awkward" / "short_10f_720p.mp4"
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path))
+    assert outcome.num_frames == 10
+    assert show_times(outcome.output) == show_times(source)
+    assert sound_packets(outcome.output) == sound_packets(source) != []
+
+
 def test_sound_that_mp4_cannot_carry_goes_to_matroska(checkpoint, tmp_path):
     source = make_video(tmp_path / "a.mkv", [24 * i for i in range(3)], sound="wavpack")
     (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
