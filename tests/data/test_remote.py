@@ -138,7 +138,8 @@ def test_bytes_that_change_on_the_way_are_noticed(shards: Path, make_module: Mak
 
 def _copy_with_hashes(shards: Path, folder: Path) -> None:
     """The same clips, with the hash of each video in its metadata, as `data.prepare` writes it."""
-    from data.writer import ShardWriter, find_shards, open_samples
+    from data.shards import find_shards, open_samples
+    from data.writer import ShardWriter
 
     index: list[dict[str, Any]] = []
     for shard in find_shards(str(shards / "*.tar"), "x"):
