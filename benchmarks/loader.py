@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,12 @@ from benchmarks.common import RESULTS, publish, spread
 from data.clips import central_window
 from data.datamodule import ClipDataModule
 from data.decode import as_path, read_frames
-from data.loader import BATCHES_AHEAD, START_METHOD, ClipLoader
+from data.loader import BATCHES_AHEAD, ClipLoader
 from data.pool import Crew
 from data.prepare import prepare
 from data.stream import Clip, Window, read_samples
 from data.transforms import centre_crop, resize_short_side, to_square
+from data.workers import worker_context
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Float(Loose):
 def map_style(dataset: Dataset, corpus: Corpus, workers: int, passes: int) -> DataLoader:
     parallel: dict[str, Any] = {}
     if workers:
-        parallel = {"multiprocessing_context": get_context(START_METHOD), "prefetch_factor": BATCHES_AHEAD}
+        parallel = {"multiprocessing_context": worker_context(), "prefetch_factor": BATCHES_AHEAD}
     numbers = list(range(len(corpus.clips))) * passes
     pinned = torch.cuda.is_available() and not isinstance(dataset, Bare)
     return DataLoader(
@@ -258,8 +258,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # in every process: parallel over clips, not inside one
-    if START_METHOD == "forkserver":
-        get_context(START_METHOD).set_forkserver_preload(["data.datamodule", "data.prepare"])  # else each imports them
     arguments.load_before = round(os.getloadavg()[0], 1)  # other work on the same processors spoils every rate
     with tempfile.TemporaryDirectory() as folder:
         rows = run(arguments, Path(folder))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,11 @@ from torch.utils.data import DataLoader
 
 from data.storage import Access
 from data.stream import Clip, ClipStream, Item, Layout, Window
-from data.workers import BatchReader, BatchWriter, Board, Watch, exchange
+from data.workers import BatchReader, BatchWriter, Board, Watch, exchange, worker_context
 from tae.errors import UserError
 
 BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
 JUDGED_FROM = 1000  # clips; before that one broken file would be a large share
-
-# Not fork: libav and torch keep threads and locks that a forked child would inherit in an undefined state. The fork
-# server imports torch once, in a process without threads, and forks from there: as safe as spawn, much faster.
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +149,7 @@ class ClipLoader:
 
     def _workers(self, board: Board) -> tuple[DataLoader, list[BatchReader]]:
         """Worker processes that read the stream from where it stands, and the ends of the memory they write into."""
-        context = multiprocessing.get_context(START_METHOD)
-        if START_METHOD == "forkserver":
-            context.set_forkserver_preload(["data.stream"])
+        context = worker_context()
         shape = (self.batch_size, self.window.num_frames, self.window.resolution, self.window.resolution, 3)
         ends = [exchange(shape, BATCHES_AHEAD + 1, context) for _ in range(self.num_workers)]
         loader = DataLoader(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import joblib
 from pebble import ProcessExpired, ProcessPool
 
-from data.loader import START_METHOD
+from data.workers import worker_context
 from tae.errors import UserError
 
 ENGINES = ("local", "dask")
@@ -143,9 +143,7 @@ def _children(processes: int, alone: bool) -> ProcessPool:
     global _pool
     with _pool_lock:
         if _pool is None:
-            context: Any = get_context(START_METHOD)
-            if START_METHOD == "forkserver":
-                context.set_forkserver_preload(["data.journal", "tae.cli"])  # else every child imports them
+            context = worker_context()
             current_process().daemon = False  # as the workers of dask are, whereas a daemon may have no children
             on_cores = {"initializer": _take_core, "initargs": [context.Array("i", processes)]} if alone else {}
             _pool = ProcessPool(processes, context=context, **on_cores)

@@ -6,6 +6,7 @@ as soon as it arrives. A piece is written again only when the reader has said th
 after it was handed out.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,7 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Not fork: libav and torch keep threads and locks that a forked child would inherit in an undefined state. The fork
+# server imports torch once, in a process without threads, and forks from there: as safe as spawn, much faster.
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+PRELOADED = ["data.stream", "data.journal", "tae.cli"]  # the same for all: a process has one fork server
+
 POLL_SECONDS = 0.5  # between two looks at what the workers do
+
+
+def worker_context() -> Any:
+    """How worker processes are started."""
+    context = multiprocessing.get_context(START_METHOD)
+    if START_METHOD == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 class BatchWriter:

@@ -10,7 +10,6 @@ entry in `.finished/`, and the last step adds the entries up.
 import hashlib
 import itertools
 import json
-import multiprocessing
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,10 +30,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.decode import as_path
-from data.loader import START_METHOD
 from data.prepare import find_videos, unique_key
 from data.shards import VIDEO_EXTENSIONS, Shard, find_shards, open_samples
 from data.transforms import to_square
+from data.workers import worker_context
 from tae.autoencoder import TemporalAutoencoder
 from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
@@ -367,7 +366,7 @@ class Encoding(L.LightningModule):
         workers = min(self.num_workers, len(mine))
         parallel: dict[str, Any] = {}
         if workers:
-            context = multiprocessing.get_context(START_METHOD)
+            context = worker_context()
             parallel = {"multiprocessing_context": context, "worker_init_fn": single_thread}
         return DataLoader(Pieces(mine, self.reading), batch_size=None, num_workers=workers, **parallel)
 

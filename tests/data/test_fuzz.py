@@ -3,7 +3,6 @@
 python -m pytest -s -m slow tests/data/test_fuzz.py    10,000 cases; figures are printed
 """
 
-import multiprocessing
 from collections import Counter
 from concurrent.futures import TimeoutError as CaseTimeout
 from functools import partial
@@ -14,8 +13,8 @@ import pytest
 from pebble import ProcessExpired, ProcessPool
 from references.mutations import read
 
-from data.loader import START_METHOD
 from data.synthetic import draw_clip, encode
+from data.workers import worker_context
 from data.writer import ShardWriter
 
 CASE_SECONDS = 30.0
@@ -40,8 +39,7 @@ def run_cases(folder: Path, first: int, count: int) -> Counter[str]:
     run = partial(read, shards, (folder / "index.json").read_bytes())
     outcomes: Counter[str] = Counter()
     lethal = []
-    context = multiprocessing.get_context(START_METHOD)
-    with ProcessPool(max_workers=2, context=context) as pool:
+    with ProcessPool(max_workers=2, context=worker_context()) as pool:
         numbers = range(first, first + count)
         results = pool.map(partial(run, num_workers=0), numbers, timeout=CASE_SECONDS).result()
         for number in numbers:
