@@ -200,6 +200,7 @@ def try_repositories(repositories: Iterable[str], **environment: str) -> dict[st
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_answer_of_the_hub_has_its_own_message(image_vae_folder: Path, tmp_path: Path) -> None:
     """HF_ENDPOINT names a stand-in here, as it names a mirror elsewhere; then its cache serves without a network."""
     weights = find_weights(image_vae_folder).read_bytes()
