@@ -145,7 +145,9 @@ def _children(processes: int, alone: bool) -> ProcessPool:
         if _pool is None:
             context = worker_context()
             current_process().daemon = False  # as the workers of dask are, whereas a daemon may have no children
-            on_cores = {"initializer": _take_core, "initargs": [context.Array("i", processes)]} if alone else {}
+            on_cores: dict[str, Any] = (
+                {"initializer": _take_core, "initargs": [context.Array("i", processes)]} if alone else {}
+            )
             _pool = ProcessPool(processes, context=context, **on_cores)
         return _pool
 
