@@ -1,5 +1,6 @@
 """Stopped anywhere and resumed, a run is the run that was not stopped."""
 
+import csv
 import os
 import random
 import shutil
@@ -119,6 +120,16 @@ def test_a_signal_ends_the_run_between_two_steps(
     assert not (tmp_path / "metrics.json").exists()
     train_here(tmp_path, cache, *run)
     assert_same_state(whole, tmp_path / "checkpoints" / "last.ckpt")
+    assert validations(tmp_path) == [3, 7]  # as in a run that nothing stops: each once, none left out
+
+
+def validations(output: Path) -> list[int]:
+    """The steps, counted from 0, whose validation was logged, over all lives of a run."""
+    rows: list[dict[str, str]] = []
+    for file in output.glob("csv/*/metrics.csv"):
+        with file.open() as lines:
+            rows += csv.DictReader(lines)
+    return sorted(int(row["step"]) for row in rows if row.get("val/psnr"))
 
 
 def test_a_finished_run_is_only_evaluated(whole: Path, cache: Path, tmp_path: Path) -> None:
