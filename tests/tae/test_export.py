@@ -31,7 +31,7 @@ METRICS = {
     },
     "baselines": {"trilinear": {"psnr": {"mean": 22.5, "ci95": [22.0, 23.0]}}},
     "skipped": [],
-    "config": {"data": {"num_frames": 32, "resolution": 256, "shards": {"test": "/home/me/secret/*.tar"}}},
+    "config": {"data": {"num_frames": 32, "resolution": 256, "shards": {"test": "secret/clips/*.tar"}}},
 }
 
 
