@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch
@@ -25,15 +26,42 @@ from torch import Tensor
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 PRELOADED = ["data.stream", "data.journal", "tae.cli"]  # the same for all: a process has one fork server
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
 POLL_SECONDS = 0.5  # between two looks at what the workers do
 
 
 def worker_context() -> Any:
-    """How worker processes are started."""
+    """How worker processes are started.
+
+    Schedulers send SIGTERM and SIGUSR1 to all processes of a run. The training process answers, and needs its workers for
+    the step that it finishes: they, and the fork server, get these signals blocked, as children inherit it.
+    """
     context = multiprocessing.get_context(START_METHOD)
-    if START_METHOD == "forkserver":
-        context.set_forkserver_preload(PRELOADED)
-    return context
+    if START_METHOD != "forkserver":
+        return context
+    context.set_forkserver_preload(PRELOADED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # on its own, since it unblocks SIGTERM again
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return _Context()
+
+
+class _Process(ForkServerProcess):
+    """To terminate one is to kill it, since SIGTERM does not reach it."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802  (multiprocessing's name)
+        child = ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        child.terminate = child.kill  # type: ignore[method-assign]
+        return child
+
+
+class _Context(ForkServerContext):
+    Process = _Process  # type: ignore[assignment]
 
 
 class BatchWriter:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,27 @@ def test_workers_killed_between_clips_lose_and_repeat_nothing(make_loader: Calla
     assert got == expected
     assert loader._worker_deaths >= 2  # the second worker of a pair may be ended before it is found dead
     assert {fault["key"] for fault in loader.skipped} == {"evil"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_to_a_whole_run_are_the_training_process_business(
+    make_loader: Callable[..., ClipLoader], number: int
+) -> None:
+    """Schedulers send them to every process of a run, which still has a step to finish."""
+    others = {child.pid for child in multiprocessing.active_children()}
+    loader = make_loader(b"nothing")
+    batches = iter(loader)
+    first = next(batches)
+    workers = [child for child in multiprocessing.active_children() if child.pid not in others]
+    assert len(workers) == 2
+    for pid in (forkserver._forkserver._forkserver_pid, *(child.pid for child in workers)):  # type: ignore[attr-defined]
+        os.kill(pid or 0, number)
+    assert len(keys_of([first, *batches])) == len(loader)
+    assert loader._worker_deaths == 0
+    for worker in workers:  # and they can still be ended: at its exit Python waits for what it has terminated
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL
 
 
 def test_a_fault_of_the_program_in_a_worker_is_not_taken_for_a_death(make_loader: Callable[..., ClipLoader]) -> None:

@@ -85,6 +85,11 @@ def test_one_process(number: int, cache: Path, tmp_path: Path) -> None:
     stop_and_go_on(tmp_path / "run", cache, number, "first process")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_data_workers_outlive_a_signal_to_the_whole_group(number: int, cache: Path, tmp_path: Path) -> None:
+    stop_and_go_on(tmp_path / "run", cache, number, "group", "data.num_workers=3")
+
+
 @pytest.mark.parametrize("to", ["first process", "other process", "group"])
 def test_two_processes_stop_at_the_same_step(to: str, cache: Path, tmp_path: Path) -> None:
     stop_and_go_on(tmp_path / "run", cache, signal.SIGTERM, to, *TWO)
