@@ -102,6 +102,7 @@ class ClipDataModule(LightningDataModule):
         cache = None if cache_dir is None else ShardCache(Path(cache_dir).expanduser(), round(cache_gb * 1e9))
         self.access = Access(read_tries, read_timeout, cache, allow_pipe)
         self.clips: dict[str, list[Clip]] = {}
+        self._training: list[ClipLoader] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Find and check the clips of the stage's splits; opens no shard."""
@@ -111,7 +112,14 @@ class ClipDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ClipLoader:
         """The endless, shuffled stream; its position is saved with the checkpoint."""
-        return self._loader("train", self._clips_of("train"), self.shuffle_buffer)
+        loader = self._loader("train", self._clips_of("train"), self.shuffle_buffer)
+        self._training.append(loader)
+        return loader
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the workers of training; called by the Trainer."""
+        while self._training:
+            self._training.pop().close()
 
     def val_dataloader(self) -> ClipLoader | list[ClipLoader]:
         """Each validation clip once; nothing where `shards.val` is null."""

@@ -4,18 +4,17 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from data.storage import Access
 from data.stream import Clip, ClipStream, Item, Layout, Window
-from data.workers import BatchReader, BatchWriter, Board, Watch, exchange, worker_context
+from data.workers import BatchReader, BatchWriter, Board, Watch, exchange, prepare_worker, worker_context
 from tae.errors import UserError
 
 BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
@@ -87,7 +86,7 @@ class ClipLoader:
         self._barren: set[int] = set()  # workers that went through a whole epoch since the last batch
         self._positions = [(0, 0)] * self.layout.num_workers
         self._next_worker = 0
-        self._endless: Iterator[Item] | None = None
+        self._endless: Generator[Item, None, None] | None = None
         self._deadly: dict[int, str] = {}  # clips that ended a worker, by number, and how
         self._worker_deaths = 0
 
@@ -117,6 +116,12 @@ class ClipLoader:
                 given += 1
                 yield _batch(item)
 
+    def close(self) -> None:
+        """End the workers that read ahead for training. What is left to Python's cyclic collection ends after seconds."""
+        if self._endless is not None:
+            self._endless.close()
+            self._endless = None
+
     def _evaluate(self) -> Iterator[dict[str, Any]]:
         self.skipped, self._taken = [], 0
         self._positions = [(0, 0)] * self.layout.num_workers
@@ -125,7 +130,7 @@ class ClipLoader:
             if item.frames is not None:
                 yield _batch(item)
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self) -> Generator[Item, None, None]:
         """The stream's items, each with its frames; where a worker dies, all are started again from where they stand."""
         if not self.num_workers:
             yield from DataLoader(self._stream(), batch_size=None)
@@ -145,7 +150,7 @@ class ClipLoader:
                 self._note_deaths(dead, error)
             finally:
                 watch.stop()
-                del running  # or its workers would stay until the next ones are there
+                running._shutdown_workers()  # type: ignore[attr-defined]  # or they would stay beside the next ones
 
     def _workers(self, board: Board) -> tuple[DataLoader, list[BatchReader]]:
         """Worker processes that read the stream from where it stands, and the ends of the memory they write into."""
@@ -290,6 +295,5 @@ def _batch(item: Item) -> dict[str, Any]:
 
 
 def _prepare_worker(worker: int) -> None:
-    """Parallelism is over workers; more threads in each would only compete with one another."""
-    torch.set_num_threads(1)
+    prepare_worker(worker)
     import decord  # noqa: F401  # here, or its loading would count as the first clip's time

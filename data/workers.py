@@ -50,6 +50,23 @@ def worker_context() -> Any:
     return _Context()
 
 
+def prepare_worker(worker: int) -> None:
+    """The DataLoader's `worker_init_fn`: one thread, as more in each worker would compete, and no life after the parent.
+
+    PyTorch watches for the death of the process that forked the worker. That is the fork server, which lives as long as a
+    worker does, so that both would outlive a training that is killed.
+    """
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, name="end with the training process", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 class _Process(ForkServerProcess):
     """To terminate one is to kill it, since SIGTERM does not reach it."""
 

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from data.workers import worker_context
+from data.workers import prepare_worker, worker_context
 from tae.autoencoder import TemporalAutoencoder
 from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
@@ -132,11 +132,6 @@ def settle(output: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def single_thread(worker: int) -> None:
-    """Parallelism is over workers; more threads in each would only compete with one another."""
-    torch.set_num_threads(1)
-
-
 class Encoding(L.LightningModule):
     """`Trainer.predict(Encoding(...))`: every process encodes its videos and writes its shards.
 
@@ -176,8 +171,7 @@ class Encoding(L.LightningModule):
         workers = min(self.num_workers, len(mine))
         parallel: dict[str, Any] = {}
         if workers:
-            context = worker_context()
-            parallel = {"multiprocessing_context": context, "worker_init_fn": single_thread}
+            parallel = {"multiprocessing_context": worker_context(), "worker_init_fn": prepare_worker}
         return DataLoader(Pieces(mine, self.reading), batch_size=None, num_workers=workers, **parallel)
 
     def predict_step(self, piece: Piece, batch_idx: int) -> int:

@@ -1,7 +1,7 @@
 """Small shards of real H.264 files, made once for the tests of the stream."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_module(shards: Path, tmp_path: Path) -> Callable[..., ClipDataModule]:
+def make_module(shards: Path, tmp_path: Path) -> Iterator[Callable[..., ClipDataModule]]:
     """A ClipDataModule over the shards, with small defaults that can be overridden."""
 
     def make(**overrides: Any) -> ClipDataModule:
@@ -64,6 +64,10 @@ def make_module(shards: Path, tmp_path: Path) -> Callable[..., ClipDataModule]:
             "seed": 0,
             "output_dir": tmp_path / "output",
         }
-        return ClipDataModule(**(arguments | overrides))
+        modules.append(ClipDataModule(**(arguments | overrides)))
+        return modules[-1]
 
-    return make
+    modules: list[ClipDataModule] = []
+    yield make
+    for module in modules:
+        module.teardown()

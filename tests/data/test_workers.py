@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -135,6 +137,53 @@ def test_signals_to_a_whole_run_are_the_training_process_business(
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == -signal.SIGKILL
+
+
+TRAINING = """
+import multiprocessing, sys, time
+from data.datamodule import ClipDataModule
+
+if __name__ == "__main__":
+    module = ClipDataModule(
+        {"test": sys.argv[1]}, num_frames=4, frame_stride=1, resolution=16, batch_size=1, num_workers=2,
+        short_clip="skip", max_skipped=0.0, shuffle_buffer=1, seed=0, output_dir=sys.argv[2],
+    )
+    batches = iter(module.test_dataloader())
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_worker_outlives_a_training_that_is_killed(make_loader: Callable[..., ClipLoader], tmp_path: Path) -> None:
+    make_loader(b"nothing")  # for the shards
+    (tmp_path / "training.py").write_text(TRAINING)
+    root = Path(data.stream.__file__).parents[1]
+    training = subprocess.Popen(
+        [sys.executable, tmp_path / "training.py", str(tmp_path / "s" / "shard-*.tar"), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert training.stdout is not None
+    workers = [int(pid) for pid in training.stdout.readline().split()]
+    assert len(workers) == 2
+    assert all(map(is_running, workers))
+    training.kill()
+    training.communicate()
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    """Neither gone nor waiting for somebody to take note of its end."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_fault_of_the_program_in_a_worker_is_not_taken_for_a_death(make_loader: Callable[..., ClipLoader]) -> None:
