@@ -1,13 +1,14 @@
 # make demo       install, then train, evaluate and look at a tiny model: CPU, no download but packages
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
+# make tiny-weights CLIPS=DIR   train the weights that come along
 # make lint       format, lint and types             make lock       pin what is installed now
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test test-slow test-gpu lint lock
+.PHONY: install demo test test-slow test-gpu lint lock tiny-weights
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml requirements.lock
@@ -34,3 +35,12 @@ lint: install
 
 lock: install
 	$(RUN) -m pip freeze --exclude-editable | sed '1i # Exact versions of everything that `make install` installs; used as constraints. Made by `make lock`.' > requirements.lock
+
+# The weights that come along, made anew from the folders ucf101 and hd in CLIPS; `resume=auto` goes on after a stop.
+TINY := datasets/tiny
+tiny-weights: install
+	$(RUN) -m data.prepare dataset=ucf101 source=$(CLIPS)/ucf101 output=$(TINY)/ucf101 val=0.05 shard_mb=4
+	$(RUN) -m data.prepare dataset=mixkit source=$(CLIPS)/hd output=$(TINY)/hd split=none shard_mb=4 \
+		reencode=true shots=true short_side=256 crf=23
+	test -d $(TINY)/synthetic || $(RUN) -m data.synthetic output=$(TINY)/synthetic num_clips='{train: 24, val: 0, test: 0}'
+	$(RUN) train.py experiment=tiny_pretrain output_dir=outputs/tiny_pretrain/weights resume=auto

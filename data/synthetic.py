@@ -1,4 +1,7 @@
-"""The demo's data: small H.264 files of moving textured shapes, made on the spot and cached as shards."""
+"""Small H.264 files of moving textured shapes as shards: the demo's data, made on the spot and cached.
+
+python -m data.synthetic output=DIR     the same as a data set to be kept
+"""
 
 import hashlib
 import io
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -24,6 +28,8 @@ from data.check import Facts
 from data.clips import ShortClip
 from data.datamodule import SPLITS, ClipDataModule
 from data.writer import ShardWriter
+from tae.cli import hydra_main
+from tae.config import plain
 from tae.errors import UserError
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
@@ -69,17 +75,7 @@ class SyntheticDataModule(ClipDataModule):
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"data.num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
-        if clip_frames < 1 or clip_size < MIN_SIZE or clip_size % 2:
-            raise UserError(
-                f"data.clip_frames={clip_frames} and data.clip_size={clip_size}: at least 1 frame, and an even height "
-                f"of at least {MIN_SIZE} pixels."
-            )
-        self.recipe: dict[str, Any] = {
-            "num_clips": dict(num_clips),
-            "frames": clip_frames,
-            "size": clip_size,
-            "seed": clips_seed,
-        }
+        self.recipe = check_recipe(num_clips, clip_frames, clip_size, clips_seed)
         name = hashlib.sha256(json.dumps(self.recipe | {"generator": GENERATOR}, sort_keys=True).encode()).hexdigest()
         self.folder = Path(cache_dir).expanduser() / name[:12]
         super().__init__(
@@ -106,7 +102,7 @@ class SyntheticDataModule(ClipDataModule):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(mkdtemp(prefix=".draft-", dir=self.folder.parent))
             try:
-                self._write(draft)
+                write_splits(draft, self.recipe)
                 draft.rename(self.folder)
             except OSError:
                 if not self.folder.is_dir():  # if it is, another process was first with the same clips
@@ -116,21 +112,38 @@ class SyntheticDataModule(ClipDataModule):
         except OSError as error:
             raise UserError(f"data.cache_dir={self.folder.parent} cannot be written: {error}.") from error
 
-    def _write(self, draft: Path) -> None:
-        frames, size, seed = self.recipe["frames"], self.recipe["size"], self.recipe["seed"]
-        for number, split in enumerate(SPLITS):
-            count = self.recipe["num_clips"][split]
-            with ShardWriter(draft / split, split, {"dataset": "synthetic"} | self.recipe, 64_000_000) as writer:
-                for index in track(range(count), description=f"drawing {split}", console=Console(file=sys.stderr)):
-                    rng = np.random.default_rng((seed, number, index))
-                    images = draw_clip(rng, frames, size, file_width(size))
-                    video = encode(images)
-                    digest = hashlib.sha256(video).hexdigest()
-                    height, width = images.shape[1:3]
-                    facts = Facts(frames, FPS, width, height, frames / FPS, "h264", digest, seekable=True)
-                    key = f"synthetic_{split}_{index:05d}"
-                    labels = {"label": "synthetic", "group": key, "source": "data/synthetic.py"}
-                    writer.write(key, "mp4", video, asdict(facts) | labels)
+
+def check_recipe(num_clips: Mapping[str, int], clip_frames: int, clip_size: int, clips_seed: int) -> dict[str, Any]:
+    """What generated clips are made with, as it stands in their index.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    if clip_frames < 1 or clip_size < MIN_SIZE or clip_size % 2:
+        raise UserError(
+            f"clip_frames={clip_frames} and clip_size={clip_size}: at least 1 frame, and an even height of at least "
+            f"{MIN_SIZE} pixels."
+        )
+    return {"num_clips": dict(num_clips), "frames": clip_frames, "size": clip_size, "seed": clips_seed}
+
+
+def write_splits(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write the shards of every split that has clips."""
+    frames, size, seed = recipe["frames"], recipe["size"], recipe["seed"]
+    for number, split in enumerate(SPLITS):
+        if not (count := recipe["num_clips"].get(split, 0)):
+            continue
+        with ShardWriter(folder / split, split, {"dataset": "synthetic", **recipe}, 64_000_000) as writer:
+            for index in track(range(count), description=f"drawing {split}", console=Console(file=sys.stderr)):
+                rng = np.random.default_rng((seed, number, index))
+                images = draw_clip(rng, frames, size, file_width(size))
+                video = encode(images)
+                digest = hashlib.sha256(video).hexdigest()
+                height, width = images.shape[1:3]
+                facts = Facts(frames, FPS, width, height, frames / FPS, "h264", digest, seekable=True)
+                key = f"synthetic_{split}_{index:05d}"
+                labels = {"label": "synthetic", "group": key, "source": "data/synthetic.py"}
+                writer.write(key, "mp4", video, asdict(facts) | labels)
 
 
 def file_width(height: int) -> int:
@@ -232,3 +245,26 @@ def shape_mask(rng: np.random.Generator, pixels: Tensor, motion: Tensor) -> Tens
     reach = (places.abs() / radii).pow(power).sum(-1, keepdim=True).pow(1 / power)
     edge = rng.uniform(10, 40)
     return torch.sigmoid((1 - reach) * edge).movedim(-1, 1)
+
+
+def main(cfg: DictConfig) -> None:
+    """Write generated clips as shards that any data group can name.
+
+    Raises:
+        UserError: a setting is out of its range, or the output holds something.
+    """
+    settings = plain(cfg)
+    output = Path(settings["output"]).expanduser()
+    recipe = check_recipe(settings["num_clips"], cfg.clip_frames, cfg.clip_size, cfg.clips_seed)
+    if set(recipe["num_clips"]) != set(SPLITS) or min(recipe["num_clips"].values()) < 0:
+        raise UserError(
+            f"num_clips={recipe['num_clips']}: give a number for each of {', '.join(SPLITS)}; 0 leaves one out."
+        )
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+    write_splits(output, recipe)
+    print(f"{output}: {', '.join(f'{count} {split}' for split, count in recipe['num_clips'].items() if count)}")
+
+
+if __name__ == "__main__":
+    hydra_main("synthetic")(main)()
