@@ -54,12 +54,14 @@ def environment(device: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Abbreviated commit, with `+` where tracked files differ from it; BENCHMARK_COMMIT where there is no repository."""
+    """Abbreviated commit, with `+` where tracked files differ; BENCHMARK_COMMIT for a copy without the repository."""
+    if named := os.environ.get("BENCHMARK_COMMIT"):
+        return named
     try:
         describe = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(describe, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("BENCHMARK_COMMIT", "unknown")
+        return "unknown"
 
 
 def synchronize(device: str) -> None:

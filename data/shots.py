@@ -9,11 +9,11 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from typing import Any
 
 import av
 import numpy as np
-from scenedetect import ContentDetector, FrameTimecode
 
 from data.check import decode_sound
 from tae.errors import UserError
@@ -49,6 +49,11 @@ class Encoding:
                 f"gop={self.gop} and min_shot={self.min_frames} must be at least 1, shot_threshold={self.threshold} "
                 f"above 0 and crf={self.crf} between 0 and 51."
             )
+        if self.shots and find_spec("scenedetect") is None:
+            raise UserError(
+                'shots=true needs PySceneDetect: python -m pip install "temporal-autoencoder[shots]". Without it, '
+                "reencode=true alone writes whole videos with frequent keyframes."
+            )
         if "libx264" not in av.codecs_available:
             raise UserError("reencode=true needs a build of PyAV with libx264, as its packages on PyPI have.")
 
@@ -59,8 +64,10 @@ def find_shots(video: bytes, encoding: Encoding) -> list[tuple[int, int]]:
     Raises:
         RefusedError: the video is damaged.
     """
+    if not encoding.shots:
+        return [(0, len(decode_sound(video).points))]
     watcher = _ShotWatcher(encoding)
-    frames = len(decode_sound(video, watcher if encoding.shots else None).points)
+    frames = len(decode_sound(video, watcher).points)
     starts = [0, *watcher.cuts]
     return list(zip(starts, [*watcher.cuts, frames], strict=True))
 
@@ -69,14 +76,17 @@ class _ShotWatcher:
     """Shows images to the detector and collects the frames at which it sees a new shot."""
 
     def __init__(self, encoding: Encoding) -> None:
+        from scenedetect import ContentDetector, FrameTimecode  # an extra: only shots=true needs it
+
         self.cuts: list[int] = []
+        self._timecode = FrameTimecode
         self._detector = ContentDetector(encoding.threshold, min_scene_len=encoding.min_frames)
         self._seen = 0
 
     def __call__(self, image: np.ndarray) -> None:
         step = max(image.shape[0] // DETECTOR_HEIGHT, 1)
         # Frames are counted, whatever their times: a rate of 1 makes the detector's seconds our frames.
-        time = FrameTimecode(self._seen, fps=1.0)
+        time = self._timecode(self._seen, fps=1.0)
         found = self._detector.process_frame(time, np.ascontiguousarray(image[::step, ::step, ::-1]))
         self.cuts += [cut.frame_num for cut in found]
         self._seen += 1

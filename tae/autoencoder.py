@@ -4,7 +4,7 @@ Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffus
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,12 +27,11 @@ from tae.layers import (
 )
 from tae.posterior import DiagonalGaussian
 
+CHECKPOINTED = 2  # levels, of four: the next one's blocks hold a sixteenth of the first one's bytes
 MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
 
 if TYPE_CHECKING:
     from tae.inflate import InflationReport
-
-Run = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Middle(nn.Module):
@@ -45,10 +44,9 @@ class Middle(nn.Module):
         self.temporal_attention = Attention(channels, groups, group_norm, over="time")
         self.block_2 = ResidualBlock(channels, channels, groups, group_norm)
 
-    def forward(self, x: Tensor, run: Run) -> Tensor:
-        x = run(self.block_1, x)
-        x = self.temporal_attention(self.attention(x))
-        return run(self.block_2, x)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.block_1(x))
+        return self.block_2(self.temporal_attention(x))
 
 
 class Level(nn.Module):
@@ -58,10 +56,12 @@ class Level(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
+        self.checkpointing = False  # keep only each block's input for the backward pass
 
-    def forward(self, x: Tensor, run: Run) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        checkpointing = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = run(block, x)
+            x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
         return x if self.resample is None else self.resample(x)
 
 
@@ -86,11 +86,11 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
         self.conv_out = Conv2_5d(widths[-1], 2 * latent_channels)
 
-    def forward(self, clip: Tensor, run: Run) -> Tensor:
+    def forward(self, clip: Tensor) -> Tensor:
         x = self.conv_in(clip)
         for level in self.levels:
-            x = level(x, run)
-        return self.conv_out(self.norm_out(self.middle(x, run)))
+            x = level(x)
+        return self.conv_out(self.norm_out(self.middle(x)))
 
 
 class Decoder(nn.Module):
@@ -109,10 +109,10 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
         self.conv_out = Conv2_5d(widths[-1], 3)
 
-    def forward(self, latents: Tensor, run: Run) -> Tensor:
-        x = self.middle(self.conv_in(latents), run)
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(latents))
         for level in self.levels:
-            x = level(x, run)
+            x = level(x)
         return self.conv_out(self.norm_out(x))
 
 
@@ -180,7 +180,6 @@ class TemporalAutoencoder(
         self._hub_mixin_config = self.architecture
         self.latent_channels = latent_channels
         self.factor = 2 ** (len(widths) - 1)
-        self.gradient_checkpointing = False
         self.inflation: InflationReport | None = None  # of `from_image_vae`
         # Where training started from: {"image_vae" or "init_from": source, "sha256": of its file}. Kept in checkpoints.
         self.starting_weights: dict[str, str | None] | None = None
@@ -235,7 +234,7 @@ class TemporalAutoencoder(
         if any(padding):
             clip = F.pad(clip, padding, mode="replicate")
         clip = clip.contiguous(memory_format=torch.channels_last_3d)
-        mean, logvar = self.encoder(clip, self._run).float().chunk(2, dim=1)
+        mean, logvar = self.encoder(clip).float().chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar)
 
     def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -251,7 +250,7 @@ class TemporalAutoencoder(
         """
         check_latents(latents, self.latent_channels)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        decoded = self.decoder(latents, self._run)
+        decoded = self.decoder(latents)
         wanted = (num_frames or decoded.shape[2], *(size or decoded.shape[3:]))
         if any(want > have for want, have in zip(wanted, decoded.shape[2:], strict=True)):
             raise ValueError(
@@ -271,6 +270,19 @@ class TemporalAutoencoder(
         """(channels, frames, height, width) of the latent of a clip of this size."""
         return (self.latent_channels, *(math.ceil(extent / self.factor) for extent in (num_frames, height, width)))
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the residual blocks of the largest resolutions are computed again in the backward pass.
+
+        Their outputs are nearly all of a step's memory; the other blocks would only cost time.
+        """
+        return self.encoder.levels[0].checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for level in (*self.encoder.levels[:CHECKPOINTED], *self.decoder.levels[-CHECKPOINTED:]):
+            level.checkpointing = on
+
     def compile_blocks(self) -> None:
         """Compile the residual blocks, each shape once; the names in the state dict stay as they are."""
         # The blocks share one forward, so their shapes count together; past the limit they would run uncompiled.
@@ -279,12 +291,6 @@ class TemporalAutoencoder(
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.compile(dynamic=False)
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Run a residual block, keeping only its input for the backward pass where checkpointing is on."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
 
 
 def check_architecture(

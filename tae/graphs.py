@@ -37,7 +37,7 @@ class EncoderGraph(nn.Module):
         # Always padded, by nothing where nothing is missing: `encode` asks first, which a graph cannot.
         factor, (height, width) = self.model.factor, clip.shape[3:]
         clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
-        mean, logvar = self.model.encoder(clip, self.model._run).float().chunk(2, dim=1)
+        mean, logvar = self.model.encoder(clip).float().chunk(2, dim=1)
         posterior = DiagonalGaussian(mean, logvar)
         return posterior.mean, torch.exp(0.5 * posterior.logvar)
 
@@ -50,7 +50,7 @@ class DecoderGraph(nn.Module):
         self.model = model
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.model.decoder(latents, self.model._run)
+        return self.model.decoder(latents)
 
 
 @torch.no_grad()

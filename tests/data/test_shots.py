@@ -2,13 +2,17 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+from data import shots
 from data.check import RefusedError, check
 from data.pool import Crew
 from data.prepare import prepare
@@ -84,3 +88,14 @@ def test_shots_of_a_film_stay_on_one_side_and_say_where_they_are_from(tmp_path: 
     _, sample = samples["film1_shot001"]
     assert (sample["source"], sample["shot"], sample["num_frames"]) == ("film1.mp4", [20, 40], 20)
     assert sample["source_sha256"] != sample["sha256"]
+
+
+def test_without_the_extra_only_shots_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever prepares videos as they are needs neither OpenCV nor PySceneDetect."""
+    monkeypatch.setattr(shots, "find_spec", lambda name: None)
+    settings: dict[str, Any] = {"threshold": 27.0, "min_frames": 32, "short_side": None, "gop": 8, "crf": 18}
+    with pytest.raises(UserError, match=r"shots=true needs PySceneDetect.*\[shots\]"):
+        Encoding(shots=True, **settings)
+    Encoding(shots=False, **settings)
+    code = "import sys; sys.modules['scenedetect'] = None; import data.prepare, data.shots"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
