@@ -14,7 +14,7 @@ from torch import nn
 from tae.cli import CONFIG_FOLDER
 from tae.errors import UserError
 from tae.layers import GroupNorm
-from tae.plan import Cost, build_losses, check, find_largest, largest, main, make_planner, rehearsal
+from tae.plan import Cost, build_losses, check, find_largest, largest, main, make_planner, plan, rehearsal
 
 
 def config(*overrides: str) -> DictConfig:
@@ -58,6 +58,16 @@ def test_a_gpu_is_planned_for_without_one():
     assert "GroupNormSiLUBackward" in nodes["cuda"]  # the GPU's kernel
     assert "NativeGroupNormBackward0" in nodes["cpu"]
     assert not torch.zeros(1).is_cuda  # and nothing of it stays
+
+
+def test_a_gpu_needs_no_more_memory_than_a_cpu_and_the_same_arithmetic() -> None:
+    """Its kernels keep less for the backward pass, and nothing may keep what they were called with."""
+    pytest.importorskip("triton")
+    on = {device: plan(config(f"device={device}", "precision=bf16", "memory_gb=null")) for device in ("cpu", "cuda")}
+    for task, cpu in on["cpu"]["costs"].items():
+        gpu = on["cuda"]["costs"][task]
+        assert 0.5 * cpu.peak_bytes < gpu.peak_bytes < 1.05 * cpu.peak_bytes, task
+        assert gpu.flops == cpu.flops, task
 
 
 def graph(node: torch.autograd.graph.Node | None) -> set[str]:
