@@ -183,7 +183,14 @@ def test_stopped_at_random_moments_it_goes_on(
     rng = random.Random(sign)
     stopped = 0
     for attempt in range(8):
-        running = subprocess.Popen(command(source, tmp_path / "out"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(
+            command(source, tmp_path / "out"),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell starts what it puts into the background with SIGINT ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         lock = tmp_path / "out" / ".prepare" / "lock"
         while not lock.exists() and running.poll() is None:
             time.sleep(0.01)
