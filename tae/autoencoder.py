@@ -28,6 +28,8 @@ from tae.layers import (
 from tae.posterior import DiagonalGaussian
 
 CHECKPOINTED = 2  # levels, of four: the next one's blocks hold a sixteenth of the first one's bytes
+# Weights that come along with the package, by the names that stand for them wherever weights are asked for.
+BUNDLED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
 MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
 
 if TYPE_CHECKING:
@@ -207,6 +209,20 @@ class TemporalAutoencoder(
         model.inflation = inflate(model, path_or_repo_id)
         model.starting_weights = {"image_vae": model.inflation.source, "sha256": model.inflation.sha256}
         return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """What `save_pretrained` wrote: a folder or a hub repository id; "tiny": the weights that come along.
+
+        Args:
+            pretrained_model_name_or_path: as huggingface_hub calls it.
+            **options: of huggingface_hub (`revision`, `token`, `local_files_only`, ...).
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError, OSError: nothing is found there; RuntimeError: the weights do not fit.
+        """
+        source = BUNDLED.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
+        return super().from_pretrained(source, **options)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:

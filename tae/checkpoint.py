@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tae.autoencoder import TemporalAutoencoder
+from tae.autoencoder import BUNDLED, TemporalAutoencoder
 from tae.errors import UserError
 from tae.inflate import file_sha256
 
@@ -49,12 +49,13 @@ def load_model(source: str | Path) -> LoadedModel:
     """Load a model for use, in evaluation mode.
 
     Args:
-        source: a Lightning checkpoint (`.ckpt`), a folder that `save_pretrained` wrote, or a hub repository id.
+        source: a Lightning checkpoint (`.ckpt`), a folder that `save_pretrained` wrote, a hub repository id, or `tiny`,
+            the weights that come along.
 
     Raises:
         UserError: there is no such thing, it is damaged, or it is something else.
     """
-    path = Path(source).expanduser()
+    path = BUNDLED.get(str(source), Path(source).expanduser())
     if path.is_file():
         checkpoint = read_checkpoint(path)
         model = build_model(checkpoint["architecture"], path)
@@ -78,8 +79,8 @@ def from_pretrained(source: str | Path) -> TemporalAutoencoder:
             )
     elif path.suffix or len(str(source).split("/")) != 2:
         raise UserError(
-            f"{source}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained wrote, or a hub "
-            "repository id."
+            f"{source}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub "
+            f"repository id, or {' or '.join(BUNDLED)}, which comes along."
         )
     try:
         return TemporalAutoencoder.from_pretrained(path if path.is_dir() else str(source)).eval()

@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from tae.autoencoder import BUNDLED
+from tae.cli import CONFIG_FOLDER
 from tae.errors import UserError
 from tae.files import replacing
 
@@ -72,8 +74,8 @@ def check_training(cfg: DictConfig) -> None:
 
 
 def is_missing(source: str) -> bool:
-    """Whether a source of weights is a local path that does not exist; OWNER/NAME may be a hub repository."""
-    path = Path(source).expanduser()
+    """Whether weights are asked for by a local path that does not exist; OWNER/NAME may be a hub repository."""
+    path = BUNDLED.get(source, Path(source).expanduser())
     return not path.exists() and (path.suffix != "" or len(path.parts) != 2)
 
 
@@ -97,13 +99,15 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
     """
     if "_target_" in cfg.data:
         return cfg.data
+    given = without_nulls(OmegaConf.to_container(cfg.data, resolve=True))
+    if trained_with is None and cfg.ckpt in BUNDLED:
+        trained_with = {"data": bundled_data(cfg, "folder" if "shards" in given else "synthetic")}
     if trained_with is None:
         raise UserError(
             f"{cfg.ckpt} carries weights only, no data settings: add data=GROUP (ucf101, mixkit, folder, synthetic)."
         )
     stored = dict(trained_with["data"])
     check_stored_data(stored)
-    given = without_nulls(OmegaConf.to_container(cfg.data, resolve=True))
     if stored.pop("allow_pipe", False) and not given.get("allow_pipe"):
         raise UserError(
             "The checkpoint's data config allows pipes. Only the command line can: add data.allow_pipe=true and "
@@ -114,6 +118,13 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
     for name, value in given.items():
         print(f"data.{name}: {value} (the checkpoint's run had {stored.get(name)})")
     return OmegaConf.merge(stored, given)  # type: ignore[return-value]
+
+
+def bundled_data(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """A data group for the weights that come along, which are measured on generated clips unless shards are given."""
+    settings = OmegaConf.load(Path(CONFIG_FOLDER) / "data" / f"{group}.yaml")
+    print(f"ckpt={cfg.ckpt} comes without data settings: data={group}")
+    return plain(OmegaConf.create({"data": settings, "seed": cfg.seed, "output_dir": cfg.output_dir}))["data"]
 
 
 def check_stored_data(stored: Mapping[str, Any]) -> None:

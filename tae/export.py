@@ -5,6 +5,7 @@ python -m tae.export ckpt=PATH output=DIR format=onnx
 python -m tae.export ckpt=PATH output=DIR push=true repo=OWNER/NAME
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from tae.config import plain
 from tae.errors import UserError
 from tae.files import write_text
 from tae.graphs import check_format, export_graphs
-from tae.latents import STATS, LatentStats
+from tae.latents import DTYPES, STATS, LatentStats
 from tae.report import FORMATS, LABELS
 
 CARD = "README.md"
@@ -44,6 +45,8 @@ def main(cfg: DictConfig) -> Path:
     """
     plain(cfg)
     output = Path(cfg.output).expanduser()
+    if cfg.dtype not in DTYPES:
+        raise UserError(f"dtype={cfg.dtype} is unknown. Choose one of: {', '.join(DTYPES)}.")
     if cfg.format != "safetensors":
         check_format(cfg.format)
     if output.is_dir() and any(output.iterdir()):
@@ -55,11 +58,13 @@ def main(cfg: DictConfig) -> Path:
     if cfg.push:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
     output.mkdir(parents=True, exist_ok=True)
-    loaded.model.save_pretrained(output)
+    copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
     graphs = [] if cfg.format == "safetensors" else export_graphs(loaded.model, output, cfg.format)
     if stats is not None:
         shutil.copy(Path(cfg.latents).expanduser() / STATS, output / STATS)
-    write_text(output / CARD, model_card(loaded, metrics, stats, graphs, cfg.repo or output.name, cfg.license))
+    write_text(
+        output / CARD, model_card(loaded, metrics, stats, graphs, cfg.repo or output.name, cfg.license, cfg.dtype)
+    )
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
     if cfg.push:
         upload(output, cfg.repo)
@@ -107,6 +112,7 @@ def model_card(
     graphs: list[Path],
     name: str,
     license: str | None,
+    dtype: str,
 ) -> str:
     """The README of the folder: what it is, how to use it, how it was measured, what it was made from."""
     model = loaded.model
@@ -130,7 +136,7 @@ def model_card(
             f"## Without Python\n\n`{graphs[0].name}`: `clip` to `mean` and `std`; `{graphs[1].name}`: `latents` to `clip`. "
             "Batch, time, height and width are free; cut a decoded clip to the size that went in."
         )
-    sections.append("## Origin\n\n" + origin(loaded))
+    sections.append("## Origin\n\n" + origin(loaded) + ("" if dtype == "fp32" else f"\n- weights rounded to {dtype}"))
     return "\n\n".join(sections) + "\n"
 
 

@@ -15,6 +15,7 @@ from tae import UserError, launch
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "init_from=null",
     "model.base_channels=8",
     "model.norm_groups=4",
     "data.num_clips={train: 4, val: 3, test: 3}",

@@ -21,6 +21,7 @@ from train import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "init_from=null",
     "model.base_channels=8",
     "model.norm_groups=4",
     "data.num_clips={train: 6, val: 3, test: 3}",

@@ -3,8 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from data.synthetic import SyntheticDataModule, draw_clip
+from data.shards import find_shards
+from data.synthetic import SyntheticDataModule, draw_clip, main
+from tae.cli import CONFIG_FOLDER
 from tae.errors import UserError
 
 
@@ -63,7 +66,7 @@ def test_clips_move_are_coloured_and_repeat_with_their_seed() -> None:
     [{"clip_size": 33}, {"clip_size": 8}, {"clip_frames": 0}, {"num_clips": {"train": 1, "val": 1, "test": 0}}],
 )
 def test_arguments_out_of_range_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="data"):
+    with pytest.raises(UserError, match=r"clip_size|data\.num_clips"):
         make(tmp_path, **change)
 
 
@@ -71,3 +74,26 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cache_dir=.* cannot be written"):
         make(tmp_path, cache_dir=tmp_path / "file").prepare_data()
+
+
+def test_generated_clips_as_a_data_set_of_their_own(tmp_path: Path) -> None:
+    """`python -m data.synthetic`: clips like those of the demo, in shards that any data group can name."""
+
+    def write(folder: Path, counts: str) -> None:
+        sizes = ["clip_frames=10", "clip_size=32", f"num_clips={counts}"]
+        with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+            main(compose("synthetic", overrides=[*sizes, f"output={folder}"]))
+
+    write(tmp_path / "clips", "{train: 4, val: 2, test: 0}")
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["train", "val"]
+    module = make(tmp_path)
+    module.prepare_data()
+    ours, cached = (
+        find_shards(str(at / "train" / "shard-*.tar"), "shards")[0].frames for at in (tmp_path / "clips", module.folder)
+    )
+    assert ours == cached
+    assert len(find_shards(str(tmp_path / "clips" / "val" / "shard-*.tar"), "shards")[0].frames) == 2
+    with pytest.raises(UserError, match="is not empty"):
+        write(tmp_path / "clips", "{train: 1, val: 0, test: 0}")
+    with pytest.raises(UserError, match="give a number for each of"):
+        write(tmp_path / "other", "{train: 1, val: -1, test: 0}")

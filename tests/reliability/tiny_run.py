@@ -14,6 +14,7 @@ from train import train
 ROOT = Path(__file__).parents[2]
 EPOCH = 14  # batches
 SETTINGS = (
+    "init_from=null",
     "model.base_channels=4",
     "model.channel_multipliers=[1, 1, 1, 2]",
     "data.num_clips={train: 14, val: 2, test: 1}",

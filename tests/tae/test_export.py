@@ -83,6 +83,19 @@ def test_what_was_exported_gives_the_same_bits(run: Path, tmp_path: Path) -> Non
     assert torch.equal(a.posterior.logvar, b.posterior.logvar)
 
 
+def test_half_precision_halves_the_file_and_rounds_the_weights(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    for dtype in ("fp32", "fp16"):
+        main(config(ckpt=checkpoint, output=tmp_path / dtype, dtype=dtype))
+    sizes = {dtype: (tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("fp32", "fp16")}
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]  # names take their share of so small a file
+    ours, theirs = load_model(checkpoint).model.state_dict(), load_model(tmp_path / "fp16").model.state_dict()
+    assert all(torch.equal(theirs[name], ours[name].half().float()) for name in ours)
+    assert "rounded to fp16" in (tmp_path / "fp16" / "README.md").read_text()
+    with pytest.raises(UserError, match="dtype=int8"):
+        main(config(ckpt=checkpoint, output=tmp_path / "int8", dtype="int8"))
+
+
 def test_the_card_says_how_good_it_is_and_how_that_was_measured(run: Path, tmp_path: Path) -> None:
     main(config(ckpt=run / "checkpoints" / "best.ckpt", output=tmp_path / "name", license="other"))
     card = (tmp_path / "name" / "README.md").read_text()
