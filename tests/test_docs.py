@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def clips(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> N
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        make_video(path, [24 * frame for frame in range(36 + number)], size)
+        make_video(path, list(range(36 + number)), size, time_base=Fraction(1, 25))
 
 
 SMALL_MODEL = {"model.base_channels": "8", "model.norm_groups": "1", "model": "tiny", "precision": "fp32"}
