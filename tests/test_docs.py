@@ -259,9 +259,10 @@ LESS = {
 
 def made_small(command: Command) -> list[str]:
     """The command line with what makes it quick in the place of what the page says."""
+    if not command.entry:
+        _, script, *arguments = command.text.split()
+        return [sys.executable, str(ROOT / script), *arguments, "--steps", "2"]
     entry, given = command.entry, command.overrides
-    if not entry:
-        return [sys.executable, str(ROOT / command.text.split()[1]), *command.text.split()[2:], "--steps", "2"]
     less = dict(LESS.get(entry, {}))
     chosen = {override.partition("=")[0] for override in given}
     if entry in ("train", "evaluate") and ("data=synthetic" in given or not chosen & {"data", "experiment", "ckpt"}):
@@ -278,8 +279,8 @@ def made_small(command: Command) -> list[str]:
     flags = ["-m"] if re.search(r"\.py -m ", command.text) else []
     found = ENTRY.search(command.text)
     assert found
-    script = [str(ROOT / found[1])] if found[1].endswith(".py") else found[1].split()
-    return [sys.executable, *script, *flags, *kept, *(f"{name}={value}" for name, value in less.items())]
+    program = [str(ROOT / found[1])] if found[1].endswith(".py") else found[1].split()
+    return [sys.executable, *program, *flags, *kept, *(f"{name}={value}" for name, value in less.items())]
 
 
 def run(arguments: list[str], folder: Path) -> None:
