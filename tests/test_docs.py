@@ -254,6 +254,7 @@ LESS = {
     "reconstruct": {"trainer.accelerator": "cpu"},
     "prepare": {"workers": "2", "min_shot": "8"},
     "verify": {"workers": "2"},
+    "synthetic": {"clip_frames": "10", "clip_size": "32"},
 }  # fmt: skip
 
 
