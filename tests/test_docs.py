@@ -51,7 +51,6 @@ NOT_RUN = {
     "s3://": "no such bucket; tests/data/test_remote.py reads from a local one",
     "diffusers:": "weights of others; tests/tae/test_others.py makes small ones",
 }
-TINY = (ROOT / "tae" / "weights" / "tiny").is_dir()  # whether weights come along, so that `ckpt=` may be left out
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,6 @@ def test_a_command_composes(command: Command) -> None:
     for config in composed(command.entry, command.overrides):
         if "output_dir" in config:
             config.output_dir = "out"
-        if not TINY and OmegaConf.is_missing(config, "ckpt"):
-            config.ckpt = "tiny"
         plain(config)
 
 
@@ -268,12 +265,12 @@ def made_small(command: Command) -> list[str]:
     chosen = {override.partition("=")[0] for override in given}
     if entry in ("train", "evaluate") and ("data=synthetic" in given or not chosen & {"data", "experiment", "ckpt"}):
         less |= SMALL_DATA | SMALL_CLIPS | {"data.cache_dir": "cache"}
-    if entry == "train" and "model.channel_multipliers" not in chosen:
-        less["model.channel_multipliers"] = "[1,2,2,2]"
+    if entry == "train" and "init_from" not in chosen:
+        less |= {"init_from": "null"} | (
+            {} if "model.channel_multipliers" in chosen else {"model.channel_multipliers": "[1,2,2,2]"}
+        )
     if entry == "encode" and "resolution" in chosen:
         less["resolution"] = "32"
-    if "ckpt" not in chosen and entry in ("evaluate", "encode", "reconstruct", "export") and not TINY:
-        less["ckpt"] = "outputs/run/checkpoints/best.ckpt"
     if entry == "evaluate" and "data=folder" in given:
         less |= {"data.num_workers": "0", "data.batch_size": "1"}
     kept = [override for override in given if override.partition("=")[0] not in less]
@@ -348,7 +345,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = TemporalAutoencoder(base_channels=8, channel_multipliers=(1, 2, 2, 2), norm_groups=1)
-    for name in ("outputs/model", "my-tae", *([] if TINY else ["tiny"])):
+    for name in ("outputs/model", "my-tae"):
         model.save_pretrained(folder / name)
     clips(folder / "videos", ["a.mp4", "b.mp4"])
     given = {"ckpt": "my-tae", "source": "videos", "output": "latents"}
