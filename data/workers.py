@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,8 @@ class BatchWriter:
             self._freed.recv_bytes()
             self._free += 1
         piece = self._next
-        torch.stack(list(clips), out=self._memory[piece, : len(clips)])
+        for place, clip in zip(self._memory[piece].numpy(), clips, strict=False):
+            np.copyto(place, clip.numpy())
         self._free -= 1
         self._next = (piece + 1) % len(self._memory)
         return piece
@@ -116,7 +118,9 @@ class BatchReader:
     def read(self, piece: int, clips: int) -> Tensor:
         """A copy of the batch, in page-locked memory where there is a GPU to send it to; the piece is free again."""
         shared = self._memory[piece, :clips]
-        batch = torch.empty_like(shared, pin_memory=torch.cuda.is_available()).copy_(shared)
+        batch = torch.empty_like(shared, pin_memory=torch.cuda.is_available())
+        # Not torch's copy: its threads spin for a while after each, on the cores that the workers need.
+        np.copyto(batch.numpy(), shared.numpy())
         self._freed.send_bytes(b"free")
         return batch
 
