@@ -1,4 +1,4 @@
-# make demo       install, then train, evaluate and look at a tiny model: CPU, no download but packages
+# make demo       install, then fine-tune, evaluate and look at a tiny model: CPU, no download but packages
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
 # make tiny-weights CLIPS=DIR   train the weights that come along

@@ -1,7 +1,7 @@
 """Train a small video generator on latents, then decode what it makes into a video: the smallest whole chain.
 
-    python -m tae.encode ckpt=CKPT source=VIDEOS output=latents resolution=64
-    python examples/flow_matching.py --ckpt CKPT --latents latents --output generated.mp4
+    python -m tae.encode source=VIDEOS output=latents resolution=64
+    python examples/flow_matching.py --latents latents --output generated.mp4
 
 Flow matching with straight paths (arXiv 2210.02747, 2209.03003): between a latent x and noise e lies x_t = (1 - t) x + t e,
 whose velocity is e - x. A transformer learns the velocity from x_t and t; going from noise along it, back to t = 0, makes
@@ -109,7 +109,7 @@ def generate(model: VelocityModel, shape: tuple[int, ...], count: int, steps: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, help="the autoencoder that made the latents")
+    parser.add_argument("--ckpt", default="tiny", help="the autoencoder that made the latents")
     parser.add_argument("--latents", required=True, help="folder that `python -m tae.encode` wrote")
     parser.add_argument("--output", type=Path, default=Path("generated.mp4"))
     parser.add_argument("--num-frames", type=int, default=2, help="latent frames of a generated video; 8 frames each")

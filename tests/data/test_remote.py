@@ -269,6 +269,38 @@ def test_s3_gives_what_local_shards_give(
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3  # the fourth holds no clip that is long enough
 
 
+@pytest.mark.parametrize("fault", ["503", "500", "reset", "short", "stall"])
+def test_s3_faults_change_nothing(
+    make_module: Make, s3: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Objects are answered for badly twice each, then well."""
+    host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+    server = FaultyServer(
+        tmp_path, {f"bucket/ucf/shard-{n:06d}.tar": [fault, fault] for n in range(4)}, upstream=(host, int(port))
+    )
+    with serve(server) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        pattern = f"{s3}/shard-{{000000..000003}}.tar"
+        loader = make_module(shards={"train": pattern}, batch_size=1, **QUICK).train_dataloader()
+        assert keys_of([*loader, *loader, *loader]) == expected
+    assert loader.skipped == []
+    assert server.met[fault] >= 6  # the fourth shard holds no clip that is long enough
+
+
+def test_a_broken_s3_object_costs_its_clips_alone(
+    make_module: Make, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+    server = FaultyServer(tmp_path, {"bucket/ucf/shard-000003.tar": ["503!"]}, upstream=(host, int(port)))
+    with serve(server) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        module = make_module(shards={"test": f"{s3}/shard-{{000000..000003}}.tar"}, **QUICK)
+        loader = module.test_dataloader()
+        assert len(keys_of(loader)) == 8
+    assert {fault["key"] for fault in loader.skipped} == {f"clip3_{number}" for number in range(4)}
+    assert server.met["503"] == QUICK["read_tries"]
+
+
 def test_s3_errors_are_named(make_module: Make, s3: str, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="matches no shard"):
         make_module(shards={"test": f"{s3}/nothing-*.tar"}, **QUICK).setup("test")

@@ -1,5 +1,6 @@
-"""A web server for a folder that answers as badly as asked."""
+"""A web server for a folder, or in front of another server, that answers as badly as asked."""
 
+import http.client
 import re
 import socket
 import struct
@@ -23,10 +24,18 @@ class FaultyServer:
         faults: file name -> what happens to the first, second, ... request for it; "" answers well, as do all later ones.
             "*" stands for every other name. A fault followed by "!" happens to all later ones too.
         ranges: whether requests for a part of a file are understood.
+        upstream: (host, port) of the server whose answers are passed on, in place of the folder's files.
     """
 
-    def __init__(self, folder: Path, faults: dict[str, list[str]] | None = None, ranges: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        faults: dict[str, list[str]] | None = None,
+        ranges: bool = True,
+        upstream: tuple[str, int] | None = None,
+    ) -> None:
         self.folder = folder
+        self.upstream = upstream
         self.faults = faults or {}
         self.ranges = ranges
         self.requests: Counter[str] = Counter()  # by file name
@@ -76,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.split("?")[0].lstrip("/")
         fault = self.faulty.next_fault(name)
+        if self.faulty.upstream:
+            self._pass_on(fault)
+            return
         file = self.faulty.folder / name
         if fault.isdigit() or not file.is_file():
             self.send_error(int(fault) if fault.isdigit() else 404)
@@ -90,6 +102,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self._send(body, fault)
+
+    def do_HEAD(self) -> None:
+        self._pass_on("")
+
+    def _pass_on(self, fault: str) -> None:
+        """Another server's answer, or the fault in its place."""
+        assert self.faulty.upstream
+        if fault.isdigit():
+            self.send_error(int(fault))
+            return
+        upstream = http.client.HTTPConnection(*self.faulty.upstream)
+        upstream.request(self.command, self.path, headers=dict(self.headers))
+        answer = upstream.getresponse()
+        body = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(name, value)
+        self.end_headers()
+        upstream.close()
         self._send(body, fault)
 
     def _send(self, body: bytes, fault: str) -> None:
