@@ -14,6 +14,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -117,6 +118,15 @@ def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Iterato
         one_pass[clip.key] = clip
     if one_pass:
         yield from _read_shard(one_pass, access or Access())
+
+
+def read_ahead(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """The same samples, the next of which a thread reads while the current one is decoded, outside Python's lock."""
+    with ThreadPoolExecutor(1, "read ahead") as thread:
+        upcoming = thread.submit(next, samples, None)
+        while sample := upcoming.result():
+            upcoming = thread.submit(next, samples, None)
+            yield sample
 
 
 def _read_shard(wanted: dict[str, Clip], access: Access) -> Iterator[Sample]:
@@ -247,7 +257,7 @@ class ClipStream(IterableDataset):
         part = self.layout.part(len(self.clips), worker)
         _, start = self.starts[worker]
         batch = self._new_batch(worker)
-        rest = read_samples([self.clips[i] for i in part[start:]], self.access)
+        rest = read_ahead(read_samples([self.clips[i] for i in part[start:]], self.access))
         for taken, sample in enumerate(rest, start + 1):
             if item := batch.add(self._decode(sample, None), (0, taken)):
                 yield item
@@ -264,7 +274,7 @@ class ClipStream(IterableDataset):
         assert self.shuffle_buffer is not None
         seed = (self.seed, epoch, self.layout.rank, worker)
         done = set(islice(shuffled(range(len(part)), self.shuffle_buffer, seed), taken))
-        rest = read_samples([clip for i, clip in enumerate(part) if i not in done], self.access)
+        rest = read_ahead(read_samples([clip for i, clip in enumerate(part) if i not in done], self.access))
         row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
         return islice(shuffled(row, self.shuffle_buffer, seed), taken, None)
 

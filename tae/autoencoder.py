@@ -292,7 +292,7 @@ class TemporalAutoencoder(
 
         Their outputs are nearly all of a step's memory; the other blocks would only cost time.
         """
-        return self.encoder.levels[0].checkpointing
+        return bool(self.encoder.levels[0].checkpointing)
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:

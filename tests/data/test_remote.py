@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -269,17 +270,26 @@ def test_s3_gives_what_local_shards_give(
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3  # the fourth holds no clip that is long enough
 
 
+@contextmanager
+def s3_with(faults: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """The bucket behind a server that sometimes answers badly."""
+    import s3fs
+
+    host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+    server = FaultyServer(Path(), faults, upstream=(host, int(port)))
+    with serve(server) as address, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        s3fs.S3FileSystem.clear_instance_cache()  # which would go on asking the address of before
+        yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.mark.parametrize("fault", ["503", "500", "reset", "short", "stall"])
 def test_s3_faults_change_nothing(
-    make_module: Make, s3: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    make_module: Make, s3: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """Objects are answered for badly twice each, then well."""
-    host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
-    server = FaultyServer(
-        tmp_path, {f"bucket/ucf/shard-{n:06d}.tar": [fault, fault] for n in range(4)}, upstream=(host, int(port))
-    )
-    with serve(server) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    """Each shard is answered for badly twice, then well."""
+    with s3_with({f"bucket/ucf/shard-{n:06d}.tar": [fault, fault] for n in range(4)}, monkeypatch) as server:
         pattern = f"{s3}/shard-{{000000..000003}}.tar"
         loader = make_module(shards={"train": pattern}, batch_size=1, **QUICK).train_dataloader()
         assert keys_of([*loader, *loader, *loader]) == expected
@@ -287,14 +297,10 @@ def test_s3_faults_change_nothing(
     assert server.met[fault] >= 6  # the fourth shard holds no clip that is long enough
 
 
-def test_a_broken_s3_object_costs_its_clips_alone(
-    make_module: Make, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
-    server = FaultyServer(tmp_path, {"bucket/ucf/shard-000003.tar": ["503!"]}, upstream=(host, int(port)))
-    with serve(server) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+def test_a_broken_s3_object_costs_its_clips_alone(make_module: Make, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_with({"bucket/ucf/shard-000003.tar": ["503!"]}, monkeypatch) as server:
         module = make_module(shards={"test": f"{s3}/shard-{{000000..000003}}.tar"}, **QUICK)
+        module.setup("test")
         loader = module.test_dataloader()
         assert len(keys_of(loader)) == 8
     assert {fault["key"] for fault in loader.skipped} == {f"clip3_{number}" for number in range(4)}
