@@ -193,7 +193,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
         shown = "\n  ".join(islice(differences, SHOWN_DIFFERENCES))
         raise UserError(
             f"{source} does not fit this model: {len(differences)} parameters differ.\n  {shown}\n"
-            "Choose the model that it was trained with (model=...), or another checkpoint."
+            "Choose the model that it was trained with (model=...), or another checkpoint; a training starts at "
+            "random with init_from=null."
         )
     model.load_state_dict(weights)
 

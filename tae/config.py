@@ -49,11 +49,6 @@ def check_training(cfg: DictConfig) -> None:
     """
     plain(cfg)
     findings = []
-    if cfg.resume not in (None, "auto") and cfg.init_from is not None:
-        findings.append(
-            f"resume={cfg.resume} goes on with a run, init_from={cfg.init_from} starts a new one: give only one of them, "
-            "or resume=auto, which starts from init_from where there is nothing to go on from."
-        )
     if cfg.init_from is not None and is_missing(cfg.init_from):
         findings.append(
             f"init_from={cfg.init_from}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained "

@@ -44,7 +44,8 @@ def build_autoencoder(
         loaded = load_model(init_from)
         load_weights(model, loaded.model.state_dict(), init_from)
         model.starting_weights = {"init_from": loaded.source, "sha256": loaded.sha256}
-        print(f"init_from: all weights from {init_from}")
+        unused = "" if image_vae is None else f"; image_vae={image_vae} is not used, unless with init_from=null"
+        print(f"init_from: all weights from {init_from}{unused}")
     elif image_vae is not None:
         model = TemporalAutoencoder.from_image_vae(image_vae, **architecture)
         print(f"image_vae: {model.inflation}")
