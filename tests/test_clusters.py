@@ -20,6 +20,7 @@ SMALL = [
     "model.norm_groups=4",
     "data.num_clips={train: 4, val: 3, test: 3}",
     "data.clip_frames=10",
+    "data.num_frames=8",
     "data.clip_size=32",
     "data.resolution=32",
     "data.batch_size=1",

@@ -132,6 +132,7 @@ def test_it_is_evaluated_as_ours_is(name: str, tmp_path: Path, tmp_path_factory:
         f"data.cache_dir={cache}",
         "data.num_clips={train: 2, val: 2, test: 2}",
         "data.clip_frames=10",
+        "data.num_frames=8",
         "data.clip_size=32",
         "data.resolution=32",
         "trainer.accelerator=cpu",
