@@ -17,6 +17,7 @@ from train import train
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "init_from=null",
+    "optimizer.lr=1e-3",
     "model.base_channels=8",
     "model.norm_groups=4",
     "data.num_clips={train: 4, val: 2, test: 2}",
