@@ -264,7 +264,12 @@ def made_small(command: Command) -> list[str]:
     less = dict(LESS.get(entry, {}))
     chosen = {override.partition("=")[0] for override in given}
     if entry in ("train", "evaluate") and ("data=synthetic" in given or not chosen & {"data", "experiment", "ckpt"}):
-        less |= SMALL_DATA | SMALL_CLIPS | {"data.cache_dir": "cache"}
+        less |= (
+            SMALL_DATA
+            | SMALL_CLIPS
+            | {"data.cache_dir": "cache"}
+            | ({"data": "synthetic"} if entry == "evaluate" else {})
+        )
     if entry == "train" and "init_from" not in chosen:
         less |= {"init_from": "null"} | (
             {} if "model.channel_multipliers" in chosen else {"model.channel_multipliers": "[1,2,2,2]"}
