@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import lightning as L
@@ -33,7 +34,8 @@ class StepTimer(Callback):
     """Seconds of a training step from the end of one batch to the end of the next, loading included.
 
     No device is waited for: over many steps the launches cannot run ahead of the work. The first steps (compilation,
-    autotuning, filling of queues) and those with a validation in between are left out of the mean.
+    autotuning, filling of queues) and those with a validation in between are left out. What is logged is the mean since
+    it was logged before.
     """
 
     WARM_UP_STEPS = 3
@@ -42,6 +44,7 @@ class StepTimer(Callback):
         self.steps = 0
         self.seconds = 0.0
         self.seen = 0
+        self.unlogged: list[float] = []
         self.last_end: float | None = None
 
     @property
@@ -56,11 +59,15 @@ class StepTimer(Callback):
         if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
             self.steps += 1
             self.seconds += now - self.last_end
-            pl_module.log("train/step_time", now - self.last_end, prog_bar=True)
-            clips, frames = batch["frames"].shape[:2]
-            rate = clips * trainer.world_size / (now - self.last_end)  # every process sees as many
-            pl_module.log_dict({"train/clips_per_second": rate, "train/frames_per_second": rate * frames})
+            self.unlogged.append(now - self.last_end)
         self.last_end = now
+        if self.unlogged and trainer.global_step % trainer.log_every_n_steps == 0:
+            step_time = mean(self.unlogged)
+            self.unlogged.clear()
+            clips, frames = batch["frames"].shape[:2]
+            rate = clips * trainer.world_size / step_time  # every process sees as many
+            pl_module.log("train/step_time", step_time, prog_bar=True)
+            pl_module.log_dict({"train/clips_per_second": rate, "train/frames_per_second": rate * frames})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_end = None

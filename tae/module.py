@@ -1,7 +1,7 @@
 """Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,32 @@ def build_autoencoder(
     return model
 
 
+class StepRecord:
+    """What has to be known of a step if its loss turns out not to be finite.
+
+    Args:
+        number: of the step.
+        keys: of its clips.
+        loss: a scalar, wherever it was computed.
+        terms: its parts.
+    """
+
+    def __init__(self, number: int, keys: Sequence[str], loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        self.number = number
+        self.keys = keys
+        self.terms = terms
+        # The copy is launched here, before the backward pass: it waits for nothing that comes after it.
+        self._finite = torch.isfinite(loss).to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if loss.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def is_finite(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._finite)
+
+
 class AutoencoderModule(L.LightningModule):
     """One optimizer, four losses, three validation metrics.
 
@@ -89,7 +115,7 @@ class AutoencoderModule(L.LightningModule):
         self.config = config
         self.output_dir = Path(output_dir)
         self.val_psnr, self.val_ssim, self.val_outlier_rate = MeanMetric(), MeanMetric(), MeanMetric()
-        self.last_step: dict[str, Any] = {}
+        self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -106,20 +132,18 @@ class AutoencoderModule(L.LightningModule):
         clip = frames_to_clip(batch["frames"])
         out = self.model(clip)
         total, terms = self.loss(clip, out)
-        quality = psnr(batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction.detach()).flatten(0, 1)).mean()
-        self.last_step = {"keys": batch["keys"], "loss": total.detach(), "terms": terms}
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(clip))
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, prog_bar=True, batch_size=len(clip))
-        self.log("train/psnr", quality, prog_bar=True, batch_size=len(clip))
+        self.judge_last_step()
+        self.unjudged = StepRecord(self.global_step, batch["keys"], total.detach(), terms)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # Lightning's rule: others would be thrown away
+            self.log_step(batch["frames"], out.reconstruction, total, terms)
         return total
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop on a loss that is not finite while the weights are still good, and say which clips gave it.
+    def log_step(self, frames: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> None:
+        quality = psnr(frames.flatten(0, 1), clip_to_frames(reconstruction.detach()).flatten(0, 1)).mean()
+        figures = {"loss": total.detach(), **terms, "psnr": quality}
+        self.log_dict({f"train/{name}": value for name, value in figures.items()}, prog_bar=True, batch_size=len(frames))
 
-        The host waits here for the backward pass, when only clipping and the update are left to launch.
-        """
-        if not torch.isfinite(self.last_step["loss"]):
-            self.stop_on_nonfinite_loss()
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.between_steps = False
 
     def configure_gradient_clipping(
@@ -131,17 +155,29 @@ class AutoencoderModule(L.LightningModule):
         elif gradient_clip_val:
             nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
-    def stop_on_nonfinite_loss(self) -> None:
-        terms = {name: repr(value.item()) for name, value in self.last_step["terms"].items()}
+    def judge_last_step(self) -> None:
+        """Stop on a loss that was not finite, and say which clips gave it.
+
+        A step's loss is looked at during the next step, and before anything is saved or validated. To look at it at once
+        would make the host wait for the device in every step, and the device for the host after it.
+
+        Raises:
+            UserError: the loss was not finite.
+        """
+        step, self.unjudged = self.unjudged, None
+        if step is None or step.is_finite():
+            return
+        terms = {name: repr(value.item()) for name, value in step.terms.items()}
         path = self.output_dir / f"nonfinite_rank{self.global_rank}.json"
-        write_text(
-            path, json.dumps({"step": self.global_step, "keys": self.last_step["keys"], "terms": terms}, indent=2)
-        )
+        write_text(path, json.dumps({"step": step.number, "keys": step.keys, "terms": terms}, indent=2))
         raise UserError(
-            f"The loss is not finite at step {self.global_step} ({', '.join(f'{k}={v}' for k, v in terms.items())}); the "
-            f"weights were not updated. The clips of this step are in {path}. Look at them, lower optimizer.lr, or use "
+            f"The loss is not finite at step {step.number} ({', '.join(f'{k}={v}' for k, v in terms.items())}); nothing "
+            f"that came of it was saved. The clips of this step are in {path}. Look at them, lower optimizer.lr, or use "
             "precision=fp32; then go on from the last checkpoint with resume=auto."
         )
+
+    def on_validation_start(self) -> None:
+        self.judge_last_step()
 
     def on_validation_epoch_start(self) -> None:
         """Here, not at the end: a validation on its own runs in inference mode, whose tensors the next could not use."""
@@ -174,6 +210,7 @@ class AutoencoderModule(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.judge_last_step()
         checkpoint["architecture"] = self.model.architecture
         checkpoint["config"] = dict(self.config)
         checkpoint["between_steps"] = self.between_steps

@@ -159,18 +159,32 @@ def test_fine_tuning_from_another_shape_is_refused(trained: Path, cache: Path, t
     assert isinstance(caught.value.__cause__, UserError)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(
-    precision: str, trained: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "when",
+    [
+        "trainer.max_steps=5",  # seen in the next step
+        "trainer.max_steps=3",  # there is none: seen when the last checkpoint is to be saved
+        "callbacks.last.every_n_steps=1",
+        "trainer.val_check_interval=3",
+        "trainer.accumulate_grad_batches=2",
+        "precision=bf16",
+    ],
+)
+def test_nothing_is_saved_of_a_loss_that_is_not_finite(
+    when: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "tae.losses.Reconstruction.__call__", lambda self, clip, out: out.reconstruction.mean() * torch.nan
-    )
-    stepped: list[int] = []
-    monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure: (closure(), stepped.append(1)))
-    with pytest.raises(UserError, match="not finite at step 0"):
-        run(tmp_path, cache, "trainer.max_steps=2", f"precision={precision}")
-    assert not stepped
+    calls: list[int] = []
+
+    def third_is_nan(self: Any, clip: torch.Tensor, out: Any) -> torch.Tensor:
+        calls.append(1)
+        return out.reconstruction.mean() * (torch.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr("tae.losses.Reconstruction.__call__", third_is_nan)
+    with pytest.raises(UserError, match=f"not finite at step {1 if 'accumulate' in when else 2}"):
+        run(tmp_path, cache, "trainer.max_steps=5", "callbacks.last.every_n_steps=2", when)
+    assert len(calls) <= 4
+    for saved in (tmp_path / "checkpoints").glob("*.ckpt"):
+        assert all(tensor.isfinite().all() for tensor in load_model(saved).model.state_dict().values()), saved
     evidence = json.loads((tmp_path / "nonfinite_rank0.json").read_text())
     assert len(evidence["keys"]) == 1
     assert evidence["terms"]["reconstruction"] == "nan"
