@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch.distributed as dist
 from lightning import LightningDataModule
@@ -14,6 +14,7 @@ from data.loader import ClipLoader
 from data.shards import Shard, find_shards
 from data.storage import Access, is_remote
 from data.stream import Clip, Window
+from data.transforms import Augmentation
 from tae.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +32,7 @@ class ClipDataModule(LightningDataModule):
         num_frames: frames of a clip.
         frame_stride: every how manieth frame of the file is taken.
         resolution: height and width in pixels, after scaling the short side to it and cropping.
+        augmentation: random changes of training clips, as `data.transforms.Augmentation` takes them; None for none.
         batch_size: clips in a batch of one process.
         num_workers: decoding processes for each loader; 0 decodes in the training process, which then nothing protects
             from a file that crashes the decoder or makes it hang.
@@ -70,6 +72,7 @@ class ClipDataModule(LightningDataModule):
         cache_dir: str | Path | None = None,
         cache_gb: float = 100.0,
         allow_pipe: bool = False,
+        augmentation: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {"num_frames": num_frames, "frame_stride": frame_stride, "batch_size": batch_size}
@@ -90,7 +93,7 @@ class ClipDataModule(LightningDataModule):
         if unknown := set(shards) - set(SPLITS):
             raise UserError(f"data.shards.{min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
         self.shards = dict(shards)
-        self.window = Window(num_frames, frame_stride, resolution)
+        self.window = Window(num_frames, frame_stride, resolution, Augmentation(**augmentation or {}))
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.short_clip = short_clip

@@ -30,7 +30,7 @@ from data.clips import central_window, random_window
 from data.decode import DecodeError, read_frames
 from data.shards import VIDEO_EXTENSIONS, Shard, open_samples, read_json
 from data.storage import Access, is_remote
-from data.transforms import to_square
+from data.transforms import NO_AUGMENTATION, Augmentation, to_square
 from data.workers import BatchWriter, Board
 
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
@@ -51,11 +51,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Window:
-    """What becomes of a file: `num_frames` at every `frame_stride`-th frame, as a square of `resolution` pixels."""
+    """What becomes of a file: `num_frames` at every `frame_stride`-th frame, as a square of `resolution` pixels.
+
+    In training `augmentation` is done to it.
+    """
 
     num_frames: int
     frame_stride: int
     resolution: int
+    augmentation: Augmentation = NO_AUGMENTATION
 
 
 @dataclass(frozen=True)
@@ -290,7 +294,7 @@ class ClipStream(IterableDataset):
         try:
             with self.board.shows(info.id, clip.number) if self.board and info else nullcontext():
                 images = read_frames(sample.video, indices, sample.seekable)
-                square = to_square(images, window.resolution, rng)
+                square = to_square(images, window.resolution, rng, window.augmentation)
         except DecodeError as error:
             return Decoded(clip, fault=str(error))
         return Decoded(clip, square, sample.fps / window.frame_stride)

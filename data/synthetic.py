@@ -72,6 +72,7 @@ class SyntheticDataModule(ClipDataModule):
         seed: int,
         output_dir: str | Path,
         decode_timeout: float = 60.0,
+        augmentation: Mapping[str, Any] | None = None,
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"data.num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
@@ -91,6 +92,7 @@ class SyntheticDataModule(ClipDataModule):
             seed,
             output_dir,
             decode_timeout,
+            augmentation=augmentation,
         )
 
     def prepare_data(self) -> None:

@@ -61,7 +61,7 @@ class StepTimer(Callback):
             self.seconds += now - self.last_end
             self.unlogged.append(now - self.last_end)
         self.last_end = now
-        if self.unlogged and trainer.global_step % trainer.log_every_n_steps == 0:
+        if self.unlogged and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             step_time = mean(self.unlogged)
             self.unlogged.clear()
             clips, frames = batch["frames"].shape[:2]

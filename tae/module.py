@@ -134,14 +134,17 @@ class AutoencoderModule(L.LightningModule):
         total, terms = self.loss(clip, out)
         self.judge_last_step()
         self.unjudged = StepRecord(self.global_step, batch["keys"], total.detach(), terms)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # Lightning's rule: others would be thrown away
+        # Lightning's own rule: it would record every step's figures and throw the others away.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_step(batch["frames"], out.reconstruction, total, terms)
         return total
 
     def log_step(self, frames: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> None:
         quality = psnr(frames.flatten(0, 1), clip_to_frames(reconstruction.detach()).flatten(0, 1)).mean()
         figures = {"loss": total.detach(), **terms, "psnr": quality}
-        self.log_dict({f"train/{name}": value for name, value in figures.items()}, prog_bar=True, batch_size=len(frames))
+        self.log_dict(
+            {f"train/{name}": value for name, value in figures.items()}, prog_bar=True, batch_size=len(frames)
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.between_steps = False

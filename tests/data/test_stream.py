@@ -134,9 +134,10 @@ def test_windows_and_crops_do_not_depend_on_the_layout(make_module: Make) -> Non
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resuming_goes_on_exactly_where_it_stopped(make_module: Make, num_workers: int) -> None:
     """Saved twice, in the middle of two epochs, as JSON (nothing but plain values): the same batches follow."""
+    augmentation = {"zoom": 2.0, "flips": ["time", "width"], "colour": 0.5}
 
     def fresh() -> ClipLoader:
-        return make_module(num_workers=num_workers, batch_size=1).train_dataloader()
+        return make_module(num_workers=num_workers, batch_size=1, augmentation=augmentation).train_dataloader()
 
     whole = fresh()
     expected = [batch for _ in range(3) for batch in whole]
@@ -151,6 +152,19 @@ def test_resuming_goes_on_exactly_where_it_stopped(make_module: Make, num_worker
     for ours, theirs in zip(got, expected, strict=False):
         assert ours["keys"] == theirs["keys"]
         assert torch.equal(ours["frames"], theirs["frames"])
+
+
+def test_augmentation_is_of_training_alone(make_module: Make) -> None:
+    plain, changed = make_module(batch_size=1), make_module(batch_size=1, augmentation={"colour": 0.9})
+    for split, same in (("test", True), ("train", False)):
+        pairs = zip(*(list(getattr(module, f"{split}_dataloader")()) for module in (plain, changed)), strict=True)
+        assert {torch.equal(a["frames"], b["frames"]) for a, b in pairs} == {same}
+
+
+@pytest.mark.parametrize("wrong", [{"zoom": 0.5}, {"zoom": "big"}, {"flips": ["sideways"]}, {"colour": 2}])
+def test_augmentation_out_of_range_is_refused(make_module: Make, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"data.augmentation.{next(iter(wrong))}"):
+        make_module(augmentation=wrong)
 
 
 def test_resuming_decodes_nothing_that_was_consumed(make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:

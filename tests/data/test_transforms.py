@@ -1,9 +1,13 @@
+import math
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data.transforms import centre_crop, random_crop, resize_short_side, to_square
+from data.transforms import Augmentation, centre_crop, change_colours, flip, random_crop, resize_short_side, to_square
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (61, 47), (10, 13), (16, 16)])
@@ -32,3 +36,67 @@ def test_squares_are_uint8_of_the_size(rng: np.random.Generator | None) -> None:
     square = to_square(np.zeros((3, 9, 31, 3), np.uint8), 16, rng)
     assert square.shape == (3, 16, 16, 3)
     assert square.dtype == torch.uint8
+
+
+class Drawn:
+    """A generator whose every draw is known: `at` says where between low and high each lies."""
+
+    def __init__(self, *at: float) -> None:
+        self.at = list(at)
+
+    def uniform(self, low: Any, high: Any, size: int | None = None) -> np.ndarray:
+        low, high = np.broadcast_arrays(np.asarray(low, float), high) if size is None else (np.full(size, low), high)
+        return low + (high - low) * np.array([self.at.pop(0) for _ in range(low.size)]).reshape(low.shape)
+
+
+RANDOM_FRAMES = torch.from_numpy(np.random.default_rng(0).integers(60, 190, (2, 4, 4, 3), dtype=np.uint8))
+
+
+def changed(strength: float, **at: float) -> np.ndarray:
+    """`RANDOM_FRAMES` with all draws in the middle, where nothing changes, but for the given ones."""
+    names = ("contrast", "saturation", "hue", "brightness")
+    rng: Any = Drawn(*(at.get(name, 0.5) for name in names))
+    return change_colours(RANDOM_FRAMES, strength, rng).numpy().astype(int)
+
+
+def test_colours_change_as_documented() -> None:
+    before = RANDOM_FRAMES.numpy().astype(float)
+    grey = before.mean(-1, keepdims=True)
+    expected = {
+        "contrast": 127.5 + 0.5 * (before - 127.5),
+        "saturation": grey + 0.5 * (before - grey),
+        "brightness": before - 32,
+    }
+    np.testing.assert_array_equal(changed(0.5), before)
+    for name, values in expected.items():
+        np.testing.assert_allclose(changed(0.5, **{name: 0.0}), values, atol=0.51)  # rounded to whole steps
+    third_of_a_turn = 0.5 + (2 * math.pi / 3) / (2 * math.pi)
+    np.testing.assert_array_equal(changed(1.0, hue=third_of_a_turn), before[..., [2, 0, 1]])  # red becomes green
+    np.testing.assert_array_equal(changed(1.0, saturation=0.0), grey.repeat(3, -1).round())
+    bright = changed(1.0, brightness=1.0, contrast=1.0)
+    np.testing.assert_allclose(bright, (2 * before - 127.5 + 64).clip(0, 255), atol=0.51)
+    assert bright.max() == 255  # clamped, not wrapped
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"), [("time", (0, 0)), ("height", (1, 1)), ("width", (2, 2)), ("diagonal", (1, 2))]
+)
+def test_half_of_the_clips_are_flipped(name: Any, axes: tuple[int, int]) -> None:
+    frames = RANDOM_FRAMES.numpy()
+    flipped = np.swapaxes(frames, *axes) if name == "diagonal" else np.flip(frames, axes[0])
+    rng = np.random.default_rng(0)
+    found = Counter(flip(RANDOM_FRAMES, [name], rng).numpy().tobytes() for _ in range(400))
+    assert set(found) == {frames.tobytes(), flipped.tobytes()}
+    assert 150 < found[flipped.tobytes()] < 250  # 200 +- 5 standard deviations
+
+
+def test_zoom_scales_before_the_crop() -> None:
+    """On a slope of one step a pixel, a square of 16 pixels spans 16 / zoom of them."""
+    slope = np.tile(np.arange(64, dtype=np.uint8)[None, None, :, None] * 3, (1, 32, 1, 3))
+    spans = []
+    for seed in range(60):
+        square = to_square(slope, 32, np.random.default_rng(seed), Augmentation(zoom=2.0)).numpy().astype(float)
+        assert square.shape == (1, 32, 32, 3)
+        spans.append((square[0, 16, 28, 0] - square[0, 16, 4, 0]) / 3 / 24)
+    assert 0.49 < min(spans) < 0.56
+    assert 0.93 < max(spans) < 1.02
