@@ -78,7 +78,7 @@ class ReconstructionVideos(Callback):
 
     Args:
         folder: where the MP4 files go, named by step and clip.
-        num_clips: how many clips, taken from the first validation batch of the first process.
+        num_clips: how many clips, taken from the first validation batch of the first process; 0 writes none.
     """
 
     def __init__(self, folder: str, num_clips: int) -> None:
@@ -88,7 +88,7 @@ class ReconstructionVideos(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
+        if self.num_clips and batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             self.write(trainer, pl_module, batch)
 
     @torch.no_grad()
