@@ -207,6 +207,7 @@ def each_frame(clips: Iterable[Tensor]) -> Iterator[np.ndarray]:
     for clip in clips:
         for i in range(clip.shape[2]):  # one at a time: a whole tile in float32 once more would show at 4K
             yield clip_to_frames(clip[:, :, i : i + 1])[0, 0].contiguous().cpu().numpy()
+        del clip  # or it would lie there while the next one is decoded
 
 
 def panels(original: np.ndarray, reconstruction: np.ndarray, side_by_side: bool, difference: bool) -> np.ndarray:

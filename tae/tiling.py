@@ -1,7 +1,8 @@
 """Video of any length and size in pieces: tiles in time and in space, blended where they overlap.
 
 Everything goes through two functions on one axis: `windows` cuts a stream into overlapping tiles, `stitch` blends tiles
-back into a stream. Neither holds more than a tile, so memory does not depend on the length of the video.
+back into a stream. Neither holds more than a tile, so memory does not depend on the length of the video. A tile of 4K
+frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
 
 Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.factor` times fewer).
 
@@ -13,6 +14,7 @@ height and width.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -75,10 +77,8 @@ def encode_stream(
     """
     tiling = tiling or Tiling()
     tiling.check(model.factor)
-    for clip in windows(clips, tiling.tile_pixel_frames, overlap=0, dim=TIME):
-        with torch.no_grad():
-            posterior = encode_in_space(model, clip, tiling)
-        yield posterior
+    tiles = windows(clips, tiling.tile_pixel_frames, overlap=0, dim=TIME)
+    yield from map(partial(encode_in_space, model, tiling=tiling), tiles)
 
 
 def decode_stream(
@@ -123,7 +123,8 @@ def encode_in_space(model: TemporalAutoencoder, clip: Tensor, tiling: Tiling) ->
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
     factor, (height, width) = model.factor, clip.shape[3:]
-    clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")  # no tile is then too small
+    if width % factor or height % factor:  # no tile is too small then
+        clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
     moments = in_tiles(encode_tile, clip, tiling.tile_pixels, tiling.overlap_pixels, unit=factor, scale=1 / factor)
     return DiagonalGaussian(*moments.chunk(2, dim=1))
 
@@ -164,11 +165,23 @@ def in_tiles(
                 return function(x)
             length = even_tile(x.shape[dim], tile, overlap, unit)
             tiles = map(function, windows([x], length, overlap, dim))
-            return torch.cat(list(stitch(tiles, round(overlap * scale), dim)), dim)
+            return join(stitch(tiles, round(overlap * scale), dim), round(x.shape[dim] * scale), dim)
 
         return tiled
 
     return along(HEIGHT, along(WIDTH, function))(x)
+
+
+def join(parts: Iterable[Tensor], extent: int, dim: int) -> Tensor:
+    """What torch.cat gives, without ever holding all parts beside the whole; they have `extent` in all along `dim`."""
+    whole, start = None, 0
+    for part in parts:
+        if whole is None:
+            whole = part.new_empty([extent if axis == dim else side for axis, side in enumerate(part.shape)])
+        whole.narrow(dim, start, part.shape[dim]).copy_(part)
+        start += part.shape[dim]
+    assert whole is not None  # there is always a tile
+    return whole
 
 
 def even_tile(extent: int, tile: int, overlap: int, unit: int) -> int:
@@ -192,14 +205,20 @@ def windows(pieces: Iterable[Tensor], length: int, overlap: int, dim: int) -> It
         pending.append(piece)
         if sum(part.shape[dim] for part in pending) < length:
             continue
-        joined = torch.cat(pending, dim) if len(pending) > 1 else piece
-        while joined.shape[dim] >= length:
-            yield joined.narrow(dim, 0, length)
-            joined = joined.narrow(dim, length - overlap, joined.shape[dim] - length + overlap)
-            seen = overlap
-        pending = [joined] if joined.shape[dim] else []
+        ready, rest = cut(torch.cat(pending, dim) if len(pending) > 1 else piece, length, overlap, dim)
+        pending, seen = [rest] if rest.shape[dim] else [], overlap
+        del piece, rest
+        while ready:
+            yield ready.pop(0)
     if sum(part.shape[dim] for part in pending) > seen:
         yield torch.cat(pending, dim)
+
+
+def cut(x: Tensor, length: int, overlap: int, dim: int) -> tuple[list[Tensor], Tensor]:
+    """The windows that lie in `x`, as views of it, and a copy of what the next one begins with."""
+    starts = range(0, x.shape[dim] - length + 1, length - overlap)
+    begun = starts[-1] + length - overlap
+    return [x.narrow(dim, start, length) for start in starts], x.narrow(dim, begun, x.shape[dim] - begun).clone()
 
 
 def stitch(tiles: Iterable[Tensor], overlap: int, dim: int) -> Iterator[Tensor]:
@@ -210,20 +229,21 @@ def stitch(tiles: Iterable[Tensor], overlap: int, dim: int) -> Iterator[Tensor]:
     tail = None
     for tile in tiles:
         if tail is not None:
-            head = tile.narrow(dim, 0, overlap)
-            head.copy_(blend(tail, head, dim))
+            fade_in(tile.narrow(dim, 0, overlap), tail, dim)
         finished = max(tile.shape[dim] - overlap, 0)
-        tail = tile.narrow(dim, finished, tile.shape[dim] - finished)
-        if finished:
-            yield tile.narrow(dim, 0, finished)
+        tail = tile.narrow(dim, finished, tile.shape[dim] - finished).clone()
+        ready = [tile.narrow(dim, 0, finished)] if finished else []
+        del tile
+        while ready:
+            yield ready.pop()
     if tail is not None and tail.shape[dim]:
         yield tail
 
 
-def blend(before: Tensor, after: Tensor, dim: int) -> Tensor:
-    """Fade from one tile to the next over what both hold. Where they are equal the result is that value exactly."""
+def fade_in(after: Tensor, before: Tensor, dim: int) -> None:
+    """Overwrite `after` by the fade from `before` over what both hold. Where they are equal that value stays exactly."""
     weights = blending_weights(before.shape[dim]).to(before)
-    return torch.lerp(before, after, weights.view([-1] + [1] * (before.ndim - 1 - dim)))
+    torch.lerp(before, after, weights.view([-1] + [1] * (before.ndim - 1 - dim)), out=after)
 
 
 def blending_weights(length: int) -> Tensor:
@@ -241,12 +261,15 @@ def first_frames(clips: Iterable[Tensor], num_frames: int | None) -> Iterator[Te
     Raises:
         ValueError: the stream ends before.
     """
+    if num_frames is None:
+        yield from clips
+        return
     given = 0
     for clip in clips:
-        wanted = clip.shape[TIME] if num_frames is None else min(clip.shape[TIME], num_frames - given)
+        wanted = min(clip.shape[TIME], num_frames - given)
         if wanted == 0:
             return
         given += wanted
         yield clip[:, :, :wanted]
-    if num_frames is not None and given < num_frames:
+    if given < num_frames:
         raise ValueError(f"num_frames={num_frames} was asked for; these latents hold {given}.")

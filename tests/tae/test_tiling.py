@@ -11,6 +11,8 @@ from torch import nn
 from tae import TemporalAutoencoder
 from tae.errors import UserError
 from tae.layers import Attention, TemporalConv
+from tae.plan import Meter
+from tae.posterior import DiagonalGaussian
 from tae.tiling import (
     Tiling,
     blending_weights,
@@ -112,6 +114,37 @@ def test_decoding_is_exact_outside_the_reach_of_temporal_kernels(model):
     cut = [frame for seam in (32, 64) for frame in range(seam - reach, seam + reach)]
     assert error[[31, 32, 63, 64]].min() > 1e-3
     assert error[[i for i in range(96) if i not in cut]].max() < TOLERANCE
+
+
+class Resampler:
+    """A model that needs no memory of its own: the mean of 8x8x8 pixels, and each value repeated as often."""
+
+    factor = 8
+
+    def encode(self, clip):
+        mean = nn.functional.avg_pool3d(clip, 8)
+        return DiagonalGaussian(mean, torch.zeros_like(mean))
+
+    def decode(self, latents, size=None):
+        return nn.functional.interpolate(latents, scale_factor=8)
+
+
+@pytest.mark.parametrize(("tile_pixels", "most"), [(None, 2.6), (32, 3.1)])  # it was 4.5 and 5.3 without letting go
+def test_only_a_few_tiles_are_held_at_once(tile_pixels, most):
+    """Pieces beside the tile that they become, and half a tile for the next to be blended with. Nothing of it stays longer."""
+    height, width, tiles = 64, 96, 5
+    tile_bytes = 4 * 3 * 32 * height * width
+    tiling = Tiling(tile_pixels=tile_pixels, overlap_pixels=8)
+    model = Resampler()
+    with Meter() as meter:
+        clips = (torch.zeros(1, 3, 8, height, width) for _ in range(4 * tiles))
+        latents = (posterior.mean for posterior in encode_stream(model, clips, tiling))
+        frames = 0
+        for clip in decode_stream(model, latents, size=(height, width), tiling=tiling):
+            frames += clip.shape[2]
+            del clip
+    assert frames == 32 * tiles
+    assert meter.peak < most * tile_bytes
 
 
 def test_pieces_do_not_matter(model):
