@@ -131,7 +131,7 @@ class Resampler:
 
 @pytest.mark.parametrize(("tile_pixels", "most"), [(None, 2.6), (32, 3.1)])  # it was 4.5 and 5.3 without letting go
 def test_only_a_few_tiles_are_held_at_once(tile_pixels, most):
-    """Pieces beside the tile that they become, and half a tile for the next to be blended with. Nothing of it stays longer."""
+    """Pieces beside the tile that they become, and half a tile for the next to be blended with; nothing else."""
     height, width, tiles = 64, 96, 5
     tile_bytes = 4 * 3 * 32 * height * width
     tiling = Tiling(tile_pixels=tile_pixels, overlap_pixels=8)
