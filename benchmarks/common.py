@@ -16,17 +16,11 @@ from typing import Any
 
 import torch
 
+from tae.autoencoder import BUNDLED
+
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SD35: dict[str, Any] = {}
-TINY = {
-    "base_channels": 32,
-    "channel_multipliers": (1, 2, 2, 2),
-    "encoder_blocks": 1,
-    "decoder_blocks": 1,
-    "norm_groups": 8,
-}
-MODELS = {"sd35": SD35, "tiny": TINY}
+MODELS: dict[str, dict[str, Any]] = {"sd35": {}, "tiny": json.loads((BUNDLED["tiny"] / "config.json").read_text())}
 
 
 def hardware(device: str) -> str:

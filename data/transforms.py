@@ -98,8 +98,9 @@ def change_colours(frames: Tensor, strength: float, rng: np.random.Generator) ->
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     turn = math.cos(hue) * (np.eye(3) - grey) + math.sin(hue) * cross  # about the grey axis, by Rodrigues' formula
     matrix = torch.from_numpy(contrast * (grey + saturation * turn)).float()
-    middle = 127.5 * (1 - contrast) + brightness
-    return (frames.float() @ matrix.T + middle).round_().clamp_(0, 255).byte()
+    offset = torch.full((3,), 127.5 * (1 - contrast) + brightness)
+    changed = F.conv2d(frames.movedim(-1, 1).float(), matrix[:, :, None, None], offset)  # several times as fast as `@`
+    return changed.round_().clamp_(0, 255).byte().movedim(1, -1)
 
 
 def to_square(
