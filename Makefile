@@ -1,7 +1,7 @@
 # make demo       install, then fine-tune, evaluate and look at a tiny model: CPU, no download but packages
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
-# make tiny-weights CLIPS=DIR   train the weights that come along
+# make tiny-weights CLIPS=DIR   train the weights that come along further
 # make lint       format, lint and types             make lock       pin what is installed now
 
 PYTHON ?= python3
@@ -36,7 +36,8 @@ lint: install
 lock: install
 	$(RUN) -m pip freeze --exclude-editable | sed '1i # Exact versions of everything that `make install` installs; used as constraints. Made by `make lock`.' > requirements.lock
 
-# The weights that come along, made anew from the folders ucf101 and hd in CLIPS; `resume=auto` goes on after a stop.
+# The weights that come along, trained on from where they are with the folders ucf101 and hd in CLIPS (anew: init_from=null in the
+# last line); `resume=auto` goes on after a stop.
 TINY := datasets/tiny
 tiny-weights: install
 	$(RUN) -m data.prepare dataset=ucf101 source=$(CLIPS)/ucf101 output=$(TINY)/ucf101 val=0.05 shard_mb=4
