@@ -22,6 +22,10 @@ from tae.losses import AutoencoderLoss
 from tae.losses.outlier import outlier_rate
 from tae.metrics import psnr, ssim
 
+ADVICE = (
+    "Look at them, lower optimizer.lr, or use precision=fp32; then go on from the last checkpoint with resume=auto."
+)
+
 
 def build_autoencoder(
     image_vae: str | None,
@@ -57,8 +61,27 @@ def build_autoencoder(
     return model
 
 
+class FiniteFlag:
+    """Whether a scalar is finite, copied to the host when it is made and waited for only when it is read.
+
+    The copy is launched among the work of its step: it waits for nothing that comes after it.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        # Only where an event tells that the copy has arrived may the host go on before it.
+        self._finite = torch.isfinite(value).to("cpu", non_blocking=value.is_cuda)
+        self._arrived = torch.cuda.Event() if value.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def __bool__(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._finite)
+
+
 class StepRecord:
-    """What has to be known of a step if its loss turns out not to be finite.
+    """What has to be known of a step if its loss or its gradient turns out not to be finite.
 
     Args:
         number: of the step.
@@ -71,16 +94,15 @@ class StepRecord:
         self.number = number
         self.keys = keys
         self.terms = terms
-        # The copy is launched here, before the backward pass: it waits for nothing that comes after it.
-        self._finite = torch.isfinite(loss).to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if loss.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
+        self.loss_is_finite = FiniteFlag(loss)
+        self.gradient_is_finite: FiniteFlag | None = None  # not known before the step is made
 
-    def is_finite(self) -> bool:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return bool(self._finite)
+    @property
+    def not_finite(self) -> str | None:
+        """What was not finite, the loss or the gradient."""
+        if not self.loss_is_finite:
+            return "loss"
+        return "gradient" if self.gradient_is_finite is not None and not self.gradient_is_finite else None
 
 
 class AutoencoderModule(L.LightningModule):
@@ -156,31 +178,58 @@ class AutoencoderModule(L.LightningModule):
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
         elif gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            # fp16's scaler finds gradients that are not finite by itself, and leaves such a step out.
+            if self.unjudged is not None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+                self.unjudged.gradient_is_finite = FiniteFlag(norm)
 
-    def judge_last_step(self) -> None:
-        """Stop on a loss that was not finite, and say which clips gave it.
+    def judge_last_step(self, together: bool = False) -> None:
+        """Stop on a loss or a gradient that was not finite, and say which clips gave it.
 
         A step's loss is looked at during the next step, and before anything is saved or validated. To look at it at once
         would make the host wait for the device in every step, and the device for the host after it.
 
+        Args:
+            together: stop where any process has to: the gradient is everybody's, so one bad loss is in all weights. All
+                processes must call it then.
+
         Raises:
-            UserError: the loss was not finite.
+            UserError: the loss or the gradient was not finite.
         """
         step, self.unjudged = self.unjudged, None
-        if step is None or step.is_finite():
-            return
-        terms = {name: repr(value.item()) for name, value in step.terms.items()}
-        path = self.output_dir / f"nonfinite_rank{self.global_rank}.json"
-        write_text(path, json.dumps({"step": step.number, "keys": step.keys, "terms": terms}, indent=2))
-        raise UserError(
-            f"The loss is not finite at step {step.number} ({', '.join(f'{k}={v}' for k, v in terms.items())}); nothing "
-            f"that came of it was saved. The clips of this step are in {path}. Look at them, lower optimizer.lr, or use "
-            "precision=fp32; then go on from the last checkpoint with resume=auto."
+        what = None if step is None else step.not_finite
+        if step is not None and what is not None:
+            # Before the others are asked: they name this file.
+            self.write_evidence(step)
+        if together and not self.trainer.strategy.reduce_boolean_decision(what is None) and what is None:
+            raise UserError(
+                "The loss of another process is not finite; nothing that came of it was saved. The clips of its step are in "
+                f"{self.output_dir / 'nonfinite_rank*.json'}. {ADVICE}"
+            )
+        if step is not None and what is not None:
+            raise UserError(self.about(step, what))
+
+    def write_evidence(self, step: StepRecord) -> None:
+        document = {"step": step.number, "keys": step.keys, "terms": written(step.terms)}
+        write_text(self.evidence, json.dumps(document, indent=2))
+
+    @property
+    def evidence(self) -> Path:
+        return self.output_dir / f"nonfinite_rank{self.global_rank}.json"
+
+    def about(self, step: StepRecord, what: str) -> str:
+        """The message of a step whose loss or gradient was not finite."""
+        terms = ", ".join(f"{name}={value}" for name, value in written(step.terms).items())
+        others = ""
+        if what == "gradient" and self.trainer.world_size > 1:
+            others = " Another process' loss may have caused it: see the files of the others beside it."
+        return (
+            f"The {what} is not finite at step {step.number} ({terms}); nothing that came of it was saved. The clips of "
+            f"this step are in {self.evidence}.{others} {ADVICE}"
         )
 
     def on_validation_start(self) -> None:
-        self.judge_last_step()
+        self.judge_last_step(together=True)
 
     def on_validation_epoch_start(self) -> None:
         """Here, not at the end: a validation on its own runs in inference mode, whose tensors the next could not use."""
@@ -213,7 +262,7 @@ class AutoencoderModule(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.judge_last_step()
+        self.judge_last_step(together=True)
         checkpoint["architecture"] = self.model.architecture
         checkpoint["config"] = dict(self.config)
         checkpoint["between_steps"] = self.between_steps
@@ -221,3 +270,8 @@ class AutoencoderModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.starting_weights = checkpoint.get("starting_weights")
+
+
+def written(terms: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each term as text, since JSON has no NaN."""
+    return {name: repr(value.item()) for name, value in terms.items()}
