@@ -5,11 +5,13 @@ python train.py experiment=ucf101 trainer.devices=8          a named run of conf
 python train.py -m experiment=ucf101 loss.opl.weight=0,1     a sweep
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
@@ -24,6 +26,8 @@ from tae.files import remove_leftovers
 from tae.loggers import close_loggers, open_loggers
 from tae.metrics import lpips_at_hand
 from tae.module import AutoencoderModule
+
+Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -40,6 +44,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         data.setup("fit")
     loss = instantiate(cfg.loss)
     callbacks = list(instantiate(cfg.callbacks).values())
+    # By their types, whatever their order; the command line may have left out either (`~callbacks.step_timer`).
+    timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
     trainer = instantiate(cfg.trainer, logger=open_loggers(cfg), callbacks=callbacks)
     module = AutoencoderModule(
         model=instantiate(cfg.model, **({"image_vae": None, "init_from": None} if resume_from else {})),
@@ -52,20 +58,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     )
     before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
-    timer = next(callback for callback in callbacks if isinstance(callback, StepTimer))
-    best = Path(trainer.checkpoint_callback.best_model_path)  # of this run, not of an earlier one in the same folder
     perceptual = cfg.loss.perceptual
     document = measure(
-        # A run without validation has no best one.
-        load_model(best if best.is_file() else Path(cfg.output_dir) / "checkpoints" / "last.ckpt"),
+        load_model(checkpoint_to_measure(best, Path(cfg.output_dir))),
         instantiate(cfg.data),
         cfg,
         lpips_at_hand(perceptual.net, perceptual.weights_path),
         training={
             "steps": trainer.global_step,
-            "seconds_per_step": timer.seconds_per_step,
+            "seconds_per_step": None if timer is None else timer.seconds_per_step,
             "validation_psnr_before": before,
-            "validation_psnr_best": as_float(trainer.checkpoint_callback.best_model_score),
+            "validation_psnr_best": None if best is None else as_float(best.best_model_score),
         },
     )
     close_loggers(trainer.loggers, document["metrics"], trainer.global_step)
@@ -78,6 +81,16 @@ def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: ClipDat
         return None
     trainer.validate(module, data, verbose=False)
     return as_float(trainer.callback_metrics.get("val/psnr"))
+
+
+def first_of(kind: type[Kind], callbacks: Iterable[L.Callback]) -> Kind | None:
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+def checkpoint_to_measure(best: ModelCheckpoint | None, output_dir: Path) -> Path:
+    """The best one of this run, not of an earlier one in the same folder; without a validation there is the last alone."""
+    path = None if best is None else Path(best.best_model_path)
+    return path if path is not None and path.is_file() else output_dir / "checkpoints" / "last.ckpt"
 
 
 def as_float(value: Tensor | None) -> float | None:

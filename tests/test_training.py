@@ -99,6 +99,22 @@ def test_figures_are_logged(trained: Path) -> None:
     assert [int(row["step"]) for row in rows if row["val/psnr"]] == [0, 3, 7]
 
 
+def test_callbacks_can_be_left_out(cache: Path, tmp_path: Path) -> None:
+    """The last checkpoint is then the one to measure, and no times are known; before it was refused after the training."""
+    document = run(tmp_path, cache, "trainer.max_steps=1", "~callbacks.best", "~callbacks.step_timer", "page.clips=0")
+    assert document["checkpoint"]["path"].endswith("last.ckpt")
+    assert document["training"]["seconds_per_step"] is None
+    assert document["training"]["validation_psnr_best"] is None
+
+
+def test_the_best_checkpoint_is_found_in_any_order_of_callbacks(cache: Path, tmp_path: Path) -> None:
+    cfg = config("train", tmp_path, *SMALL, f"data.cache_dir={cache}", "trainer.max_steps=4", "page.clips=0")
+    cfg.callbacks = dict(reversed(cfg.callbacks.items()))
+    document = train(cfg)
+    assert document["checkpoint"]["path"].endswith("best.ckpt")
+    assert document["training"]["validation_psnr_best"] > 0
+
+
 def test_checkpoints_hold_plain_values_and_the_autoencoder_alone(trained: Path) -> None:
     checkpoint = read_checkpoint(trained / "checkpoints" / "last.ckpt")
     assert checkpoint["architecture"]["base_channels"] == 8
