@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from tae.clip import clip_to_frames, frames_to_clip
+from tae.loggers import is_logged_step
 from tae.report import side_by_side, write_video
 
 
@@ -31,7 +32,8 @@ class ProgressBar(RichProgressBar):
 
 
 class StepTimer(Callback):
-    """Seconds of a training step from the end of one batch to the end of the next, loading included.
+    """Seconds of a training step from the end of one step to the end of the next: all of its batches
+    (`accumulate_grad_batches`), loading and the writing of checkpoints included.
 
     No device is waited for: over many steps the launches cannot run ahead of the work. The first steps (compilation,
     autotuning, filling of queues) and those with a validation in between are left out. What is logged is the mean since
@@ -54,6 +56,8 @@ class StepTimer(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if pl_module.between_steps:
+            return
         now = time.perf_counter()
         self.seen += 1
         if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
@@ -61,11 +65,12 @@ class StepTimer(Callback):
             self.seconds += now - self.last_end
             self.unlogged.append(now - self.last_end)
         self.last_end = now
-        if self.unlogged and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.unlogged and is_logged_step(trainer):
             step_time = mean(self.unlogged)
             self.unlogged.clear()
             clips, frames = batch["frames"].shape[:2]
-            rate = clips * trainer.world_size / step_time  # every process sees as many
+            batches = trainer.world_size * trainer.accumulate_grad_batches  # all of as many clips
+            rate = clips * batches / step_time
             pl_module.log("train/step_time", step_time, prog_bar=True)
             pl_module.log_dict({"train/clips_per_second": rate, "train/frames_per_second": rate * frames})
 

@@ -18,6 +18,7 @@ from tae.checkpoint import load_model, load_weights
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.errors import UserError
 from tae.files import write_text
+from tae.loggers import is_logged_step
 from tae.losses import AutoencoderLoss
 from tae.losses.outlier import outlier_rate
 from tae.metrics import psnr, ssim
@@ -39,9 +40,13 @@ def build_autoencoder(
     Args:
         image_vae: where the spatial weights come from (`TemporalAutoencoder.from_image_vae`); None starts at random.
         init_from: a checkpoint or folder whose weights replace all of them, for fine-tuning.
-        gradient_checkpointing: keep only each residual block's input for the backward pass.
+        gradient_checkpointing: keep only the inputs of the residual blocks of the two largest resolutions for the backward
+            pass, which computes these blocks again; what is smaller is kept.
         compile_blocks: compile the residual blocks, which takes minutes at the start.
         **architecture: arguments of `TemporalAutoencoder`.
+
+    Raises:
+        UserError: the given weights cannot be read, or do not fit this architecture; or the architecture itself is refused.
     """
     if init_from is not None:
         model = TemporalAutoencoder(**architecture)
@@ -156,8 +161,7 @@ class AutoencoderModule(L.LightningModule):
         total, terms = self.loss(clip, out)
         self.judge_last_step()
         self.unjudged = StepRecord(self.global_step, batch["keys"], total.detach(), terms)
-        # Lightning's own rule: it would record every step's figures and throw the others away.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_logged_step(self.trainer):  # Lightning would record every step's figures and throw the others away
             self.log_step(batch["frames"], out.reconstruction, total, terms)
         return total
 

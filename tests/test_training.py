@@ -99,6 +99,13 @@ def test_figures_are_logged(trained: Path) -> None:
     assert [int(row["step"]) for row in rows if row["val/psnr"]] == [0, 3, 7]
 
 
+def test_no_step_is_logged_where_lightning_is_told_so(cache: Path, tmp_path: Path) -> None:
+    run(tmp_path, cache, "trainer.max_steps=5", "trainer.log_every_n_steps=0", "callbacks.videos.num_clips=0")
+    header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert "val/psnr" in header
+    assert not any(name.startswith("train/") for name in header)
+
+
 def test_callbacks_can_be_left_out(cache: Path, tmp_path: Path) -> None:
     """The last checkpoint is then the one to measure, and no times are known; before it was refused after the training."""
     document = run(tmp_path, cache, "trainer.max_steps=1", "~callbacks.best", "~callbacks.step_timer", "page.clips=0")
