@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichProgressBar
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
 from tae.autoencoder import TemporalAutoencoder
@@ -32,9 +32,11 @@ from tae.saving import EndOnSignal
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds."""
     loaded = load_other(cfg.ckpt) if is_other(cfg.ckpt) else load_model(cfg.ckpt)
-    write_config(cfg)
+    # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
-    data = instantiate(evaluation_data(cfg, loaded.config), output_dir=cfg.output_dir)
+    cfg.data = OmegaConf.merge(evaluation_data(cfg, loaded.config), {"output_dir": cfg.output_dir})
+    write_config(cfg)
+    data = instantiate(cfg.data)
     lpips = lpips_at_hand(cfg.loss.perceptual.net, cfg.loss.perceptual.weights_path)
     return measure(loaded, data, cfg, lpips)
 

@@ -137,6 +137,22 @@ def test_evaluation_of_a_checkpoint_gives_the_numbers_of_its_training(trained: P
     assert again["metrics"] == json.loads((trained / "metrics.json").read_text())["metrics"]
 
 
+def test_an_evaluation_says_what_it_measured(trained: Path, tmp_path: Path) -> None:
+    """The settings that come from the checkpoint too, but not the folder of its run."""
+    arguments = [
+        f"ckpt={trained}/checkpoints/best.ckpt",
+        "trainer.accelerator=cpu",
+        "page.clips=0",
+        "data.num_frames=4",
+    ]
+    written = evaluate(config("evaluate", tmp_path, *arguments))["config"]
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")) == written
+    trained_with = read_checkpoint(trained / "checkpoints" / "best.ckpt")["config"]
+    measured = {"num_frames": 4, "output_dir": str(tmp_path)}
+    assert written["data"] == trained_with["data"] | measured
+    assert written["trainer"]["precision"] == trained_with["trainer"]["precision"] == "32-true"
+
+
 def test_evaluation_of_a_saved_folder_needs_data_settings(trained: Path, cache: Path, tmp_path: Path) -> None:
     load_model(trained / "checkpoints" / "best.ckpt").model.save_pretrained(tmp_path / "model")
     arguments = [f"ckpt={tmp_path}/model", "trainer.accelerator=cpu"]
