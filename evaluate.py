@@ -6,7 +6,7 @@ python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101 
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
+from data.loader import JUDGED_FROM
 from tae.autoencoder import TemporalAutoencoder
 from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
 from tae.config import evaluation_data, evaluation_precision, plain, write_config
-from tae.evaluation import ClipFrames, evaluate_model
+from tae.errors import UserError
+from tae.evaluation import ClipFrames, evaluate_model, gather
 from tae.losses import Perceptual
 from tae.metrics import lpips_at_hand
 from tae.others import DiffusersAutoencoder, OtherModel, is_other, load_other
@@ -48,7 +50,11 @@ def measure(
     lpips: Perceptual | None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run the protocol on every process and write the report on the first."""
+    """Run the protocol on every process and write the report on the first.
+
+    Raises:
+        UserError: nothing could be measured, or too many clips failed for the mean to be of this set.
+    """
     data.prepare_data()
     data.setup("test")
     trainer = L.Trainer(
@@ -70,6 +76,8 @@ def measure(
         lpips,
         others_shown=cfg.page.clips,
     )
+    skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own
+    check_skipped(skipped, len(result.clips), data.max_skipped, Path(cfg.output_dir))
     document: dict[str, Any] = {}
     if trainer.is_global_zero:
         output_dir = Path(cfg.output_dir)
@@ -84,12 +92,27 @@ def measure(
             },
             model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),
-            skipped=clips.skipped,
+            skipped=skipped,
             training=training,
         )
         write_page(output_dir, evaluation_page(document, result, write_clips(output_dir, shown)))
         print_report(result, output_dir)
     return trainer.strategy.broadcast(document)
+
+
+def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: float, output_dir: Path) -> None:
+    """Refuse a mean over too little of a large test set; as in training, one broken file of a few is no large share.
+
+    Raises:
+        UserError: a larger share of the clips failed than `allowed`.
+    """
+    clips = measured + len(skipped)
+    if clips >= JUDGED_FROM and len(skipped) > allowed * clips:
+        raise UserError(
+            f"{len(skipped)} of {clips} test clips could not be decoded ({len(skipped) / clips:.1%}); data.max_skipped "
+            f"allows {allowed:.1%}. The reasons are in {output_dir / 'skipped.jsonl'}: prepare the data again without these "
+            "files, or allow more, and evaluate again (python evaluate.py ckpt=PATH)."
+        )
 
 
 def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:

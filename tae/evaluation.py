@@ -131,7 +131,7 @@ class Evaluation(L.LightningModule):
         self._clips += [ClipResult(key, original.shape[1], fps, ours, theirs) for key, fps, ours, theirs in columns]
 
     def on_test_epoch_end(self) -> None:
-        self._result = EvaluationResult(once_each(_gather(self._clips)))
+        self._result = EvaluationResult(once_each(gather(self._clips)))
         means = {f"test/{name}": value["mean"] for name, value in self._result.metrics().items()}
         self.log_dict(means, rank_zero_only=True)
 
@@ -180,7 +180,7 @@ def evaluate_model(
     trainer.test(evaluation, clips, verbose=False)
     shown = evaluation.result.shown(others_shown)
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []
-    frames = {clip.key: clip for clip in _gather([clip for batch in batches for clip in batch])}
+    frames = {clip.key: clip for clip in gather([clip for batch in batches for clip in batch])}
     return evaluation.result, {role: frames[clip.key] for role, clip in shown.items()}
 
 
@@ -222,16 +222,16 @@ def summarise(rows: Sequence[Mapping[str, float]], num_frames: Sequence[int]) ->
     }
 
 
+def gather(items: list[Item]) -> list[Item]:
+    """Every process's items, on every process. All processes must call it together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    shares: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(shares, items)
+    return [item for share in shares for item in share]
+
+
 def _rows(metrics: Mapping[str, Tensor]) -> list[dict[str, float]]:
     """{name: (b, t)} to b rows of {name: mean over t}, with one copy to the host."""
     columns = torch.stack([value.float().mean(1) for value in metrics.values()], dim=1)
     return [dict(zip(metrics, row, strict=True)) for row in columns.tolist()]
-
-
-def _gather(clips: list[Item]) -> list[Item]:
-    """Every process's items, on every process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return clips
-    shares: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(shares, clips)
-    return [clip for share in shares for clip in share]

@@ -312,6 +312,21 @@ def test_a_config_in_a_checkpoint_cannot_name_other_classes(trained: Path, tmp_p
     assert not trace.exists()
 
 
+def test_an_evaluation_names_the_clips_of_all_processes_that_failed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process' share stands in for a second process."""
+    monkeypatch.setattr("evaluate.gather", lambda mine: [*mine, {"key": "z", "shard": "a.tar", "reason": "r"}])
+    arguments = [f"ckpt={trained}/checkpoints/best.ckpt", "trainer.accelerator=cpu", "page.clips=0"]
+    found = evaluate(config("evaluate", tmp_path / "few", *arguments))["skipped"]
+    assert found == [{"key": "z", "shard": "a.tar", "reason": "r"}]
+    monkeypatch.setattr("evaluate.JUDGED_FROM", 4)
+    evaluate(config("evaluate", tmp_path / "allowed", *arguments, "data.max_skipped=0.25"))
+    with pytest.raises(UserError, match=r"1 of 4 test clips .*\(25.0%\); data.max_skipped allows 1.0%.*skipped.jsonl"):
+        evaluate(config("evaluate", tmp_path / "many", *arguments))
+    assert not (tmp_path / "many" / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_loggers_are_built(logger: str, tmp_path: Path) -> None:
     loggers = instantiate(config("train", tmp_path, f"logger={logger}").logger)

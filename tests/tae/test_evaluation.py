@@ -175,7 +175,7 @@ import json, sys, lightning as L, torch.distributed as dist
 sys.path[:0] = {paths!r}
 from torch.utils.data import DataLoader, IterableDataset
 from test_evaluation import Dimmed, batches, make_clips
-from tae.evaluation import evaluate_model
+from tae.evaluation import evaluate_model, gather
 
 class Share(IterableDataset):
     def __init__(self, clips, keys):
@@ -189,9 +189,10 @@ for count in {counts}:
     clips = make_clips(count)
     load = lambda keys: DataLoader(Share(clips, keys), batch_size=None)
     result, videos = evaluate_model(trainer, Dimmed(), load(clips), load)
+    ranks = gather([dist.get_rank()])
     if trainer.is_global_zero:
         sums = {{role: int(video.reconstruction.long().sum()) for role, video in videos.items()}}
-        print("RESULT" + json.dumps([[c.key for c in result.clips], result.metrics(), result.trilinear(), sums]))
+        print("RESULT" + json.dumps([[c.key for c in result.clips], result.metrics(), result.trilinear(), sums, ranks]))
 """
 
 
@@ -204,11 +205,12 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert done.returncode == 0, done.stderr
     results = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == len(counts)
-    for count, (keys, metrics, trilinear, sums) in zip(counts, results, strict=True):
+    for count, (keys, metrics, trilinear, sums, ranks) in zip(counts, results, strict=True):
         clips = make_clips(count)
         one, videos = evaluate_model(
             quiet_trainer(), Dimmed(), loader(clips), lambda keys, clips=clips: loader(clips, keys)
         )
         assert keys == sorted(clips)
+        assert ranks == [0, 1]
         assert sums == {role: int(video.reconstruction.long().sum()) for role, video in videos.items()}
         assert (metrics, trilinear) == (one.metrics(), one.trilinear())
