@@ -1,5 +1,6 @@
 """The weights that come along: found by name everywhere, small, described truly, and better than a trivial codec."""
 
+import re
 from pathlib import Path
 
 import av
@@ -50,6 +51,13 @@ def test_a_folder_of_that_name_is_reached_by_its_path(tmp_path: Path, monkeypatc
 def test_they_are_small_and_their_card_is_about_them() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
     assert file_sha256(FOLDER / "model.safetensors") in (FOLDER / "README.md").read_text()
+
+
+def test_the_readme_says_of_them_what_their_card_says() -> None:
+    model, baseline = re.search(r"PSNR \(dB\) \| ([\d.]+) .*?\| ([\d.]+) ", (FOLDER / "README.md").read_text()).groups()
+    readme = " ".join((Path(CONFIG_FOLDER).parent / "README.md").read_text().split())
+    claimed = re.search(r"have not seen ([\d.]+) dB above the trilinear codec", readme)[1]
+    assert float(claimed) == pytest.approx(float(model) - float(baseline), abs=0.06)  # rounded there
 
 
 def test_they_are_evaluated_on_generated_clips_or_on_given_shards() -> None:
