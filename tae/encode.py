@@ -180,7 +180,7 @@ class Encoding(L.LightningModule):
         if piece.frames is not None:
             # Tiles do not overlap in time when encoding, so each is encoded for itself.
             posterior = encode_in_space(self.model, frames_to_clip(piece.frames[None]), self.tiling)
-            shard.append(posterior.mean, torch.exp(0.5 * posterior.logvar))
+            shard.append(piece.name, posterior.mean, torch.exp(0.5 * posterior.logvar))
         elif piece.clip is not None:
             shard.end_clip(**piece.clip)
             self.progress.advance(self.task)

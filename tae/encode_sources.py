@@ -51,12 +51,14 @@ class Piece(NamedTuple):
     """What a decoding process hands on: some frames of the clip at hand, the end of a clip, or the end of a shard.
 
     frames: (t, h, w, 3) uint8
+    name:   of the clip that the frames are of, for messages
     clip:   {"key", "name", and either "metadata" or "fault"}: the clip has ended, well or not
     """
 
     shard: int
     frames: Tensor | None = None
     clip: dict[str, Any] | None = None
+    name: str = ""
 
 
 def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[str, str]]]:
@@ -126,7 +128,7 @@ class Pieces(IterableDataset):
                         raise UserError(fault)
                     facts: dict[str, Any] = {}
                     for frames in read_pieces(video, self.reading, facts):
-                        yield Piece(number, frames=frames)
+                        yield Piece(number, frames=frames, name=source.name)
                     yield Piece(number, clip=clip | {"metadata": metadata | facts | {"source": source.name}})
                 except Exception as error:  # whatever a broken file provokes in a library must not stop the others
                     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

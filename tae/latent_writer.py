@@ -43,9 +43,13 @@ class LatentFile:
     `tensor.movedim(0, 1)[None]` of what it holds is what `TemporalAutoencoder.decode` takes.
 
     Format: https://huggingface.co/docs/safetensors: length of the header (8 bytes), header (JSON), values.
+
+    Args:
+        name: of the video, for messages.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.name = name
         self.dtype = dtype
         self._length = 0
         self._frame_shape: tuple[int, ...] = ()
@@ -68,8 +72,14 @@ class LatentFile:
         return (self._length, *self._frame_shape)
 
     def append(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a piece (1, c, t', h', w') and return both as they are written, rounded to this file's type, on the CPU."""
+        """Add a piece (1, c, t', h', w') and return both as they are written, rounded to this file's type, on the CPU.
+
+        Raises:
+            UserError: a value is NaN or infinite, or becomes so by rounding.
+        """
         rounded = mean.to("cpu", self.dtype), std.to("cpu", self.dtype)
+        if not all(tensor.isfinite().all() for tensor in rounded):
+            raise UserError(_not_finite(self.name, computed=bool((mean.isfinite() & std.isfinite()).all())))
         for name, tensor in zip(TENSORS, rounded, strict=True):
             values = tensor[0].movedim(1, 0).contiguous()
             self._files[name].write(values.view(torch.uint8).numpy().tobytes())
@@ -92,6 +102,16 @@ class LatentFile:
             shutil.copyfileobj(values, file)
 
 
+def _not_finite(name: str, computed: bool) -> str:
+    """What to do about latents that cannot be stored, where they were `computed` well or not."""
+    if computed:
+        return f"{name}: its latents are beyond the range of dtype=fp16. Give dtype=fp32 and a new output folder."
+    return (
+        f"{name}: its latents hold NaN or infinite values. Give precision=fp32 and a new output folder; where that is set "
+        "already, the checkpoint itself is of no use."
+    )
+
+
 class LatentShard:
     """One shard while it is written: a tar file that gets its name when it is whole, and an entry that says so."""
 
@@ -107,10 +127,14 @@ class LatentShard:
         self._tar = tarfile.open(self._partial, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         self._clip: tuple[LatentFile, Moments] | None = None
 
-    def append(self, mean: Tensor, std: Tensor) -> None:
-        """Add a piece (1, c, t', h', w') to the clip at hand."""
+    def append(self, name: str, mean: Tensor, std: Tensor) -> None:
+        """Add a piece (1, c, t', h', w') to the clip at hand; `name` as in `end_clip`.
+
+        Raises:
+            UserError: as `LatentFile.append`: once in the sums, such a value would spoil the statistics of all clips.
+        """
         if self._clip is None:
-            self._clip = LatentFile(self.dtype), Moments()
+            self._clip = LatentFile(name, self.dtype), Moments()
         file, moments = self._clip
         moments.add(*file.append(mean, std))
 
@@ -140,7 +164,7 @@ class LatentShard:
         else:
             self._partial.unlink()
         content = {"shard": entry, "rejected": self.rejected, "moments": asdict(self.moments)}
-        write_text(self.entry_path, json.dumps(content) + "\n")
+        write_text(self.entry_path, json.dumps(content, allow_nan=False) + "\n")
 
     def abandon(self) -> None:
         """Close everything and leave nothing."""
@@ -217,7 +241,7 @@ class Moments:
             num_latent_frames=self.frames,
             num_positions=self.positions,
             mean=tuple(mean.tolist()),
-            std=tuple(np.sqrt(square - mean**2 + variance).tolist()),
+            std=tuple(np.sqrt(np.maximum(square - mean**2, 0) + variance).tolist()),  # rounding may give -1e-18
             posterior_std=tuple(np.sqrt(variance).tolist()),
             shift=float(shift),
             scale=float(1 / np.sqrt((square + variance).mean() - shift**2)),
@@ -236,7 +260,7 @@ def finish(
     """Add up the entries of all shards: index.json, rejected.csv and, last, latent_stats.json.
 
     Raises:
-        UserError: not one video could be encoded.
+        UserError: not one video could be encoded, or the statistics are not finite.
     """
     entries = [json.loads(entry_path(output, number).read_text(encoding="utf-8")) for number in range(num_shards)]
     rejected = sorted(rejected + [(name, reason) for entry in entries for name, reason in entry["rejected"]])
@@ -246,10 +270,16 @@ def finish(
     if not shards:
         raise UserError(f"None of the videos could be encoded: see {output / 'rejected.csv'}.")
     index = {"version": INDEX_VERSION, "split": "latents", "recipe": settings, "shards": shards}
-    write_text(output / INDEX, json.dumps(index, indent=1) + "\n")
+    write_text(output / INDEX, json.dumps(index, indent=1, allow_nan=False) + "\n")
     moments = Moments()
     for entry in entries:
         moments += Moments(**entry["moments"])
     stats = moments.stats(checkpoint)
-    write_text(output / STATS, json.dumps({"version": STATS_VERSION} | asdict(stats), indent=1) + "\n")
+    if not np.isfinite([*stats.mean, *stats.std, stats.scale]).all():
+        raise UserError(
+            f"The statistics of output={output} are not finite: the latents are all equal, or an earlier version let NaN "
+            "pass. Encode into a new folder, with precision=fp32 or another checkpoint."
+        )
+    text = json.dumps({"version": STATS_VERSION} | asdict(stats), indent=1, allow_nan=False)
+    write_text(output / STATS, text + "\n")
     return stats, rejected

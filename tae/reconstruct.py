@@ -167,7 +167,7 @@ def write_latents(
         counted = Counted(reader.frames())
         target = stem.with_name(stem.name + ".safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with LatentFile() as latents:
+        with LatentFile(str(source)) as latents:
             for posterior in encode_frames(model, counted, tiling):
                 latents.append(posterior.mean, torch.exp(0.5 * posterior.logvar))
                 progress.update(task, completed=counted.count)

@@ -194,6 +194,35 @@ def test_shards_and_lists(checkpoint: Path, videos: Path, tmp_path: Path) -> Non
     assert rejected_of(tmp_path / "b") == {str(tmp_path / "missing.mp4"): "no such file"}
 
 
+@pytest.mark.parametrize(("weight", "message"), [(float("nan"), "NaN or infinite"), (1e6, "beyond the range")])
+def test_latents_that_cannot_be_stored_are_refused(
+    weight: float, message: str, checkpoint: Path, videos: Path, tmp_path: Path
+) -> None:
+    """NaN, as half precision may give, and what overflows only in being rounded to fp16; nothing is left of the shard."""
+    model = TemporalAutoencoder.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.encoder.conv_out.spatial.bias[0] = weight
+    model.save_pretrained(tmp_path / "model")
+    settings = {"ckpt": tmp_path / "model", "source": videos / "run"}
+    with pytest.raises(UserError, match=f"clip 0.mp4: its latents .*{message}"):
+        main(config(**settings, output=tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".finished"]
+    if message == "beyond the range":
+        assert main(config(**settings, output=tmp_path / "wide", dtype="fp32")).num_clips == 3
+
+
+def test_entries_with_nan_do_not_become_statistics(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    """Such as a folder may hold that was begun before they were refused."""
+    settings = {"ckpt": checkpoint, "source": videos / "run", "output": tmp_path / "out"}
+    main(config(**settings))
+    entry = tmp_path / "out" / ".finished" / "000000.json"
+    content = json.loads(entry.read_text())
+    content["moments"]["mean"][0] = float("nan")
+    entry.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="not finite"):
+        main(config(**settings))
+
+
 @pytest.mark.slow
 def test_two_processes_and_their_workers_give_the_bytes_of_one(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

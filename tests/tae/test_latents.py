@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         for key in keys:
             mean, std = moments_of(key)
             for piece in zip(mean.split(4, 2), std.split(4, 2), strict=True):
-                shard.append(*piece)
+                shard.append(key, *piece)
             shard.end_clip(key, key, {"num_frames": 8 * LENGTHS[key], "label": f"class {key}"})
         shard.finish()
     finish(tmp_path, {}, 2, {"path": "p", "sha256": None}, [])
@@ -45,7 +45,7 @@ def test_file_is_a_safetensors_file(dtype: torch.dtype) -> None:
     mean, std = moments_of("c")
     buffer = BytesIO(b"before")
     buffer.seek(0, 2)
-    with LatentFile(dtype) as file:
+    with LatentFile("a clip", dtype) as file:
         for piece in zip(mean.split(2, 2), std.split(2, 2), strict=True):
             file.append(*piece)
         file.write_to(buffer, num_frames=72)
