@@ -14,9 +14,11 @@ from tae.cli import CONFIG_FOLDER
 from tae.errors import UserError
 from tae.files import replacing
 
-# The only classes that a config inside a checkpoint may name: such a config comes from whoever made the file.
-DATA_CLASSES = ("data.datamodule.ClipDataModule", "data.synthetic.SyntheticDataModule")
+# The only classes that a config inside a checkpoint may name, as such a config comes from whoever made the file, and the
+# data group of each.
+DATA_CLASSES = {"data.datamodule.ClipDataModule": "folder", "data.synthetic.SyntheticDataModule": "synthetic"}
 MAX_WINDOW = 2**31  # pixels in a batch that such a config may ask for
+MAX_CLIP, MAX_DRAWN = 2**27, 2**31  # pixels of a clip, and of all clips, that it may have generated
 MAX_NUMBER = 1e9  # of its other settings
 
 
@@ -108,11 +110,22 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
             "The checkpoint's data config allows pipes. Only the command line can: add data.allow_pipe=true and "
             "data.shards.test=..., or give data=GROUP instead."
         )
+    stored["cache_dir"] = own_cache(stored)
     if given.get("allow_pipe"):  # commands may then be run, but only those on the command line
         stored["shards"] = {}
     for name, value in given.items():
         print(f"data.{name}: {value} (the checkpoint's run had {stored.get(name)})")
     return OmegaConf.merge(stored, given)  # type: ignore[return-value]
+
+
+def own_cache(stored: Mapping[str, Any]) -> str | None:
+    """Where a checkpoint's data may be cached: as in its data group. It cannot name a folder to be written to."""
+    own = OmegaConf.load(Path(CONFIG_FOLDER) / "data" / f"{DATA_CLASSES[stored['_target_']]}.yaml").cache_dir
+    if stored.get("cache_dir") not in (None, own):
+        print(
+            f"data.cache_dir: {own} (the checkpoint's run had {stored['cache_dir']}; give data.cache_dir to have another)"
+        )
+    return own
 
 
 def bundled_data(cfg: DictConfig, group: str) -> dict[str, Any]:
@@ -133,12 +146,38 @@ def check_stored_data(stored: Mapping[str, Any]) -> None:
             f"The checkpoint's data config names the class {stored.get('_target_')}, or has calls further below; allowed is "
             f"one of {', '.join(DATA_CLASSES)} alone. It is not run; give data=GROUP instead."
         )
-    numbers = [value for value in stored.values() if isinstance(value, int | float)]
     window = [stored.get(name, 1) for name in ("batch_size", "num_frames", "resolution", "resolution")]
     if not all(isinstance(size, int) and size > 0 for size in window) or math.prod(window) > MAX_WINDOW:
         raise UserError(f"The checkpoint's data config asks for batches of {window} pixels; give data=GROUP instead.")
-    if any(abs(number) > MAX_NUMBER for number in numbers):
+    if not all(abs(number) <= MAX_NUMBER for number in numbers_in(stored)):  # not ">", which NaN would pass
         raise UserError(f"The checkpoint's data config has a number beyond {MAX_NUMBER:.0e}; give data=GROUP instead.")
+    check_drawn(stored)
+
+
+def check_drawn(stored: Mapping[str, Any]) -> None:
+    """Refuse to generate clips without bounds.
+
+    Raises:
+        UserError: the clips, or one of them, have more pixels than are allowed, or the numbers are none.
+    """
+    clips = stored.get("num_clips", {"none": 1})
+    counts: list[Any] = list(clips.values()) if isinstance(clips, Mapping) else [None]
+    frames, side = (stored.get(name, 1) for name in ("clip_frames", "clip_size"))
+    numbers = all(isinstance(size, int) and size > 0 for size in (*counts, frames, side))
+    if not numbers or frames * side**2 > MAX_CLIP or frames * side**2 * sum(counts) > MAX_DRAWN:
+        raise UserError(
+            f"The checkpoint's data config asks for num_clips={clips} generated clips of {frames} frames and {side} rows; "
+            f"allowed are {MAX_CLIP:.0e} pixels in a clip and {MAX_DRAWN:.0e} in all. Give data=GROUP instead."
+        )
+
+
+def numbers_in(node: Any) -> list[int | float]:
+    """Every number of a nested config."""
+    if isinstance(node, Mapping | list | tuple):
+        return [
+            number for child in (node.values() if isinstance(node, Mapping) else node) for number in numbers_in(child)
+        ]
+    return [node] if isinstance(node, int | float) else []
 
 
 def has_directive(node: Any) -> bool:

@@ -169,6 +169,37 @@ def test_honest_data_settings_pass(checkpoint: dict[str, Any]) -> None:
     assert evaluation_data(cfg, checkpoint["config"])["batch_size"] == 3
 
 
+NUMBERS = {
+    "many clips": ({"num_clips": {"train": 10**15, "val": 1, "test": 1}}, "beyond"),
+    "many pixels": ({"num_clips": {"train": 10**6, "val": 1, "test": 1}}, "in all"),
+    "a long clip": ({"num_clips": {"test": 1}, "clip_frames": 10**6, "clip_size": 64}, "in a clip"),
+    "no count": ({"num_clips": {"train": 1.5}}, "generated clips"),
+    "no clips": ({"num_clips": 3}, "generated clips"),
+    "a nested number": ({"augmentation": {"zoom": 1e15}}, "beyond"),
+    "no number": ({"augmentation": {"flips": [float("nan")]}}, "beyond"),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_a_checkpoint_are_bounded(name: str, checkpoint: dict[str, Any]) -> None:
+    """Wherever they stand; nothing is made of them here, which might well fill the disk."""
+    parts, message = NUMBERS[name]
+    with pytest.raises(UserError, match=message):
+        evaluation_data(
+            composed("evaluate", "ckpt=a.ckpt"), checkpoint["config"] | {"data": checkpoint["config"]["data"] | parts}
+        )
+
+
+@pytest.mark.parametrize("group", ["synthetic", "folder"])
+def test_a_checkpoint_names_no_folder_to_write_to(group: str) -> None:
+    stored = {"data": plain(composed("train", f"data={group}", "output_dir=out"))["data"]}
+    own = stored["data"]["cache_dir"]
+    stored["data"]["cache_dir"] = "somewhere"
+    assert evaluation_data(composed("evaluate", "ckpt=a.ckpt"), stored)["cache_dir"] == own
+    given = composed("evaluate", "ckpt=a.ckpt", "data.cache_dir=here")
+    assert evaluation_data(given, stored)["cache_dir"] == "here"
+
+
 SIZES = {
     "wide": {"base_channels": 10**9},
     "many levels": {"channel_multipliers": [1] * 1000},

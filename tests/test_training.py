@@ -132,8 +132,11 @@ def test_checkpoints_hold_plain_values_and_the_autoencoder_alone(trained: Path) 
     assert len(moments) == len(list(model.parameters()))
 
 
-def test_evaluation_of_a_checkpoint_gives_the_numbers_of_its_training(trained: Path, tmp_path: Path) -> None:
-    again = evaluate(config("evaluate", tmp_path, f"ckpt={trained}/checkpoints/best.ckpt", "trainer.accelerator=cpu"))
+def test_evaluation_of_a_checkpoint_gives_the_numbers_of_its_training(
+    trained: Path, cache: Path, tmp_path: Path
+) -> None:
+    arguments = [f"ckpt={trained}/checkpoints/best.ckpt", "trainer.accelerator=cpu", f"data.cache_dir={cache}"]
+    again = evaluate(config("evaluate", tmp_path, *arguments))
     assert again["metrics"] == json.loads((trained / "metrics.json").read_text())["metrics"]
 
 
