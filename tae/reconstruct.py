@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> list[Outcome]:
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
     model = load_model(cfg.ckpt).model.to(fabric.device)
     tiling = instantiate(cfg.tiling)
-    tiling.check(model.factor)
+    tiling.check(model.factor, decoding=not cfg.latents_only)
     outcomes, failed = [], 0
     with progress_bar("frames") as progress, fabric.autocast():
         for source, stem in outputs.items():

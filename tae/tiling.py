@@ -33,7 +33,8 @@ class Tiling:
 
     Args:
         tile_pixel_frames: length of a tile in time.
-        overlap_pixel_frames: what neighbouring tiles share in time when decoding; encoding has no overlap.
+        overlap_pixel_frames: what neighbouring tiles share in time when decoding; encoding has no overlap and does not
+            look at it.
         tile_pixels: largest height and width of a tile; None leaves frames whole.
         overlap_pixels: what neighbouring tiles share in height and width, when encoding and decoding.
     """
@@ -43,13 +44,13 @@ class Tiling:
     tile_pixels: int | None = None
     overlap_pixels: int = 64
 
-    def check(self, factor: int) -> None:
-        """Refuse what does not fit a model of this factor.
+    def check(self, factor: int, decoding: bool = False) -> None:
+        """Refuse what does not fit a model of this factor, for encoding alone or for `decoding` as well.
 
         Raises:
             UserError: a size is no multiple of `factor`, or an overlap does not leave a tile anything of its own.
         """
-        axes = [("pixel_frames", self.tile_pixel_frames, self.overlap_pixel_frames)]
+        axes = [("pixel_frames", self.tile_pixel_frames, self.overlap_pixel_frames if decoding else 0)]
         if self.tile_pixels is not None:
             axes.append(("pixels", self.tile_pixels, self.overlap_pixels))
         for unit, tile, overlap in axes:
@@ -105,7 +106,7 @@ def decode_stream(
         ValueError: the latents hold fewer than `num_frames` frames, or less than `size`.
     """
     tiling = tiling or Tiling()
-    tiling.check(model.factor)
+    tiling.check(model.factor, decoding=True)
     overlap = tiling.overlap_pixel_frames
     tiles = windows(latents, tiling.tile_pixel_frames // model.factor, overlap // model.factor, dim=TIME)
     decoded = (decode_in_space(model, tile, size, tiling) for tile in tiles)

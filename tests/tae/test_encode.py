@@ -211,6 +211,18 @@ def test_latents_that_cannot_be_stored_are_refused(
         assert main(config(**settings, output=tmp_path / "wide", dtype="fp32")).num_clips == 3
 
 
+def test_settings_of_earlier_versions_go_on(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    """They had an overlap in time, which encoding does not use: shorter tiles must not be refused for it either."""
+    settings = {"ckpt": checkpoint, "source": videos / "run", "output": tmp_path, "tiling.tile_pixel_frames": 16}
+    main(config(**settings))
+    path = tmp_path / ".finished" / "settings.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | {"tiling": before["tiling"] | {"overlap_pixel_frames": 8}}))
+    assert main(config(**settings)).num_clips == 3
+    with pytest.raises(UserError, match="tiling was"):
+        main(config(**settings | {"tiling.tile_pixel_frames": 8}))
+
+
 def test_entries_with_nan_do_not_become_statistics(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     """Such as a folder may hold that was begun before they were refused."""
     settings = {"ckpt": checkpoint, "source": videos / "run", "output": tmp_path / "out"}

@@ -262,8 +262,6 @@ def test_tiles_of_one_axis_are_nearly_equal():
     "tiling",
     [
         Tiling(tile_pixel_frames=20),
-        Tiling(overlap_pixel_frames=12),
-        Tiling(overlap_pixel_frames=32),
         Tiling(tile_pixels=64),
         Tiling(tile_pixels=100, overlap_pixels=8),
         Tiling(tile_pixels=64, overlap_pixels=-8),
@@ -272,6 +270,14 @@ def test_tiles_of_one_axis_are_nearly_equal():
 def test_a_tiling_that_does_not_fit_is_refused(model, tiling):
     with pytest.raises(UserError, match="multiples of 8"):
         next(encode_stream(model, [random_clip(1)], tiling))
+
+
+@pytest.mark.parametrize("overlap", [12, 32])
+def test_the_overlap_in_time_counts_where_it_is_used(model, overlap):
+    tiling = Tiling(overlap_pixel_frames=overlap)
+    next(encode_stream(model, [random_clip(1)], tiling))
+    with pytest.raises(UserError, match="multiples of 8"):
+        next(decode_stream(model, [torch.randn(1, 16, 1, 1, 1)], tiling=tiling))
 
 
 def test_more_frames_than_there_are_is_refused(model):
