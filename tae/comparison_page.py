@@ -5,11 +5,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tae.evaluation import Interval
+from tae.evaluation import Interval, summarise
 from tae.page import INDEX, details, facts, measured, metric_columns, page_clip, read_pictures, short
 from tae.pictures import mosaic, mosaic_columns, reduced, reduction
 from tae.report import LABELS, latents_text, write_video
 from tae.runs import Run, differing, read_json, read_per_clip, run_label
+
+PerClip = Mapping[str, Mapping[str, str]]  # a run's per_clip.csv by key
 
 
 def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
     measurements = [read_per_clip(run) for run in runs]
     return {
         "title": f"Comparison of {len(runs)} runs",
-        "lead": _leader(runs, labels),
+        "lead": _leader(runs, labels, measurements),
         "facts": facts(first) if "num_clips" in first else [],
         "metrics": metric_columns([name for name in LABELS if any(name in run.metrics for run in runs)]),
         "runs": [
@@ -58,19 +60,39 @@ def _has_page(run: Run) -> bool:
     return run.error is None and (run.folder / "index.html").exists()
 
 
-def _leader(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """In words, which run has the highest PSNR, and whether its interval stands clear of the next one's."""
-    measured_runs = [
-        (run.metrics["psnr"], label) for run, label in zip(runs, labels, strict=True) if "psnr" in run.metrics
-    ]
-    ranked = sorted(measured_runs, key=lambda pair: pair[0]["mean"], reverse=True)
+def _leader(runs: Sequence[Run], labels: Sequence[str], measurements: Sequence[PerClip]) -> str:
+    """In words, which run has the highest PSNR, and how sure it is that it is better than the next one."""
+    ranked = sorted(
+        (
+            (run.metrics["psnr"]["mean"], label, clips)
+            for run, label, clips in zip(runs, labels, measurements, strict=True)
+            if "psnr" in run.metrics
+        ),
+        key=lambda entry: entry[0],
+        reverse=True,
+    )
     if len(ranked) < 2:
         return "There are no two runs to compare."
-    (best, first), (second, next_best) = ranked[:2]
-    sentence = f"Highest PSNR: {first} with {best['mean']:.2f} dB, then {next_best} with {second['mean']:.2f} dB."
-    if best.get("ci95") and second.get("ci95") and best["ci95"][0] <= second["ci95"][1]:
-        sentence += " Their 95 % intervals overlap: look at the clips one by one before calling one better."
-    return sentence
+    (best, first, clips), (second, next_best, others) = ranked[:2]
+    sentence = f"Highest PSNR: {first} with {best:.2f} dB, then {next_best} with {second:.2f} dB."
+    return f"{sentence} {_clip_by_clip(clips, others)}"
+
+
+def _clip_by_clip(best: PerClip, second: PerClip) -> str:
+    """The difference on the same clips: whether two intervals overlap says little, as all runs find the same clips hard."""
+    shared = [key for key in sorted(best) if key in second and best[key]["num_frames"] == second[key]["num_frames"]]
+    if not shared:
+        return "The two were measured on no clip in common, so this does not tell which is better."
+    differences = [{"psnr": float(best[key]["psnr"]) - float(second[key]["psnr"])} for key in shared]
+    interval = summarise(differences, [int(best[key]["num_frames"]) for key in shared])["psnr"]
+    if interval["ci95"] is None:
+        return f"They share one clip, where the difference is {interval['mean']:+.2f} dB: that says nothing of others."
+    low, high = interval["ci95"]
+    judgement = "so which is better is not certain" if low <= 0 <= high else "of one sign"
+    return (
+        f"On the {len(shared)} clips that both have, the difference is {interval['mean']:+.2f} dB, its 95 % interval "
+        f"{low:+.2f} to {high:+.2f}, {judgement}."
+    )
 
 
 def _common_baseline(complete: Sequence[Run]) -> dict[str, Interval] | None:
@@ -116,7 +138,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _page_row(key: str, measurements: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[str, Any]:
+def _page_row(key: str, measurements: Sequence[PerClip]) -> dict[str, Any]:
     """One clip's line of the page: every run's values, and the baseline's of the first run that has the clip."""
     rows = [of_run.get(key) for of_run in measurements]
     first = next(row for row in rows if row is not None)

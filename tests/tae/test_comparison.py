@@ -1,11 +1,15 @@
 """A sweep of a small Hydra application, with runs that fail, ends in one table and one plot."""
 
 import csv
+import json
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
+
+from tae.comparison_page import comparison_page
+from tae.runs import read_runs
 
 APP = """
 import json, sys
@@ -92,3 +96,29 @@ def test_a_single_run_compares_nothing(tmp_path):
         sweep(tmp_path, "hydra.run.dir=run")
     assert (tmp_path / "run" / "metrics.json").exists()
     assert not list(tmp_path.rglob("run.json"))
+
+
+LEADS = {
+    "better on each": ([(30, 1), (20, 1)], [(29, 1), (19.5, 1)], "+0.75 dB, its 95 % interval +0.50 to +1.00, of one"),
+    "not certain": ([(32, 1), (20, 3)], [(29, 1), (20.5, 3)], "+0.38 dB, its 95 % interval -0.50 to +3.00, so which"),
+    "one clip": ([(30, 1)], [(29, 1)], "share one clip, where the difference is +1.00 dB"),
+    "other lengths": ([(30, 1)], [(29, 2)], "no clip in common"),
+    "none": ([(30, 1)], [], "no clip in common"),
+}
+
+
+@pytest.mark.parametrize("name", LEADS)
+def test_the_two_best_are_compared_clip_by_clip(name, tmp_path):
+    """The clips' own spread, 10 dB, is in both runs and must not hide what differs between them."""
+    *clips, expected = LEADS[name]
+    for run, (psnr, rows) in enumerate(zip((25, 24), clips, strict=True)):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"job": run, "overrides": {"opl": str(run)}, "error": None}))
+        metrics = {"psnr": {"mean": psnr, "ci95": [psnr - 5, psnr + 5]}}
+        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+        lines = [f"clip{i},{frames},{value}" for i, (value, frames) in enumerate(rows)]
+        (folder / "per_clip.csv").write_text("\n".join(["key,num_frames,psnr", *lines]) + "\n")
+    lead = comparison_page(tmp_path, read_runs(tmp_path))["lead"]
+    assert lead.startswith("Highest PSNR: opl=0 with 25.00 dB, then opl=1 with 24.00 dB. ")
+    assert expected in lead
