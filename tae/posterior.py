@@ -24,9 +24,13 @@ class DiagonalGaussian:
         object.__setattr__(self, "logvar", self.logvar.clamp(*LOGVAR_RANGE))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw latents (b, c, t', h', w') by reparametrisation, so that gradients reach mean and logvar."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+        """Draw latents (b, c, t', h', w') by reparametrisation, so that gradients reach mean and logvar.
+
+        The generator may be of another device than the latents: one of the CPU gives the same noise on every machine.
+        """
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean.device)
 
     def mode(self) -> Tensor:
         """The most likely latents (b, c, t', h', w'): the mean."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tae import TemporalAutoencoder, UserError
+from tae.posterior import DiagonalGaussian
 
 SMALL = {
     "base_channels": 8,
@@ -156,3 +157,14 @@ def test_posterior_sampling_follows_the_generator() -> None:
     first, second, other = (posterior.sample(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first, posterior.mean + torch.exp(0.5 * posterior.logvar) * noise)
+
+
+def test_posterior_noise_is_drawn_on_the_device_of_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipelines of diffusers hand over one of the CPU whatever the device of the latents; meta stands for CUDA."""
+    devices, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **how: devices.append(how["device"]) or randn(*size, **how))
+    elsewhere = DiagonalGaussian(*torch.zeros(2, 1, 4, 1, 2, 2, device="meta"))
+    assert elsewhere.sample(torch.Generator()).device.type == "meta"
+    assert devices == [torch.device("cpu")]
