@@ -347,9 +347,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     but is several times slower than two matrix products, which serve while the scores are few.
     """
     if query.is_cuda and query[..., 0].numel() * key.shape[-2] <= FEW_SCORES:
-        scores = query @ key.mT / math.sqrt(query.shape[-1])
-        return scores.softmax(-1).to(value.dtype) @ value
+        return attend_with_scores(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def attend_with_scores(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` by two matrix products. The query is scaled, not the scores, which would be too large for float16."""
+    scores = query / math.sqrt(query.shape[-1]) @ key.mT
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 class Downsample(nn.Module):

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from tae.layers import Attention, Conv2_5d, Downsample, GroupNorm, ResidualBlock, TemporalConv, Upsample
+from tae.layers import (
+    Attention,
+    Conv2_5d,
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    TemporalConv,
+    Upsample,
+    attend_with_scores,
+)
 from tests.references.layers import attention_by_loops, group_norm_by_loops, temporal_conv_by_loops
 
 CHANNELS_LAST = torch.channels_last_3d
@@ -71,6 +80,15 @@ def test_attention_equals_its_definition(over: str) -> None:
     expected = attention_by_loops(x.double().numpy(), parameters, groups=4, over=over)
     # 8-term products through a softmax: below 1e-5; attention along the wrong axis differs by more than 0.1.
     torch.testing.assert_close(layer(x).double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_attention_with_large_scores_stays_finite_in_half_precision() -> None:
+    """12 x 12 x 512 channels is more than float16 holds; divided by sqrt(512) it is far from that."""
+    query = torch.full((1, 3, 512), 12.0, dtype=torch.float16)
+    key = query * torch.tensor([1, -1, 1])[None, :, None]
+    value = torch.randn(1, 3, 512).half()
+    expected = nn.functional.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    torch.testing.assert_close(attend_with_scores(query, key, value).double(), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_temporal_attention_has_no_effect_at_first() -> None:
