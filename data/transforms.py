@@ -36,6 +36,7 @@ class Augmentation:
     colour: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "flips", tuple(self.flips))  # not a config's list, which every worker would be sent
         if not _is_number(self.zoom) or not 1 <= self.zoom <= MAX_ZOOM:
             raise UserError(f"data.augmentation.zoom={self.zoom} is not allowed: give a number from 1 to {MAX_ZOOM:g}.")
         if unknown := set(self.flips) - set(get_args(Flip)):

@@ -11,6 +11,7 @@ from typing import Any
 import webdataset as wds
 
 from data.shards import INDEX, INDEX_VERSION
+from tae.files import flush
 
 
 class ShardWriter:
@@ -96,6 +97,7 @@ class ShardWriter:
         self._tar.close()
         self._file.close()
         self._tar = None
+        flush(self._partial)  # before any name says that it is there
         with self._partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         entry = {"name": self._name, "samples": len(self._frames), "bytes": self._partial.stat().st_size}
@@ -113,4 +115,5 @@ def _name(number: int) -> str:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
+    flush(partial)
     partial.rename(path)

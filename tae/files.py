@@ -27,10 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(PARTIAL.format(name=path.name, pid=os.getpid()))
     try:
         yield partial
-        _flush(partial)
+        flush(partial)
         partial.replace(path)
         with contextlib.suppress(OSError):  # some network file systems cannot flush a folder
-            _flush(path.parent)
+            flush(path.parent)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
