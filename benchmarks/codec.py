@@ -42,7 +42,7 @@ class Codec:
 
 def ours(model: nn.Module, clip: Tensor) -> Tensor:
     assert isinstance(model, TemporalAutoencoder)
-    return model.decode(model.encode(clip).mode().to(clip.dtype), num_frames=clip.shape[2], size=clip.shape[3:])
+    return model.decode(model.encode(clip).mode(), num_frames=clip.shape[2], size=clip.shape[3:])
 
 
 def theirs(model: Any, clip: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--size", type=int, nargs=3, default=(32, 256, 256), metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--only", nargs="*", default=[], help="peers to compare with; all without it")
+    named = [name for names in GROUPS.values() for name in names]
+    parser.add_argument("--only", nargs="+", default=[], choices=named, help="peers to compare with; all without it")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -35,6 +37,9 @@ def hardware(device: str) -> str:
 def environment(device: str) -> dict[str, str]:
     """Hardware, versions and commit: what a number means nothing without."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("triton", "lightning", "diffusers", "decord2"):  # where they are installed
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     if device == "cuda":
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {

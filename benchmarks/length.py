@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ PIECE = 8  # pixel frames
 FEATHER = {
     "base_channels": 4, "channel_multipliers": (1, 1, 1, 1), "encoder_blocks": 1, "decoder_blocks": 1, "norm_groups": 2,
 }  # fmt: skip
-SIZES = {"64": (64, 64), "256": (256, 256), "720p": (720, 1280), "1080p": (1080, 1920)}
+SIZES = {"64": (64, 64), "256": (256, 256), "720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,24 @@ def measure(case: Case) -> dict[str, float]:
     model = TemporalAutoencoder(**(MODELS | {"feather": FEATHER})[case.model]).to(case.device).eval()
     tiling = Tiling(tile_pixels=512, overlap_pixels=64)
     autocast = torch.autocast(case.device, DTYPES[case.dtype], enabled=case.dtype != "fp32")
-    synchronize(case.device)
-    start, given = time.perf_counter(), 0
     with autocast:
-        latents = (posterior.mode() for posterior in encode_stream(model, pieces(case), tiling))
-        for clip in decode_stream(model, latents, case.num_frames, SIZES[case.size], tiling):
-            given += clip.shape[2]
-    synchronize(case.device)
+        stream(model, replace(case, num_frames=tiling.tile_pixel_frames), tiling)  # libraries choose their kernels here
+        synchronize(case.device)
+        start = time.perf_counter()
+        stream(model, case, tiling)
+        synchronize(case.device)
     elapsed = time.perf_counter() - start
-    assert given == case.num_frames
     peak = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak_resident_bytes()
-    return {"ms/frame": 1e3 * elapsed / given, "peak GB": peak / 1e9}
+    return {"ms/frame": 1e3 * elapsed / case.num_frames, "peak GB": peak / 1e9}
+
+
+def stream(model: TemporalAutoencoder, case: Case, tiling: Tiling) -> None:
+    """Encode and decode a whole video, of which nothing is kept."""
+    given = 0
+    latents = (posterior.mode() for posterior in encode_stream(model, pieces(case), tiling))
+    for clip in decode_stream(model, latents, case.num_frames, SIZES[case.size], tiling):
+        given += clip.shape[2]
+    assert given == case.num_frames
 
 
 def in_child(case: Case) -> dict[str, Any]:

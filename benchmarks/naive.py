@@ -187,7 +187,7 @@ class Posterior:
 
 
 class NaiveAutoencoder(nn.Module):
-    """Takes the state dict of `tae.TemporalAutoencoder`; clips whose sizes are multiples of 8."""
+    """Takes the state dict of `tae.TemporalAutoencoder`, and clips of any size like it."""
 
     def __init__(
         self,
@@ -213,7 +213,10 @@ class NaiveAutoencoder(nn.Module):
         return self.decoder(latents)
 
     def forward(self, clip: Tensor) -> SimpleNamespace:
-        posterior = self.encode(clip)
+        frames, height, width = clip.shape[2:]
+        padding = (0, -width % 8, 0, -height % 8, 0, 0)
+        posterior = self.encode(F.pad(clip, padding, mode="replicate") if any(padding) else clip)
         noise = torch.randn(posterior.mean.shape, device=clip.device)
         latents = posterior.mean + (0.5 * posterior.logvar).exp() * noise
-        return SimpleNamespace(reconstruction=self.decode(latents), posterior=posterior, latents=latents)
+        reconstruction = self.decode(latents)[:, :, :frames, :height, :width]
+        return SimpleNamespace(reconstruction=reconstruction, posterior=posterior, latents=latents)

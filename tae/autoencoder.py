@@ -243,6 +243,9 @@ class TemporalAutoencoder(
 
         Height and width that are no multiple of 8 are padded by repeating the last row and column. Time needs no padding:
         three halvings that round up give ceil(t / 8).
+
+        Raises:
+            ValueError: not of that shape; TypeError: not floating-point values.
         """
         check_clip(clip, smallest=self.factor)
         height, width = clip.shape[-2:]
@@ -258,22 +261,23 @@ class TemporalAutoencoder(
 
         Shapes:
             latents: (b, latent_channels, t', h', w')
-            returns: (b, 3, num_frames, *size), by default (b, 3, 8 t', 8 h', 8 w'); not clamped
+            returns: (b, 3, num_frames, *size), by default (b, 3, 8 t', 8 h', 8 w'), in the weights' type; not clamped
 
         Args:
             num_frames: how many frames to keep, from the start.
             size: height and width to keep, from the upper left.
+
+        Raises:
+            ValueError: not latents of this model, or fewer frames, rows or columns than are to be kept.
         """
         check_latents(latents, self.latent_channels)
-        latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        decoded = self.decoder(latents)
-        wanted = (num_frames or decoded.shape[2], *(size or decoded.shape[3:]))
-        if any(want > have for want, have in zip(wanted, decoded.shape[2:], strict=True)):
-            raise ValueError(
-                f"decode() was asked for {wanted} frames, rows, columns; these latents hold {tuple(decoded.shape[2:])}."
-            )
-        frames, height, width = wanted
-        return decoded[:, :, :frames, :height, :width]
+        held = tuple(extent * self.factor for extent in latents.shape[2:])
+        frames, height, width = wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
+        if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):
+            raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {held}.")
+        weight = self.decoder.conv_in.spatial.weight  # whose type latents need not have: posteriors are float32
+        latents = latents.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return self.decoder(latents)[:, :, :frames, :height, :width]
 
     def forward(self, clip: Tensor, sample_posterior: bool = True) -> AutoencoderOutput:
         """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded."""

@@ -264,19 +264,25 @@ def check(cfg: DictConfig) -> None:
     """
     plain(cfg)
     for name in ("num_frames", "resolution", "batch_size"):
-        if cfg.data[name] < 1:
-            raise UserError(f"data.{name}={cfg.data[name]} must be 1 or more.")
+        if not isinstance(cfg.data[name], int) or cfg.data[name] < 1:
+            raise UserError(f"data.{name}={cfg.data[name]} must be a whole number, 1 or more.")
     if cfg.device not in DEVICES:
         raise UserError(f"device={cfg.device} is unknown. Choose one of: {', '.join(DEVICES)}.")
     if cfg.trainer.precision not in AUTOCAST:
         raise UserError(f"precision={cfg.trainer.precision} is unknown. Choose one of: bf16, fp16, fp32.")
+    if cfg.loss.perceptual.weight and cfg.loss.perceptual.net != "vgg":
+        raise UserError(
+            f"loss.perceptual.net={cfg.loss.perceptual.net} is not planned: give vgg, or weight 0 for none."
+        )
     if cfg.memory_gb is not None and cfg.memory_gb <= 0:
         raise UserError(f"memory_gb={cfg.memory_gb} must be more than 0; null leaves the largest clip out.")
 
 
 def make_planner(cfg: DictConfig) -> Planner:
     with open_dict(cfg):
-        cfg.model.image_vae = None  # where the weights come from does not matter to what they cost
+        cfg.model.image_vae = cfg.model.init_from = (
+            None  # where the weights come from does not matter to what they cost
+        )
     return Planner(
         partial(instantiate, cfg.model), instantiate(cfg.optimizer), cfg.device, AUTOCAST[cfg.trainer.precision]
     )

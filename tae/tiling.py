@@ -1,8 +1,8 @@
 """Video of any length and size in pieces: tiles in time and in space, blended where they overlap.
 
 Everything goes through two functions on one axis: `windows` cuts a stream into overlapping tiles, `stitch` blends tiles
-back into a stream. Neither holds more than a tile, so memory does not depend on the length of the video. A tile of 4K
-frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
+back into a stream. Neither holds more than a tile and a piece, so with small pieces memory does not depend on the length.
+A tile of 4K frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
 
 Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.factor` times fewer).
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tae.autoencoder import TemporalAutoencoder
+from tae.autoencoder import TemporalAutoencoder, check_clip
 from tae.errors import UserError
 from tae.posterior import DiagonalGaussian
 
@@ -124,6 +124,7 @@ def encode_in_space(model: TemporalAutoencoder, clip: Tensor, tiling: Tiling) ->
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
     factor, (height, width) = model.factor, clip.shape[3:]
+    check_clip(clip, smallest=factor)
     if width % factor or height % factor:  # no tile is too small then
         clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
     moments = in_tiles(encode_tile, clip, tiling.tile_pixels, tiling.overlap_pixels, unit=factor, scale=1 / factor)

@@ -168,3 +168,18 @@ def test_posterior_noise_is_drawn_on_the_device_of_the_generator(monkeypatch: py
     elsewhere = DiagonalGaussian(*torch.zeros(2, 1, 4, 1, 2, 2, device="meta"))
     assert elsewhere.sample(torch.Generator()).device.type == "meta"
     assert devices == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_decodes_what_it_encodes(dtype):
+    model = TemporalAutoencoder(base_channels=8, norm_groups=4, encoder_blocks=1, decoder_blocks=1).to(dtype)
+    clip = torch.zeros(1, 3, 8, 16, 16, dtype=dtype)
+    assert model(clip).reconstruction.dtype == dtype  # though posteriors are float32
+
+
+@pytest.mark.parametrize("wanted", [{"num_frames": 0}, {"num_frames": -3}, {"num_frames": 9}, {"size": (16, 17)}])
+def test_what_latents_do_not_hold_is_refused_before_decoding(wanted, monkeypatch):
+    model = TemporalAutoencoder(base_channels=8, norm_groups=4, encoder_blocks=1, decoder_blocks=1)
+    monkeypatch.setattr(model.decoder, "forward", lambda latents: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="these latents hold"):
+        model.decode(torch.zeros(1, 16, 1, 2, 2), **wanted)
