@@ -22,6 +22,7 @@ from tae.callbacks import StepTimer
 from tae.checkpoint import check_resumable, find_resumable, load_model, read_checkpoint
 from tae.cli import hydra_main
 from tae.config import check_training, plain, write_config
+from tae.errors import UserError
 from tae.files import remove_leftovers
 from tae.loggers import close_loggers, open_loggers
 from tae.metrics import lpips_at_hand
@@ -104,6 +105,11 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
         print(f"resume=auto: {f'going on from {path}' if path else 'nothing to go on from, starting anew'}")
     else:
         path = None if cfg.resume is None else Path(cfg.resume)
+        if path is None and any((Path(cfg.output_dir) / "checkpoints").glob("*.ckpt")):
+            raise UserError(
+                f"output_dir={cfg.output_dir} holds the checkpoints of another run, which this one would overwrite: add "
+                "resume=auto to go on with it, or choose another output_dir."
+            )
     if path is not None:
         check_resumable(read_checkpoint(path), plain(cfg), path)
     return path

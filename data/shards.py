@@ -184,10 +184,13 @@ def _expand(pattern: str, option: str, access: Access) -> list[str]:
     found = [match for url in urls for match in _glob(url, option, access)]
     missing = [path for path in found if not is_remote(path) and not Path(path).is_file()]
     if missing or not found:
+        what = "nothing has such a name"
+        if missing:
+            what = f"{missing[0]} {'is a folder' if Path(missing[0]).is_dir() else 'does not exist'}"
         raise UserError(
-            f"{option}={pattern} matches no shard: {missing[0] if missing else 'no such file'} does not exist"
-            f"{'' if kind else f' under {Path.cwd()}'}. Give a brace pattern, a glob, a list or an http(s) or s3 address of "
-            ".tar files, as `python -m data.prepare` writes them."
+            f"{option}={pattern} matches no shard: {what}{'' if kind else f' (looked for from {Path.cwd()})'}. "
+            "Give a brace pattern, a glob, a list or an http(s) or s3 address of .tar files, as `python -m data.prepare` "
+            "writes them."
         )
     return found
 

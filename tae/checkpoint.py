@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -84,6 +84,11 @@ def from_pretrained(source: str | Path) -> TemporalAutoencoder:
         )
     try:
         return TemporalAutoencoder.from_pretrained(path if path.is_dir() else str(source)).eval()
+    except GatedRepoError as error:
+        raise UserError(
+            f"{source} is gated: accept its licence on its page on the hub, and log in with `hf auth login` to an "
+            "account that has access (or set HF_TOKEN)."
+        ) from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{source} is no local path, and the hub did not give it either ({type(error).__name__}: "

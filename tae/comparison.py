@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,10 @@ def _record(config: DictConfig, job_return: JobReturn) -> dict[str, Any]:
         except Exception as failure:
             error = _one_line(failure)
             log.error("Run %s failed: %s", config.hydra.job.num, error)
-    overrides = dict(override.lstrip("+~").partition("=")[::2] for override in job_return.overrides or [])
+    plainly = (
+        re.sub(r"\\(.)", r"\1", override) for override in job_return.overrides or []
+    )  # Hydra escapes `:` and others
+    overrides = dict(override.lstrip("+~").partition("=")[::2] for override in plainly)
     return {"job": config.hydra.job.num, "overrides": overrides, "error": error}
 
 

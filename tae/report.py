@@ -29,7 +29,7 @@ LABELS = {
     "outlier_rate": "outlier rate",
 }
 FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
-NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path, or connect to the network once"
+NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path (an evaluation downloads nothing)"
 
 
 def write_report(

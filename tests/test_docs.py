@@ -36,7 +36,7 @@ PLACEHOLDERS = {
     "$SLURM_JOB_NAME": "job",
 }
 NOT_COMPOSED = {
-    "make demo": "installs into .venv; the continuous build does it",
+    "make demo": "installs into .venv and trains for minutes",
     "make test": "these tests",
     "source .venv/bin/activate": "of the shell",
     "hf auth login": "asks for an account's token",

@@ -140,13 +140,14 @@ def test_evaluation_of_a_checkpoint_gives_the_numbers_of_its_training(
     assert again["metrics"] == json.loads((trained / "metrics.json").read_text())["metrics"]
 
 
-def test_an_evaluation_says_what_it_measured(trained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_says_what_it_measured(trained: Path, cache: Path, tmp_path: Path) -> None:
     """The settings that come from the checkpoint too, but not the folder of its run."""
     arguments = [
         f"ckpt={trained}/checkpoints/best.ckpt",
         "trainer.accelerator=cpu",
         "page.clips=0",
         "data.num_frames=4",
+        f"data.cache_dir={cache}",  # a folder that is never taken from a checkpoint
     ]
     written = evaluate(config("evaluate", tmp_path, *arguments))["config"]
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")) == written
@@ -303,6 +304,13 @@ def test_mixed_precision_trains_and_clips(cache: Path, tmp_path: Path) -> None:
     # Clipped to 1e-9, gradients vanish beside AdamW's eps of 1e-8; free, an update is about the learning rate. Without
     # clipping the two runs would be the same.
     assert max(moved.values()) > 1e-4
+
+
+def test_a_run_is_not_overwritten(trained: Path, cache: Path) -> None:
+    before = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(UserError, match=r"holds the checkpoints of another run.*resume=auto"):
+        run(trained, cache, "trainer.max_steps=1")
+    assert (trained / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
 def test_a_config_in_a_checkpoint_cannot_name_other_classes(trained: Path, tmp_path: Path) -> None:
