@@ -98,14 +98,14 @@ def check_settings(cfg: DictConfig) -> None:
 
 def settings_of(cfg: DictConfig, loaded: LoadedModel, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything on which the latents depend, and in which shard they lie."""
-    names = "\n".join(f"{source.key} {source.name}" for source in sources)
+    lines = "\n".join(f"{source.key} {source.name} {source.content}" for source in sources)
     own = {name: cfg[name] for name in ("resolution", "frame_stride", "dtype", "clips_per_shard")}
     return own | {
         "checkpoint": loaded.sha256,
         "precision": str(cfg.trainer.precision),
         "tiling": OmegaConf.to_container(cfg.tiling, resolve=True),
         "number of videos": len(sources),
-        "list of videos": hashlib.sha256(names.encode()).hexdigest()[:12],
+        "list of videos": hashlib.sha256(lines.encode()).hexdigest()[:12],
     }
 
 

@@ -170,6 +170,25 @@ def test_a_stopped_run_goes_on(checkpoint: Path, videos: Path, tmp_path: Path, m
         main(config(**settings | {"clips_per_shard": 3}, output=tmp_path / "stopped"))
 
 
+def test_other_content_under_the_same_names_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Or the latents of the first source would stay, and count as those of the second."""
+    for name, frames in (("a", 9), ("b", 17)):
+        (tmp_path / name).mkdir()
+        video = make_video(tmp_path / name / "clip.mp4", [24 * k for k in range(frames)])
+        with ShardWriter(tmp_path / f"{name}-shards" / "in", "train", {}, shard_bytes=10**6) as writer:
+            writer.write("clip", "mp4", video.read_bytes(), {"num_frames": frames, "fps": 25.0})
+    main(config(ckpt=checkpoint, source=tmp_path / "a", output=tmp_path / "files"))
+    with pytest.raises(UserError, match="list of videos was"):
+        main(config(ckpt=checkpoint, source=tmp_path / "b", output=tmp_path / "files"))
+    source = tmp_path / "source"
+    (tmp_path / "a-shards" / "in").rename(source)
+    main(config(ckpt=checkpoint, source=source, output=tmp_path / "shards"))
+    source.rename(tmp_path / "before")
+    (tmp_path / "b-shards" / "in").rename(source)
+    with pytest.raises(UserError, match="list of videos was"):
+        main(config(ckpt=checkpoint, source=source, output=tmp_path / "shards"))
+
+
 def test_shards_and_lists(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "in", "train", {}, shard_bytes=10**6) as writer:
         for i, path in enumerate(sorted((videos / "run").iterdir())):
