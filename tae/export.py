@@ -7,6 +7,7 @@ python -m tae.export ckpt=PATH output=DIR push=true repo=OWNER/NAME
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,7 @@ def main(cfg: DictConfig) -> Path:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
     output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
+    share(output / "model.safetensors")
     graphs = [] if cfg.format == "safetensors" else export_graphs(loaded.model, output, cfg.format)
     if stats is not None:
         shutil.copy(Path(cfg.latents).expanduser() / STATS, output / STATS)
@@ -69,6 +71,13 @@ def main(cfg: DictConfig) -> Path:
     if cfg.push:
         upload(output, cfg.repo)
     return output
+
+
+def share(path: Path) -> None:
+    """Give a file the rights of a new one; safetensors makes its file for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Sharing: what is written comes back bit for bit, says how good it is, reaches the hub, and runs without Python."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,16 @@ def test_what_was_exported_gives_the_same_bits(run: Path, tmp_path: Path) -> Non
         a, b = ours(clip, sample_posterior=False), theirs(clip, sample_posterior=False)
     assert torch.equal(a.reconstruction, b.reconstruction)
     assert torch.equal(a.posterior.logvar, b.posterior.logvar)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_the_weights_have_the_rights_of_any_new_file(run: Path, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        main(config(ckpt=run / "checkpoints" / "best.ckpt", output=tmp_path / "model"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_half_precision_halves_the_file_and_rounds_the_weights(run: Path, tmp_path: Path) -> None:
