@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from hydra.utils import instantiate
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from torch import Tensor
 
+from data.check import TOLERATED_LOSS
 from data.shards import VIDEO_EXTENSIONS
 from tae.autoencoder import TemporalAutoencoder
 from tae.checkpoint import load_model
@@ -151,7 +153,8 @@ def reconstruct(
             writer.write(Frame(panels(original.rgb, rgb, side_by_side, difference), original.pts))
             progress.update(task, completed=count)
     progress.update(task, total=count)
-    notes = ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
+    notes = missing_frames(source, count)
+    notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
     notes += ["without its sound, which neither MP4 nor Matroska can carry"] * (not sound)
     means = {name: total / count for name, total in quality.items()}
     return Outcome(source, target, count, reader.size, **means, notes=tuple(notes))
@@ -176,7 +179,24 @@ def write_latents(
             with replacing(target) as path, path.open("wb") as file:
                 latents.write_to(file, **facts)
     progress.update(task, total=counted.count)
-    return Outcome(source, target, counted.count, reader.size)
+    return Outcome(source, target, counted.count, reader.size, notes=tuple(missing_frames(source, counted.count)))
+
+
+def missing_frames(source: Path, count: int) -> list[str]:
+    """A note where fewer frames came than the header states, by the rule of `data.prepare`.
+
+    Only a number in the header counts: what follows from duration and rate is off for uneven times. Frames that an edit
+    list hides are not missing.
+    """
+    with av.open(str(source), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        stated = stream.frames
+        tolerated = max(1, TOLERATED_LOSS * stated)
+        if stated - count <= tolerated:
+            return []
+        hidden = sum(packet.is_discard for packet in container.demux(stream))
+    lost = stated - hidden - count
+    return [f"{count} of the {stated - hidden} frames that its header states"] * (lost > tolerated)
 
 
 def check_size(reader: VideoReader, smallest: int) -> None:

@@ -16,7 +16,7 @@ from tae.cli import CONFIG_FOLDER
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.errors import UserError
 from tae.metrics import psnr
-from tae.reconstruct import main, panels, plan_outputs
+from tae.reconstruct import main, missing_frames, panels, plan_outputs
 from tae.tiling import decode_stream, encode_stream
 from tae.video import Frame, VideoReader, VideoWriter
 from tests.references.video import make_video
@@ -148,6 +148,29 @@ def test_latents_only(checkpoint, tmp_path):
     torch.testing.assert_close(latents["std"], deviation, atol=1e-5, rtol=0)
     with safe_open(outcome.output, "pt") as file:
         assert file.metadata() == {"num_frames": "41", "fps": "25.0", "height": "44", "width": "60"}
+
+
+@pytest.mark.parametrize("latents_only", [False, True])
+def test_a_file_that_is_cut_off_is_said_to_be(checkpoint, tmp_path, latents_only):
+    whole = make_video(tmp_path / "whole.avi", list(range(40)), time_base=Fraction(1, 25))
+    cut = tmp_path / "cut.avi"
+    content = bytearray(whole.read_bytes())
+    length = content.index(b"strh") + 40  # of the stream, in AVI's header: as if the rest of the file had been lost
+    assert content[length : length + 4] == (40).to_bytes(4, "little")
+    content[length : length + 4] = (80).to_bytes(4, "little")
+    cut.write_bytes(content)
+    settings = {"ckpt": checkpoint, "output": tmp_path / "out", "latents_only": latents_only}
+    (outcome,) = main(config(source=cut, **settings))
+    assert outcome.notes == ("40 of the 80 frames that its header states",)
+    (outcome,) = main(config(source=whole, **settings))
+    assert outcome.notes == ()
+
+
+def test_frames_that_nobody_promised_are_not_missing(shared_clips):
+    """An edit list that hides frames, and headers with a duration alone."""
+    for name, count in (("editlist_cut_copy.mp4", 122), ("start_pts_5s.mkv", 90), ("vfr_vp8_480x270.webm", 836)):
+        assert missing_frames(shared_clips / "awkward" / name, count) == []
+    assert "81 of the 160 frames" in missing_frames(shared_clips / "awkward" / "truncated_half.avi", 81)[0]
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(checkpoint, tmp_path, capsys):
