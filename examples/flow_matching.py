@@ -11,6 +11,7 @@ latents. A minute or two on a CPU gives coloured motion in the manner of the vid
 import argparse
 import itertools
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from tae import clip_to_frames
 from tae.checkpoint import load_model
+from tae.errors import UserError
 from tae.latents import LatentDataset
 from tae.report import write_video
 
@@ -117,20 +119,31 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--count", type=int, default=4, help="videos to generate, shown side by side")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    try:
+        run(parser.parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
-    torch.manual_seed(arguments.seed)
+
+def run(arguments: argparse.Namespace) -> None:
     dataset = LatentDataset(arguments.latents, num_frames=arguments.num_frames)
+    loaded = load_model(arguments.ckpt)
+    if loaded.sha256 != (made_by := dataset.stats.checkpoint)["sha256"]:
+        raise UserError(
+            f"--latents {arguments.latents} were made by {made_by['path']}, which is not --ckpt {arguments.ckpt}: it would "
+            "decode them into noise. Give the model that made them, or encode with this one."
+        )
+    torch.manual_seed(arguments.seed)
     loader = DataLoader(dataset, arguments.batch_size, shuffle=True)
     shape = tuple(dataset[0]["latents"].shape)
     model = VelocityModel(shape)
     print(f"{len(dataset)} clips of latents {shape}, {sum(p.numel() for p in model.parameters()):,} parameters")
     train(model, loader, arguments.steps)
 
-    autoencoder = load_model(arguments.ckpt).model
     latents = dataset.scaling.undo(generate(model, shape, arguments.count))
     with torch.no_grad():
-        frames = clip_to_frames(autoencoder.decode(latents))  # (count, t, h, w, 3)
+        frames = clip_to_frames(loaded.model.decode(latents))  # (count, t, h, w, 3)
     write_video(arguments.output, torch.cat(list(frames), dim=2), fps=25)
     print(
         f"{arguments.count} videos of {frames.shape[1]} frames, {frames.shape[3]}x{frames.shape[2]}: {arguments.output}"

@@ -1,10 +1,13 @@
 """Latents read back: windows, samples, scaling, and folders that are not whole."""
 
 import json
+import runpy
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,3 +123,19 @@ def test_what_is_not_whole_is_refused(folder: Path) -> None:
     (folder / "latent_stats.json").unlink()
     with pytest.raises(UserError, match="has finished"):
         LatentDataset(folder)
+
+
+def test_the_example_refuses_latents_of_another_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Before it trains, and in a sentence."""
+    script = Path(__file__).parents[2] / "examples" / "flow_matching.py"
+    monkeypatch.setattr(
+        sys, "argv", [script.name, "--latents", str(folder), "--steps=4", f"--output={folder / 'a.mp4'}"]
+    )
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert "were made by p, which is not --ckpt tiny" in printed.err
+    assert "step" not in printed.out
