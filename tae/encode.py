@@ -9,6 +9,8 @@ entry in `.finished/`, and the last step adds the entries up.
 
 import hashlib
 import json
+import signal
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -36,6 +38,7 @@ from tae.files import write_text
 from tae.latent_writer import FINISHED, LatentShard, entry_path, finish
 from tae.latents import DTYPES, LatentStats
 from tae.reconstruct import progress_bar
+from tae.saving import StopSignals, end_by_signal
 from tae.tiling import Tiling, encode_in_space
 
 SETTINGS = "settings.json"
@@ -162,6 +165,10 @@ class Encoding(L.LightningModule):
         self.num_workers = num_workers
         self.progress = progress
         self.open: dict[int, LatentShard] = {}
+        self.signals = StopSignals()
+
+    def on_predict_start(self) -> None:
+        self.signals.keep(self.trainer)  # Lightning would note a SIGTERM and encode on
 
     def predict_dataloader(self) -> DataLoader:
         """Deal out the shards that are not finished, by what the first process finds: others may be writing already."""
@@ -176,6 +183,8 @@ class Encoding(L.LightningModule):
         return DataLoader(Pieces(mine, self.reading), batch_size=None, num_workers=workers, **parallel)
 
     def predict_step(self, piece: Piece, batch_idx: int) -> int:
+        if self.signals.received:
+            self.stop(self.signals.received)
         shard = self.open.get(piece.shard) or LatentShard(self.output, piece.shard, self.dtype_written)
         self.open[piece.shard] = shard
         if piece.frames is not None:
@@ -189,6 +198,13 @@ class Encoding(L.LightningModule):
             shard.finish()
             del self.open[piece.shard]
         return piece.shard  # nobody needs it, but Lightning warns of a step that gives nothing
+
+    def stop(self, number: int) -> None:
+        """End by the signal, without what is half-written: nothing of an unfinished shard is kept anyway."""
+        self.close()
+        text = f"{signal.Signals(number).name}: stopped; finished shards are in {self.output}, the same command goes on"
+        print(text, file=sys.stderr, flush=True)
+        end_by_signal(self.trainer, number)
 
     def close(self) -> None:
         """Drop what is half-written, where the work was stopped."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -168,6 +169,34 @@ def test_a_stopped_run_goes_on(checkpoint: Path, videos: Path, tmp_path: Path, m
     assert not list((tmp_path / "stopped").glob(".*.partial"))
     with pytest.raises(UserError, match=r"clips_per_shard was 2 and is 3"):
         main(config(**settings | {"clips_per_shard": 3}, output=tmp_path / "stopped"))
+
+
+def test_a_signal_ends_it_and_keeps_finished_shards(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    """The signal comes with the second shard begun; a process of its own, since it ends by the signal."""
+    code = """
+import os, signal
+from tae import encode
+from tae.cli import hydra_main
+append = encode.LatentShard.append
+def append_and_signal(self, *arguments):
+    append(self, *arguments)
+    if list(encode.Path(os.environ["OUTPUT"]).glob("shard-*.tar")):
+        os.kill(os.getpid(), signal.SIGTERM)
+encode.LatentShard.append = append_and_signal
+hydra_main("encode")(encode.main)()
+"""
+    output = tmp_path / "out"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OUTPUT": str(output)}
+    settings = {"ckpt": checkpoint, "source": videos / "run", "output": output, "clips_per_shard": 1}
+    arguments = [f"{key}={value}" for key, value in settings.items()] + ["trainer.accelerator=cpu", "num_workers=0"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert "the same command goes on" in done.stderr
+    assert {path.name for path in output.iterdir()} == {".finished", "shard-000000.tar"}
+    written = (output / "shard-000000.tar").stat().st_mtime_ns
+    assert main(config(**settings)).num_clips == 3
+    assert (output / "shard-000000.tar").stat().st_mtime_ns == written
 
 
 def test_other_content_under_the_same_names_is_refused(checkpoint: Path, tmp_path: Path) -> None:
