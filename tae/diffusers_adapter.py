@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from tae.autoencoder import TemporalAutoencoder
+from tae.autoencoder import BUNDLED, TemporalAutoencoder
 from tae.checkpoint import load_model
 from tae.latents import STATS, LatentStats
 from tae.posterior import DiagonalGaussian
@@ -76,12 +78,12 @@ class DiffusersVAE(nn.Module):
     def from_pretrained(cls, source: str | Path, stats: str | Path | None = None) -> Self:
         """Load what `tae.checkpoint.load_model` loads, with the statistics of the folder `stats`.
 
-        Without `stats`, those that `python -m tae.export latents=DIR` left beside the model are used, if there are any.
+        Without `stats`, those that `python -m tae.export latents=DIR` left beside the model are used, if there are any: in
+        its folder or in its repository on the hub.
         """
-        beside = Path(source).expanduser()
-        if stats is None and (beside / STATS).is_file():
-            stats = beside
-        return cls(load_model(source).model, None if stats is None else LatentStats.read(stats))
+        loaded = load_model(source)
+        folder = stats_beside(source) if stats is None else stats
+        return cls(loaded.model, None if folder is None else LatentStats.read(folder))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,3 +141,14 @@ class DiffusersVAE(nn.Module):
         if self.tiling is None:
             return self.model.decode(latents)
         return torch.cat(list(decode_stream(self.model, [latents], tiling=self.tiling)), dim=2)
+
+
+def stats_beside(source: str | Path) -> Path | None:
+    """The folder of the statistics that belong to a model which could be loaded; None where it has none."""
+    path = Path(source).expanduser()
+    if path.exists() or str(source) in BUNDLED:
+        return path if (path / STATS).is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), STATS)).parent
+    except EntryNotFoundError:
+        return None

@@ -208,6 +208,25 @@ def test_push_uploads_the_folder_and_it_can_be_loaded(
             main(config(ckpt=run / "checkpoints" / "best.ckpt", output=tmp_path / "n", push=True, repo="me/model"))
 
 
+def test_statistics_on_the_hub_are_found(run: Path, tmp_path: Path, hub_settings: Callable[[str], None]) -> None:
+    """Latents of another scale than the generator's would decode to garbage without a word."""
+    pytest.importorskip("diffusers")
+    from tae.diffusers_adapter import DiffusersVAE
+
+    output = main(config(ckpt=run / "checkpoints" / "best.ckpt", output=tmp_path / "model"))
+    per_channel = dict.fromkeys(("mean", "std", "posterior_std"), [1.0] * 16)
+    counts = dict.fromkeys(("num_clips", "num_latent_frames", "num_positions"), 1)
+    stats = {"version": 1, "shift": 0.25, "scale": 0.5, "outlier_rate": 0.0, "checkpoint": {}} | per_channel | counts
+    with serve() as hub:
+        hub_settings(hub.address)
+        for repo in ("me/with", "me/without"):
+            hub.files |= {f"{repo}/{path.name}": path.read_bytes() for path in output.iterdir()}
+        hub.files["me/with/latent_stats.json"] = json.dumps(stats).encode()
+        found = DiffusersVAE.from_pretrained("me/with").config
+        assert (found.scaling_factor, found.shift_factor) == (0.5, 0.25)
+        assert DiffusersVAE.from_pretrained("me/without").config.scaling_factor == 1.0
+
+
 SIZES = [(1, 8, 8), (2, 16, 9), (8, 24, 40), (9, 37, 50), (16, 8, 64), (19, 33, 17)]
 
 
