@@ -126,11 +126,16 @@ def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Iterato
 
 def read_ahead(samples: Iterator[Sample]) -> Iterator[Sample]:
     """The same samples, the next of which a thread reads while the current one is decoded, outside Python's lock."""
-    with ThreadPoolExecutor(1, "read ahead") as thread:
+    thread = ThreadPoolExecutor(1, "read ahead")
+    try:
         upcoming = thread.submit(next, samples, None)
         while sample := upcoming.result():
             upcoming = thread.submit(next, samples, None)
             yield sample
+    finally:
+        # Not waited for: Python's collection may close an abandoned generator in any thread, even in one that is just
+        # being started and holds the lock that waiting for another thread needs.
+        thread.shutdown(wait=False)
 
 
 def _read_shard(wanted: dict[str, Clip], access: Access) -> Iterator[Sample]:

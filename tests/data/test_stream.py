@@ -1,6 +1,7 @@
 """The stream's promises: each clip once an epoch, exact resume, nothing replaced, no hang."""
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -165,6 +166,15 @@ def test_augmentation_is_of_training_alone(make_module: Make) -> None:
 def test_augmentation_out_of_range_is_refused(make_module: Make, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"data.augmentation.{next(iter(wrong))}"):
         make_module(augmentation=wrong)
+
+
+def test_reading_ahead_ends_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abandoned stream is closed wherever Python collects it; a wait in a thread that is being started never ends."""
+    clip = Clip(0, "a", Shard("s", {"a": 9}))
+    ahead = data.stream.read_ahead(data.stream.Sample(clip) for _ in range(3))
+    next(ahead)
+    monkeypatch.setattr(threading.Thread, "join", lambda *_: pytest.fail("waited for a thread"))
+    ahead.close()  # type: ignore[attr-defined]
 
 
 def test_resuming_decodes_nothing_that_was_consumed(make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
