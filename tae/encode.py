@@ -126,7 +126,6 @@ def settle(output: Path, settings: Mapping[str, Any]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(settings, indent=1) + "\n")  # the same from every process
         before = json.loads(path.read_text(encoding="utf-8"))
-        before.get("tiling", {}).pop("overlap_pixel_frames", None)  # of earlier versions, without effect
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. Choose another folder.") from error
     if changed := [name for name in settings if settings[name] != before.get(name)]:
