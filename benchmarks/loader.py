@@ -41,7 +41,7 @@ from data.loader import BATCHES_AHEAD, ClipLoader
 from data.pool import Crew
 from data.prepare import prepare
 from data.stream import Clip, Window, read_samples
-from data.transforms import centre_crop, resize_short_side, to_square
+from data.transforms import Square, scaled_size
 from data.workers import worker_context
 
 
@@ -84,7 +84,8 @@ class Loose(Dataset):
 
     def __getitem__(self, number: int) -> Tensor:
         frames = read_frames(self.corpus.paths[number].read_bytes(), self.corpus.indices(number))
-        return to_square(frames, self.corpus.window.resolution, None).contiguous()
+        square = Square(*frames.shape[1:3], self.corpus.window.resolution)
+        return torch.from_numpy(np.stack([square(image) for image in frames]))
 
 
 class Float(Loose):
@@ -97,9 +98,9 @@ class Float(Loose):
             self.corpus.indices(number)
         )
         clip = torch.from_numpy(frames.asnumpy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        size, short = self.corpus.window.resolution, min(clip.shape[2:])
-        scaled = [max(size, round(side * size / short)) for side in clip.shape[2:]]
-        clip = F.interpolate(clip, scaled, mode="bicubic", antialias=True) if short != size else clip
+        size = self.corpus.window.resolution
+        if min(clip.shape[2:]) != size:
+            clip = F.interpolate(clip, scaled_size(*clip.shape[2:], size), mode="bicubic", antialias=True)
         return centre_crop(clip.movedim(1, -1), size).permute(3, 0, 1, 2).contiguous()
 
 
@@ -166,13 +167,19 @@ def largest_difference(method: str, corpus: Corpus) -> float | None:
     return worst
 
 
+def centre_crop(frames: Tensor, size: int) -> Tensor:
+    """The middle (t, size, size, 3) of (t, h, w, 3)."""
+    top, left = ((side - size) // 2 for side in frames.shape[1:3])
+    return frames[:, top : top + size, left : left + size]
+
+
 def to_uint8(clip: Tensor) -> Tensor:
     return ((clip + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
 
 
 def reference(corpus: Corpus, number: int) -> Tensor:
     frames, size = Bare(corpus).decode(number).asnumpy(), corpus.window.resolution
-    width, height = resize_short_side(torch.from_numpy(frames[:1]), size).shape[2:0:-1]
+    height, width = scaled_size(*frames.shape[1:3], size)
     images = [np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in frames]
     return centre_crop(torch.from_numpy(np.stack(images)), size)
 

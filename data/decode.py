@@ -4,12 +4,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
-FRAMES_AT_ONCE = 8  # 200 MB at 3840x2160
 MAX_PIXELS = 8192 * 8192  # of a frame: 200 MB; 8K has half as many
 MAX_ASPECT = 32  # long side to short side: scaling the short one up must not make the long one huge
 
@@ -41,7 +40,7 @@ def as_path(video: bytes) -> Iterator[str]:
 
 
 class VideoFile:
-    """An open video: `len()` frames, `fps`, and frames by index. Use `open_video`.
+    """An open video: `len()` frames, `fps`, `size` (height, width) and frames by index. Use `open_video`.
 
     Frames come as they are displayed: decord applies the rotation that the container asks for.
     """
@@ -58,12 +57,24 @@ class VideoFile:
             raise DecodeError(f"cannot be opened: {_plain(error)}") from error
         if height * width > MAX_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):
             raise DecodeError(f"claims pictures of {width}x{height} pixels, which is beyond all use")
+        self.size = (int(height), int(width))
+        self._position = 0  # index of the frame that comes next
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def frames(self, indices: Sequence[int], seek: bool = True) -> np.ndarray:
-        """Decode uint8 RGB (len(indices), h, w, 3); an index may occur twice.
+        """Decode uint8 RGB (len(indices), h, w, 3); an index may occur twice. Arguments and errors as in `each_frame`."""
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
+        for place, image in self.each_frame(indices, seek):
+            images[place] = image
+        return images
+
+    def each_frame(self, indices: Sequence[int], seek: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode frame by frame, in the order of the video: (place in `indices`, uint8 RGB (h, w, 3)).
+
+        An image is valid until the next one. decord's own `get_batch` reads in the same way, into new memory for all of
+        them, whose pages cost more than copying a small frame.
 
         Args:
             seek: jump to the nearest keyframe. In some files decord then counts from a wrong keyframe, or nothing
@@ -72,26 +83,32 @@ class VideoFile:
         Raises:
             DecodeError: an index is outside the video or a frame does not decode.
         """
-        if max(indices) >= len(self):
-            raise DecodeError(f"has {len(self)} frames, frame {max(indices)} was asked for")
-        try:
-            return _as_array(self._reader.get_batch(list(indices))) if seek else self._frames_in_order(indices)
-        except Exception as error:
-            raise DecodeError(f"frames {min(indices)} to {max(indices)} do not decode: {_plain(error)}") from error
+        first, last = min(indices), max(indices)
+        if last >= len(self):
+            raise DecodeError(f"has {len(self)} frames, frame {last} was asked for")
+        order = sorted(range(len(indices)), key=indices.__getitem__)
+        for index, places in groupby(order, key=indices.__getitem__):
+            try:
+                image = self._decode(int(index), seek)
+            except Exception as error:
+                raise DecodeError(f"frames {first} to {last} do not decode: {_plain(error)}") from error
+            for place in places:
+                yield place, image
 
-    def _frames_in_order(self, indices: Sequence[int]) -> np.ndarray:
-        wanted = set(indices)
-        kept: dict[int, np.ndarray] = {}
-        for start in range(0, max(indices) + 1, FRAMES_AT_ONCE):
-            chunk = range(start, min(start + FRAMES_AT_ONCE, max(indices) + 1))
-            images = _as_array(self._reader.get_batch(list(chunk)))
-            kept |= {index: images[i].copy() for i, index in enumerate(chunk) if index in wanted}
-        return np.stack([kept[index] for index in indices])
-
-
-def _as_array(frames: Any) -> np.ndarray:
-    """decord's frames as they lie in memory; its own `asnumpy` copies them."""
-    return from_dlpack(frames.to_dlpack()).numpy()
+    def _decode(self, index: int, seek: bool) -> np.ndarray:
+        if index < self._position:
+            self._position = index if seek else 0
+            self._reader.seek_accurate(self._position)
+        if seek and index > self._position:
+            self._reader.skip_frames(index - self._position)
+        else:
+            for _ in range(index - self._position):
+                self._reader.next()
+        self._position = index + 1
+        image = from_dlpack(self._reader.next().to_dlpack()).numpy()  # as it lies in memory; `asnumpy` would copy it
+        if image.shape != (*self.size, 3):
+            raise ValueError(f"a frame has the shape {image.shape}, the file states {self.size[1]}x{self.size[0]}")
+        return image
 
 
 @contextmanager
@@ -102,7 +119,7 @@ def open_video(video: bytes) -> Iterator[VideoFile]:
 
 
 def read_frames(video: bytes, indices: Sequence[int], seek: bool = True) -> np.ndarray:
-    """Decode some frames of a video file held in memory; `seek` as in `VideoFile.frames`.
+    """Decode some frames of a video file held in memory; `seek` as in `VideoFile.each_frame`.
 
     Shapes:
         returns: (len(indices), h, w, 3) uint8 RGB, in the order of `indices`

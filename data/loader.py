@@ -155,7 +155,7 @@ class ClipLoader:
     def _workers(self, board: Board) -> tuple[DataLoader, list[BatchReader]]:
         """Worker processes that read the stream from where it stands, and the ends of the memory they write into."""
         context = worker_context()
-        shape = (self.batch_size, self.window.num_frames, self.window.resolution, self.window.resolution, 3)
+        shape = self.window.shape(self.batch_size)
         ends = [exchange(shape, BATCHES_AHEAD + 1, context) for _ in range(self.num_workers)]
         loader = DataLoader(
             self._stream([writer for writer, _ in ends], board),

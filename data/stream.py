@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.clips import central_window, random_window
-from data.decode import DecodeError, read_frames
+from data.decode import DecodeError, open_video
 from data.shards import VIDEO_EXTENSIONS, Shard, open_samples, read_json
 from data.storage import Access, is_remote
-from data.transforms import NO_AUGMENTATION, Augmentation, to_square
+from data.transforms import NO_AUGMENTATION, Augmentation, Square
 from data.workers import BatchWriter, Board
 
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
@@ -60,6 +60,10 @@ class Window:
     frame_stride: int
     resolution: int
     augmentation: Augmentation = NO_AUGMENTATION
+
+    def shape(self, clips: int) -> tuple[int, ...]:
+        """Of a batch of so many: (clips, t, size, size, 3)."""
+        return (clips, self.num_frames, self.resolution, self.resolution, 3)
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,7 @@ class ClipStream(IterableDataset):
             reported = taken > 0  # a position inside an epoch stems from an item
             for sample in self._epoch(worker, epoch, taken):
                 taken += 1
-                if item := batch.add(self._decode(sample, epoch), (epoch, taken)):
+                if item := batch.add(self._decode(sample, epoch, batch.place()), (epoch, taken)):
                     reported = True
                     yield item
             epoch, taken = epoch + 1, 0
@@ -268,13 +272,13 @@ class ClipStream(IterableDataset):
         batch = self._new_batch(worker)
         rest = read_ahead(read_samples([self.clips[i] for i in part[start:]], self.access))
         for taken, sample in enumerate(rest, start + 1):
-            if item := batch.add(self._decode(sample, None), (0, taken)):
+            if item := batch.add(self._decode(sample, None, batch.place()), (0, taken)):
                 yield item
         if batch.clips or batch.faults:
             yield batch.flush((0, len(part)))
 
     def _new_batch(self, worker: int) -> "_Batch":
-        return _Batch(self.batch_size, worker, self.writers[worker] if self.writers else None)
+        return _Batch(self.batch_size, self.window, worker, self.writers[worker] if self.writers else None)
 
     def _epoch(self, worker: int, epoch: int, taken: int) -> Iterator[Sample]:
         """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
@@ -287,8 +291,8 @@ class ClipStream(IterableDataset):
         row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
         return islice(shuffled(row, self.shuffle_buffer, seed), taken, None)
 
-    def _decode(self, sample: Sample, epoch: int | None) -> "Decoded":
-        """A clip's window as a square; random by (seed, epoch, clip) in training, central in evaluation."""
+    def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "Decoded":
+        """A clip's window as squares into `place`; random by (seed, epoch, clip) in training, central in evaluation."""
         clip, window = sample.clip, self.window
         if fault := sample.fault or self.deadly.get(clip.number):
             return Decoded(clip, fault=fault)
@@ -296,34 +300,46 @@ class ClipStream(IterableDataset):
         sizes = (clip.frames, window.num_frames, window.frame_stride)
         indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
         info = get_worker_info()
+        shown = self.board.shows(info.id, clip.number) if self.board and info else nullcontext()
         try:
-            with self.board.shows(info.id, clip.number) if self.board and info else nullcontext():
-                images = read_frames(sample.video, indices, sample.seekable)
-                square = to_square(images, window.resolution, rng, window.augmentation)
+            with shown, open_video(sample.video) as video:
+                square = Square(*video.size, window.resolution, rng, window.augmentation)
+                rows = place.numpy()
+                for number, image in video.each_frame(indices, sample.seekable):
+                    rows[~number if square.backwards else number] = square(image)
         except DecodeError as error:
             return Decoded(clip, fault=str(error))
-        return Decoded(clip, square, sample.fps / window.frame_stride)
+        return Decoded(clip, sample.fps / window.frame_stride)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A clip's frames (t, h, w, 3) uint8 with their rate, or the reason why there are none."""
+    """That a clip's frames are in their place, with their rate, or the reason why they are not."""
 
     clip: Clip
-    frames: Tensor | None = None
     fps: float = 0.0
     fault: str = ""
 
 
 class _Batch:
-    """Collects clips and faults until a batch is full."""
+    """Collects clips, which are decoded into the batch's own memory, and faults, until the batch is full."""
 
-    def __init__(self, size: int, worker: int, writer: BatchWriter | None) -> None:
+    def __init__(self, size: int, window: Window, worker: int, writer: BatchWriter | None) -> None:
         self.size = size
+        self.window = window
         self.worker = worker
         self.writer = writer
+        self.memory: Tensor | None = None
         self.clips: list[Decoded] = []
         self.faults: list[dict[str, str]] = []
+
+    def place(self) -> Tensor:
+        """Where the next clip belongs, (t, size, size, 3) uint8; waits for memory where the training process has all."""
+        if self.memory is None:
+            self.memory = (
+                self.writer.memory() if self.writer else torch.empty(self.window.shape(self.size), dtype=torch.uint8)
+            )
+        return self.memory[len(self.clips)]
 
     def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
         if clip.fault:
@@ -334,9 +350,13 @@ class _Batch:
         return self.flush(position) if hopeless or len(self.clips) == self.size else None
 
     def flush(self, position: tuple[int, int]) -> Item:
-        frames = [clip.frames for clip in self.clips if clip.frames is not None]
         keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
-        stack = self.writer.write if self.writer else torch.stack
-        item = Item(stack(frames) if frames else None, keys, fps, self.faults, self.worker, position)
+        item = Item(self._hand_over() if self.clips else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item
+
+    def _hand_over(self) -> Tensor | int:
+        assert self.memory is not None
+        frames = self.writer.hand_over() if self.writer else self.memory[: len(self.clips)]
+        self.memory = None
+        return frames

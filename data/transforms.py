@@ -54,69 +54,91 @@ def _is_number(value: Any) -> bool:
 NO_AUGMENTATION = Augmentation()
 
 
-def resize_short_side(frames: Tensor, size: int) -> Tensor:
+class Square:
+    """Makes a square of every frame of one clip: short side to `size`, then a crop, augmented.
+
+    All that is random is drawn once, here. Without a generator the crop is the centre and nothing is augmented.
+
+    Args:
+        height, width: of the frames.
+        size: side of the square in pixels.
+        rng: draws the crop and the augmentation.
+
+    Attributes:
+        backwards: the clip is to start with its last frame. The order of frames is up to who reads them.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        size: int,
+        rng: np.random.Generator | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ) -> None:
+        self._size = self._short_side = size
+        self._flips: list[Flip] = []
+        self._colours: tuple[Tensor, Tensor] | None = None
+        if rng and augmentation.zoom > 1:
+            self._short_side = round(rng.uniform(1, augmentation.zoom) * size)
+        room = [side - size for side in scaled_size(height, width, self._short_side)]
+        self._top, self._left = (int(rng.integers(side + 1)) if rng else side // 2 for side in room)
+        if rng:
+            self._flips = [name for name in augmentation.flips if rng.random() < 0.5]
+        if rng and augmentation.colour:
+            self._colours = draw_colours(augmentation.colour, rng)
+        self.backwards = "time" in self._flips
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 to (size, size, 3) uint8, possibly a view of a larger picture."""
+        scaled = resize_short_side(image, self._short_side)
+        square = scaled[self._top : self._top + self._size, self._left : self._left + self._size]
+        for name in self._flips:
+            square = flip(square, name)
+        return change_colours(square, *self._colours) if self._colours else square
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width of the same picture whose shorter side has `short_side` pixels."""
+    scale = short_side / min(height, width)
+    return max(short_side, round(height * scale)), max(short_side, round(width * scale))
+
+
+def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
     """Scale so that the shorter side becomes `size`, keeping the aspect ratio (bicubic, antialiased).
 
     Shapes:
-        frames:  (t, h, w, 3) uint8
-        returns: (t, h', w', 3) uint8 with min(h', w') == size
+        image:   (h, w, 3) uint8
+        returns: (h', w', 3) uint8 with min(h', w') == size
 
     The input's memory is channels-last already, so the resampling works on a view and copies nothing.
     """
-    height, width = frames.shape[1:3]
-    short = min(height, width)
-    if short == size:
-        return frames
-    scaled = (max(size, round(height * size / short)), max(size, round(width * size / short)))
-    return F.interpolate(frames.movedim(-1, 1), size=scaled, mode="bicubic", antialias=True).movedim(1, -1)
+    if min(image.shape[:2]) == size:
+        return image
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    scaled = F.interpolate(planes, scaled_size(image.shape[0], image.shape[1], size), mode="bicubic", antialias=True)
+    return scaled[0].permute(1, 2, 0).numpy()
 
 
-def centre_crop(frames: Tensor, size: int) -> Tensor:
-    """The middle (t, size, size, 3) of (t, h, w, 3)."""
-    top, left = ((side - size) // 2 for side in frames.shape[1:3])
-    return frames[:, top : top + size, left : left + size]
+def flip(square: np.ndarray, name: Flip) -> np.ndarray:
+    """(size, size, 3); "time" is left to who reads the frames."""
+    flipped = {"height": square[::-1], "width": square[:, ::-1], "diagonal": square.swapaxes(0, 1), "time": square}
+    return flipped[name]
 
 
-def random_crop(frames: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """A (t, size, size, 3) part of (t, h, w, 3), the same one in every frame."""
-    top, left = (int(rng.integers(side - size + 1)) for side in frames.shape[1:3])
-    return frames[:, top : top + size, left : left + size]
-
-
-def flip(frames: Tensor, flips: Sequence[Flip], rng: np.random.Generator) -> Tensor:
-    """Each of `flips` with probability 1/2; (t, h, w, 3), square."""
-    for name in flips:
-        if rng.random() < 0.5:
-            frames = frames.transpose(1, 2) if name == "diagonal" else frames.flip(get_args(Flip).index(name))
-    return frames
-
-
-def change_colours(frames: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Another contrast, saturation, hue and brightness for (t, h, w, 3) uint8: one affine map of (red, green, blue)."""
+def draw_colours(strength: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Another contrast, saturation, hue and brightness as one affine map of (red, green, blue): matrix and offset."""
     contrast, saturation = 1 + strength * rng.uniform(-1, 1, 2)
     hue, brightness = strength * rng.uniform((-math.pi, -64), (math.pi, 64))
     grey = np.full((3, 3), 1 / 3)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     turn = math.cos(hue) * (np.eye(3) - grey) + math.sin(hue) * cross  # about the grey axis, by Rodrigues' formula
     matrix = torch.from_numpy(contrast * (grey + saturation * turn)).float()
-    offset = torch.full((3,), 127.5 * (1 - contrast) + brightness)
-    changed = F.conv2d(frames.movedim(-1, 1).float(), matrix[:, :, None, None], offset)  # several times as fast as `@`
-    return changed.round_().clamp_(0, 255).byte().movedim(1, -1)
+    return matrix, torch.full((3,), 127.5 * (1 - contrast) + brightness)
 
 
-def to_square(
-    frames: np.ndarray, size: int, rng: np.random.Generator | None, augmentation: Augmentation = NO_AUGMENTATION
-) -> Tensor:
-    """Short side to `size`, then a crop: the centre without a generator, a random one with it, augmented.
-
-    Shapes:
-        frames:  (t, h, w, 3) uint8
-        returns: (t, size, size, 3) uint8, possibly a view of a larger picture
-    """
-    images = torch.from_numpy(frames)
-    if rng is None:
-        return centre_crop(resize_short_side(images, size), size)
-    scale = rng.uniform(1, augmentation.zoom) if augmentation.zoom > 1 else 1
-    square = random_crop(resize_short_side(images, round(scale * size)), size, rng)
-    square = flip(square, augmentation.flips, rng)
-    return change_colours(square, augmentation.colour, rng) if augmentation.colour else square
+def change_colours(square: np.ndarray, matrix: Tensor, offset: Tensor) -> np.ndarray:
+    """The map of `draw_colours` applied to (h, w, 3) uint8."""
+    planes = torch.from_numpy(square.astype(np.float32)).permute(2, 0, 1)[None]
+    changed = F.conv2d(planes, matrix[:, :, None, None], offset)  # several times as fast as `@`
+    return changed.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).numpy()

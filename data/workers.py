@@ -91,8 +91,8 @@ class BatchWriter:
         self._free = len(memory)
         self._next = 0
 
-    def write(self, clips: Sequence[Tensor]) -> int:
-        """Stack clips into a free piece, and wait for one if there is none; returns its number for `BatchReader.read`.
+    def memory(self) -> Tensor:
+        """The piece that the next batch belongs into; waits for one if none is free.
 
         Raises:
             EOFError: the training process is gone.
@@ -100,9 +100,11 @@ class BatchWriter:
         while self._free == 0:
             self._freed.recv_bytes()
             self._free += 1
+        return self._memory[self._next]
+
+    def hand_over(self) -> int:
+        """The piece has been written; returns its number for `BatchReader.read`."""
         piece = self._next
-        for place, clip in zip(self._memory[piece].numpy(), clips, strict=False):
-            np.copyto(place, clip.numpy())
         self._free -= 1
         self._next = (piece + 1) % len(self._memory)
         return piece

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from data.decode import as_path
 from data.prepare import find_videos, unique_key
 from data.shards import VIDEO_EXTENSIONS, Shard, find_shards, open_samples
-from data.transforms import to_square
+from data.transforms import Square
 from tae.errors import UserError
 from tae.video import Frame, VideoReader
 
@@ -197,10 +197,10 @@ def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator
         frames: Iterator[Frame] = itertools.islice(reader.frames(), 0, None, reading.frame_stride)
         count = 0
         for batch in batched(frames, reading.piece):
-            images = np.stack([frame.rgb for frame in batch])
-            piece = torch.from_numpy(images)
-            if reading.resolution:  # contiguous, or a worker would send the uncropped pictures that this is a view of
-                piece = to_square(images, reading.resolution, None).contiguous()
+            images = [frame.rgb for frame in batch]
+            if reading.resolution:
+                images = [Square(*reader.size, reading.resolution)(image) for image in images]
+            piece = torch.from_numpy(np.stack(images))
             count += len(piece)
             yield piece
         height, width = piece.shape[1:3]

@@ -31,8 +31,9 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def samples(clips: Sequence[Clip], *_: Any) -> Iterator[Sample]:
         return (Sample(clip, fault="broken" if clip.number in BROKEN else "") for clip in clips)
 
-    def decode(_: ClipStream, sample: Sample, epoch: int | None) -> Decoded:
-        return Decoded(sample.clip, torch.tensor([sample.clip.number]), 1.0, sample.fault)
+    def decode(_: ClipStream, sample: Sample, epoch: int | None, place: torch.Tensor) -> Decoded:
+        place.copy_(torch.tensor(list(sample.clip.number.to_bytes(3, "big"))))
+        return Decoded(sample.clip, 1.0, sample.fault)
 
     monkeypatch.setattr(data.stream, "read_samples", samples)
     monkeypatch.setattr(ClipStream, "_decode", decode)
@@ -49,7 +50,8 @@ def items_of(stream: ClipStream, worker: int) -> Iterator[Item]:
 
 
 def numbers_of(item: Item) -> list[int]:
-    return [] if item.frames is None else item.frames.flatten().tolist()
+    frames = [] if item.frames is None else item.frames[:, 0, 0, 0].tolist()
+    return [int.from_bytes(bytes(pixel), "big") for pixel in frames]
 
 
 def set_faults(faults: set[int]) -> None:

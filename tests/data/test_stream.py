@@ -111,10 +111,11 @@ def test_a_batch_is_what_the_contract_says(make_module: Make) -> None:
     assert batch["fps"] == [12.0, 12.0]
 
 
-def test_batches_stay_what_they_are_while_a_worker_writes_the_next_ones(make_module: Make) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batches_stay_what_they_are_while_a_worker_writes_the_next_ones(make_module: Make, batch_size: int) -> None:
     """Workers write into the same shared memory again and again."""
-    kept = list(make_module(num_workers=1, batch_size=1).test_dataloader())
-    alone = list(make_module(num_workers=0, batch_size=1).test_dataloader())
+    kept = list(make_module(num_workers=1, batch_size=batch_size).test_dataloader())
+    alone = list(make_module(num_workers=0, batch_size=batch_size).test_dataloader())
     assert len(kept) > BATCHES_AHEAD + 1
     for batch, expected in zip(kept, alone, strict=True):
         assert batch["keys"] == expected["keys"]
@@ -160,6 +161,17 @@ def test_augmentation_is_of_training_alone(make_module: Make) -> None:
     for split, same in (("test", True), ("train", False)):
         pairs = zip(*(list(getattr(module, f"{split}_dataloader")()) for module in (plain, changed)), strict=True)
         assert {torch.equal(a["frames"], b["frames"]) for a, b in pairs} == {same}
+
+
+def test_some_augmented_clips_run_backwards(make_module: Make) -> None:
+    plain, turned = (make_module(batch_size=2, augmentation=change) for change in ({}, {"flips": ["time"]}))
+    directions = set()
+    for before, after in zip(plain.train_dataloader(), turned.train_dataloader(), strict=True):
+        assert before["keys"] == after["keys"]
+        for clip, found in zip(before["frames"], after["frames"], strict=True):
+            assert torch.equal(found, clip) or torch.equal(found, clip.flip(0))
+            directions.add(torch.equal(found, clip))
+    assert directions == {True, False}
 
 
 @pytest.mark.parametrize("wrong", [{"zoom": 0.5}, {"zoom": "big"}, {"flips": ["sideways"]}, {"colour": 2}])

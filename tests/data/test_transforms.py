@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from data.transforms import Augmentation, centre_crop, change_colours, flip, random_crop, resize_short_side, to_square
+from data.transforms import Augmentation, Square, change_colours, draw_colours, resize_short_side
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (61, 47), (10, 13), (16, 16)])
@@ -15,7 +14,7 @@ from data.transforms import Augmentation, centre_crop, change_colours, flip, ran
 def test_resizing_equals_pillow(height: int, width: int, size: int) -> None:
     y, x = np.mgrid[:height, :width]
     image = np.stack([(x * 7 + y * 3) % 256, (x * y) % 256, 255 * ((x // 4 + y // 4) % 2)], -1).astype(np.uint8)
-    resized = resize_short_side(torch.from_numpy(image[None]), size)[0].numpy()
+    resized = resize_short_side(image, size)
     expected = np.asarray(Image.fromarray(image).resize(resized.shape[1::-1], Image.Resampling.BICUBIC))
     assert min(resized.shape[:2]) == size
     assert abs(resized.shape[0] / resized.shape[1] - height / width) < 0.06
@@ -24,18 +23,20 @@ def test_resizing_equals_pillow(height: int, width: int, size: int) -> None:
 
 
 def test_crops_are_where_they_should_be() -> None:
-    frames = torch.arange(2 * 5 * 8 * 3).view(2, 5, 8, 3)
-    assert torch.equal(centre_crop(frames, 4), frames[:, 0:4, 2:6])
+    image = np.arange(5 * 8 * 3, dtype=np.uint8).reshape(5, 8, 3)
+    np.testing.assert_array_equal(Square(5, 8, 5)(image), image[:, 1:6])
     rng = np.random.default_rng(0)
-    corners = {tuple(random_crop(frames, 4, rng)[0, 0, 0].tolist()) for _ in range(200)}
-    assert len(corners) == 2 * 5  # every place it fits
+    corners = {tuple(Square(5, 8, 5, rng)(image)[0, 0].tolist()) for _ in range(200)}
+    assert corners == {tuple(image[0, left].tolist()) for left in range(4)}  # every place it fits
+    upright = {tuple(Square(8, 5, 5, rng)(image.transpose(1, 0, 2))[0, 0].tolist()) for _ in range(200)}
+    assert upright == corners
 
 
 @pytest.mark.parametrize("rng", [None, np.random.default_rng(0)])
 def test_squares_are_uint8_of_the_size(rng: np.random.Generator | None) -> None:
-    square = to_square(np.zeros((3, 9, 31, 3), np.uint8), 16, rng)
-    assert square.shape == (3, 16, 16, 3)
-    assert square.dtype == torch.uint8
+    square = Square(9, 31, 16, rng)(np.zeros((9, 31, 3), np.uint8))
+    assert square.shape == (16, 16, 3)
+    assert square.dtype == np.uint8
 
 
 class Drawn:
@@ -49,18 +50,18 @@ class Drawn:
         return low + (high - low) * np.array([self.at.pop(0) for _ in range(low.size)]).reshape(low.shape)
 
 
-RANDOM_FRAMES = torch.from_numpy(np.random.default_rng(0).integers(60, 190, (2, 4, 4, 3), dtype=np.uint8))
+RANDOM_IMAGE = np.random.default_rng(0).integers(60, 190, (4, 4, 3), dtype=np.uint8)
 
 
 def changed(strength: float, **at: float) -> np.ndarray:
-    """`RANDOM_FRAMES` with all draws in the middle, where nothing changes, but for the given ones."""
+    """`RANDOM_IMAGE` with all draws in the middle, where nothing changes, but for the given ones."""
     names = ("contrast", "saturation", "hue", "brightness")
     rng: Any = Drawn(*(at.get(name, 0.5) for name in names))
-    return change_colours(RANDOM_FRAMES, strength, rng).numpy().astype(int)
+    return change_colours(RANDOM_IMAGE, *draw_colours(strength, rng)).astype(int)
 
 
 def test_colours_change_as_documented() -> None:
-    before = RANDOM_FRAMES.numpy().astype(float)
+    before = RANDOM_IMAGE.astype(float)
     grey = before.mean(-1, keepdims=True)
     expected = {
         "contrast": 127.5 + 0.5 * (before - 127.5),
@@ -78,25 +79,29 @@ def test_colours_change_as_documented() -> None:
     assert bright.max() == 255  # clamped, not wrapped
 
 
-@pytest.mark.parametrize(
-    ("name", "axes"), [("time", (0, 0)), ("height", (1, 1)), ("width", (2, 2)), ("diagonal", (1, 2))]
-)
-def test_half_of_the_clips_are_flipped(name: Any, axes: tuple[int, int]) -> None:
-    frames = RANDOM_FRAMES.numpy()
-    flipped = np.swapaxes(frames, *axes) if name == "diagonal" else np.flip(frames, axes[0])
+@pytest.mark.parametrize("name", ["height", "width", "diagonal"])
+def test_half_of_the_clips_are_flipped(name: Any) -> None:
+    flipped = {"height": RANDOM_IMAGE[::-1], "width": RANDOM_IMAGE[:, ::-1], "diagonal": np.rot90(RANDOM_IMAGE)[::-1]}
+    rng, augmentation = np.random.default_rng(0), Augmentation(flips=[name])
+    found = Counter(Square(4, 4, 4, rng, augmentation)(RANDOM_IMAGE).tobytes() for _ in range(400))
+    assert set(found) == {RANDOM_IMAGE.tobytes(), flipped[name].tobytes()}
+    assert 150 < found[flipped[name].tobytes()] < 250  # 200 +- 5 standard deviations
+
+
+def test_half_of_the_clips_are_to_be_read_backwards() -> None:
     rng = np.random.default_rng(0)
-    found = Counter(flip(RANDOM_FRAMES, [name], rng).numpy().tobytes() for _ in range(400))
-    assert set(found) == {frames.tobytes(), flipped.tobytes()}
-    assert 150 < found[flipped.tobytes()] < 250  # 200 +- 5 standard deviations
+    squares = [Square(4, 4, 4, rng, Augmentation(flips=["time"])) for _ in range(400)]
+    assert 150 < sum(square.backwards for square in squares) < 250
+    assert all(np.array_equal(square(RANDOM_IMAGE), RANDOM_IMAGE) for square in squares)
 
 
 def test_zoom_scales_before_the_crop() -> None:
     """On a slope of one step a pixel, a square of 16 pixels spans 16 / zoom of them."""
-    slope = np.tile(np.arange(64, dtype=np.uint8)[None, None, :, None] * 3, (1, 32, 1, 3))
+    slope = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (32, 1, 3))
     spans = []
     for seed in range(60):
-        square = to_square(slope, 32, np.random.default_rng(seed), Augmentation(zoom=2.0)).numpy().astype(float)
-        assert square.shape == (1, 32, 32, 3)
-        spans.append((square[0, 16, 28, 0] - square[0, 16, 4, 0]) / 3 / 24)
+        square = Square(32, 64, 32, np.random.default_rng(seed), Augmentation(zoom=2.0))(slope).astype(float)
+        assert square.shape == (32, 32, 3)
+        spans.append((square[16, 28, 0] - square[16, 4, 0]) / 3 / 24)
     assert 0.49 < min(spans) < 0.56
     assert 0.93 < max(spans) < 1.02

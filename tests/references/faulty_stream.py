@@ -4,18 +4,17 @@ import ctypes
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractContextManager
 
-import numpy as np
 from torch.utils.data import get_worker_info
 
 import data.stream
-from data.decode import read_frames
+from data.decode import VideoFile, open_video
 from data.stream import ClipStream, Item
 
 
-def decode_or_die(video: bytes, *args: Any) -> np.ndarray:
-    """Like `data.decode.read_frames`, but some bytes do what broken files do to decoders."""
+def open_or_die(video: bytes) -> AbstractContextManager[VideoFile]:
+    """Like `data.decode.open_video`, but some bytes do what broken files do to decoders."""
     if get_worker_info() is not None:
         if video == b"hangs":
             ctypes.PyDLL(None).pause()  # in C, for ever, and without giving other threads of the process a turn
@@ -23,12 +22,12 @@ def decode_or_die(video: bytes, *args: Any) -> np.ndarray:
             os._exit(3)
         if video in (b"SIGSEGV", b"SIGKILL"):
             os.kill(os.getpid(), signal.Signals[video.decode()])
-    return read_frames(video, *args)
+    return open_video(video)
 
 
 class FaultyStream(ClipStream):
     """The stream with that decoder: worker processes do not see what a test patches, but they unpickle this."""
 
     def __iter__(self) -> Iterator[Item]:
-        data.stream.read_frames = decode_or_die  # type: ignore[assignment]
+        data.stream.open_video = open_or_die  # type: ignore[assignment]
         return super().__iter__()

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from data.decode import read_frames
-from data.transforms import to_square
+from data.transforms import Square
 from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
 from tae.autoencoder import BUNDLED
 from tae.checkpoint import load_model
@@ -72,7 +72,8 @@ def test_unseen_video_is_three_decibels_above_the_trivial_codec(shared_clips: Pa
     video = (shared_clips / "ucf101" / name).read_bytes()
     with av.open(shared_clips / "ucf101" / name) as container:
         start = (sum(1 for _ in container.decode(video=0)) - 32) // 2
-    frames = to_square(read_frames(video, np.arange(start, start + 32), True), 128, None)[None]
+    images = read_frames(video, range(start, start + 32))
+    frames = torch.from_numpy(np.stack([Square(*images.shape[1:3], 128)(image) for image in images]))[None]
     clip = frames_to_clip(frames)
     with torch.no_grad():
         ours = TemporalAutoencoder.from_pretrained("tiny")(clip, sample_posterior=False).reconstruction
