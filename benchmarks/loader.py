@@ -13,6 +13,10 @@ Every way reads the same windows of the same files, `--passes` times for each wo
 
 The bare decoder does not resize. Where the resolution is the short side of the files nothing else does either: there a
 ratio to it is the loader's own cost. Starting workers is not timed, reading is from a warm page cache.
+
+decord decodes in a thread of its own, so one worker uses more than one processor, and on few processors a second worker
+cannot bring as much as the first. What a worker with a processor of its own brings is measured with
+`--one-processor-each`.
 """
 
 import argparse
@@ -21,12 +25,14 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -136,7 +142,9 @@ METHODS: dict[str, Callable[[Corpus, int, int], Iterable[Any]]] = {
 }
 
 
-def clips_per_second(method: str, corpus: Corpus, workers: int, passes: int) -> float:
+def clips_per_second(
+    method: str, corpus: Corpus, workers: int, passes: int, processors: Collection[int] | None = None
+) -> float:
     """Rate between two moments at which all workers are busy: not the first batches, and not the last ones."""
     passes *= max(workers, 1)
     batches = math.ceil(len(corpus.clips) / corpus.batch_size) * passes
@@ -146,13 +154,41 @@ def clips_per_second(method: str, corpus: Corpus, workers: int, passes: int) -> 
     running = iter(METHODS[method](corpus, workers, passes))
     for _ in itertools.islice(running, margin):
         pass
-    start, count = time.perf_counter(), 0
-    for batch in itertools.islice(running, batches - 2 * margin):
-        count += len(batch["keys"] if isinstance(batch, dict) else batch)
-    rate = count / (time.perf_counter() - start)
+    with confined(processors) if processors else nullcontext():
+        start, count = time.perf_counter(), 0
+        for batch in itertools.islice(running, batches - 2 * margin):
+            count += len(batch["keys"] if isinstance(batch, dict) else batch)
+        rate = count / (time.perf_counter() - start)
     for _ in running:  # let the workers end by themselves
         pass
     return rate
+
+
+@contextmanager
+def confined(processors: Collection[int]) -> Iterator[None]:
+    """Within the context this process and its workers, with all their threads, run on these processors alone."""
+    before = os.sched_getaffinity(0)
+    set_affinity(processors)
+    try:
+        yield
+    finally:
+        set_affinity(before)
+
+
+def set_affinity(processors: Collection[int]) -> None:
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        for thread in process.threads():
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                os.sched_setaffinity(thread.id, processors)
+
+
+def processors_for(workers: int) -> list[int]:
+    """As many processors as there are workers; one where this process decodes itself."""
+    usable = sorted(os.sched_getaffinity(0))
+    if workers > len(usable):
+        raise SystemExit(f"--one-processor-each: {workers} workers, but {len(usable)} processors can be used.")
+    return usable[: max(workers, 1)]
 
 
 def largest_difference(method: str, corpus: Corpus) -> float | None:
@@ -226,7 +262,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     rates: dict[tuple[str, int | None, int], list[float]] = {case: [] for case in cases}
     for _ in range(arguments.repeats):
         for (method, size, workers), found in rates.items():
-            found.append(clips_per_second(method, sized[size] if size else corpus, workers, arguments.passes))
+            processors = processors_for(workers) if arguments.one_processor_each else None
+            sized_corpus = sized[size] if size else corpus
+            found.append(clips_per_second(method, sized_corpus, workers, arguments.passes, processors))
     differences = {(method, size): largest_difference(method, sized[size]) for method, size, _ in cases if size}
     return [row(case, rates, differences.get(case[:2])) for case in cases]
 
@@ -257,6 +295,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=others, default=others)
     parser.add_argument("--resolutions", type=int, nargs="+", default=(240, 256))
     parser.add_argument("--workers", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument(
+        "--one-processor-each", action="store_true", help="confine N workers and this process to N processors (Linux)"
+    )
     parser.add_argument("--num-frames", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--clips", type=int, default=64, help="at most")

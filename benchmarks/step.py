@@ -100,11 +100,13 @@ class Step:
         total.backward()
         return total.detach()
 
-    def __call__(self) -> None:
-        self.backward()
+    def __call__(self) -> Tensor:
+        """Take the step; returns the loss before it."""
+        total = self.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return total
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """One backward pass from a fixed seed, without a step: the loss, and the gradient in one vector on the CPU."""

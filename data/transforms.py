@@ -115,7 +115,7 @@ def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
     """
     if min(image.shape[:2]) == size:
         return image
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(image)[None].movedim(-1, 1)  # in this order: else not taken for channels-last, 3x slower
     scaled = F.interpolate(planes, scaled_size(image.shape[0], image.shape[1], size), mode="bicubic", antialias=True)
     return scaled[0].permute(1, 2, 0).numpy()
 
@@ -139,6 +139,6 @@ def draw_colours(strength: float, rng: np.random.Generator) -> tuple[Tensor, Ten
 
 def change_colours(square: np.ndarray, matrix: Tensor, offset: Tensor) -> np.ndarray:
     """The map of `draw_colours` applied to (h, w, 3) uint8."""
-    planes = torch.from_numpy(square.astype(np.float32)).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(square.astype(np.float32))[None].movedim(-1, 1)
     changed = F.conv2d(planes, matrix[:, :, None, None], offset)  # several times as fast as `@`
     return changed.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).numpy()
