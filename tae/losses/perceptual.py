@@ -223,7 +223,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            # Copies: one view of the mapped file (a bias) would keep all of it in memory, and change where the file does.
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"loss.perceptual.weights_path={path} does not exist. {_WAYS}") from error

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,17 @@ def test_dead_features_have_a_finite_gradient(tmp_path):
     y.requires_grad_()
     Perceptual(weight=1, net="vgg", weights_path=str(path)).mean(x, y).backward()
     assert y.grad.isfinite().all()
+
+
+def test_nothing_of_the_weights_file_is_in_use_once_it_is_read(weights, tmp_path):
+    path = tmp_path / "vgg16.safetensors"
+    path.write_bytes(Path(weights).read_bytes())
+    term = Perceptual(weight=1, net="vgg", weights_path=str(path))
+    x, y = clips(t=1)
+    before = term.mean(x, y)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(term.mean(x, y), before)
 
 
 def test_bfloat16_autocast_is_close_and_float16_is_float32(weights):
