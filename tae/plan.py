@@ -4,6 +4,7 @@ python -m tae.plan model=sd35 data.num_frames=32 data.resolution=256 data.batch_
 
 Nothing is estimated by formula. The training code itself runs on fake tensors, which have shapes and no values, and
 every allocation and release that it makes is counted; so the figures follow the code. No GPU is needed to plan for one.
+Tensors are counted, and not what the libraries need beside them: a GPU's context, cuDNN's workspaces, compiled kernels.
 """
 
 import tempfile
@@ -94,6 +95,17 @@ class Meter(TorchDispatchMode):
         return Cost(self.flops, self.peak)
 
 
+class GroupNormLayout(TorchDispatchMode):
+    """Group norms give results in their input's layout, as those of the CPU do.
+
+    The fake ones are always contiguous, and what follows would copy them.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return (torch.empty_like(args[0]), *out[1:]) if func is torch.ops.aten.native_group_norm.default else out
+
+
 @contextmanager
 def rehearsal(device: str) -> Iterator[Meter]:
     """Run what is inside on fake tensors, as `device` would, and count.
@@ -107,6 +119,8 @@ def rehearsal(device: str) -> Iterator[Meter]:
             stack.enter_context(mock.patch.object(Tensor, "is_cuda", True, create=True))
             stack.enter_context(without_triton_launches())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        if device == "cpu":
+            stack.enter_context(GroupNormLayout())
         yield stack.enter_context(Meter())
 
 

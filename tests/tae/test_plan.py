@@ -46,6 +46,20 @@ def test_the_meter_counts_the_flops_of_a_convolution():
     assert meter.cost.flops == 3 * forward  # and as many again for each of the two gradients
 
 
+@pytest.mark.parametrize("per", ["frame", "clip"])
+def test_a_rehearsed_norm_has_the_layout_of_a_real_one(per):
+    """Else what follows is rehearsed with copies that nobody makes."""
+
+    def strides():
+        x = torch.zeros(2, 4, 8, 8, 32, requires_grad=True)
+        y = GroupNorm(32, groups=8, per=per, silu=True)(x.movedim(-1, 1))
+        return y.stride(), torch.autograd.grad(y.sum(), x)[0].stride()
+
+    with rehearsal("cpu"):
+        rehearsed = strides()
+    assert rehearsed == strides()
+
+
 def test_a_gpu_is_planned_for_without_one():
     pytest.importorskip("triton")
     nodes = {}
