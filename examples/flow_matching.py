@@ -24,7 +24,7 @@ from tae import clip_to_frames
 from tae.checkpoint import load_model
 from tae.errors import UserError
 from tae.latents import LatentDataset
-from tae.report import write_video
+from tae.video import write_video
 
 
 class Block(nn.Module):

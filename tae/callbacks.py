@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.loggers import is_logged_step
-from tae.report import side_by_side, write_video
+from tae.pictures import side_by_side
+from tae.video import write_video
 
 
 class ProgressBar(RichProgressBar):

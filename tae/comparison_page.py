@@ -8,8 +8,9 @@ from typing import Any
 from tae.evaluation import Interval, summarise
 from tae.page import INDEX, details, facts, measured, metric_columns, page_clip, read_pictures, short
 from tae.pictures import mosaic, mosaic_columns, reduced, reduction
-from tae.report import LABELS, latents_text, write_video
+from tae.report import LABELS, latents_text
 from tae.runs import Run, differing, read_json, read_per_clip, run_label
+from tae.video import write_video
 
 PerClip = Mapping[str, Mapping[str, str]]  # a run's per_clip.csv by key
 

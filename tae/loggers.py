@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from tae.config import plain
+from tae.environment import environment
 from tae.errors import UserError
 from tae.files import write_text
-from tae.report import environment
 from tae.video import VideoReader
 
 WANDB_ID = "wandb_id.txt"  # in the output folder, so that resume=auto goes on with the same W&B run

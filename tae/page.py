@@ -19,9 +19,9 @@ from tae.clip import clip_to_frames, frames_to_clip
 from tae.evaluation import ClipFrames, EvaluationResult
 from tae.files import replacing, write_text
 from tae.metrics import HIGHER_IS_BETTER, psnr, trilinear_baseline
-from tae.pictures import enlargement, latent_picture, mosaic_columns, places
-from tae.report import FORMATS, LABELS, model_lines, side_by_side, verdict, write_video
-from tae.video import VideoReader
+from tae.pictures import enlargement, latent_picture, mosaic_columns, places, side_by_side
+from tae.report import FORMATS, LABELS, model_lines, verdict
+from tae.video import VideoReader, write_video
 
 ASSETS = Path(__file__).parent / "assets"
 INDEX = "videos/index.json"  # of the clips that can be looked at; what a sweep reads of each of its runs

@@ -50,6 +50,14 @@ def mosaic(pictures: Sequence[Tensor], columns: int) -> Tensor:
     return whole
 
 
+def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Original left, reconstruction right, a white line between.
+
+    Shapes: (t, h, w, 3) uint8 twice -> (t, k h, k (2 w) + 4, 3) uint8, enlarged by the whole factor k.
+    """
+    return mosaic([enlarged(original), enlarged(reconstruction)], columns=2)
+
+
 def reduction(count: int, height: int, width: int) -> int:
     """The whole factor by which pictures must shrink for a video of `count` of them to be one that browsers play."""
     columns = mosaic_columns(count)

@@ -1,25 +1,19 @@
 """What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, and a table to read."""
 
 import csv
-import importlib.metadata
 import json
 import math
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
+from tae.environment import environment
 from tae.evaluation import PROTOCOL, EvaluationResult, Interval
 from tae.files import replacing, write_text
 from tae.metrics import HIGHER_IS_BETTER
-from tae.pictures import enlarged, mosaic
 
 LABELS = {
     "psnr": "PSNR (dB)",
@@ -125,75 +119,6 @@ def print_report(result: EvaluationResult, output_dir: Path, console: Console | 
     console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
 
-def side_by_side(original: Tensor, reconstruction: Tensor) -> Tensor:
-    """Original left, reconstruction right, a white line between.
-
-    Shapes: (t, h, w, 3) uint8 twice -> (t, k h, k (2 w) + 4, 3) uint8, enlarged by the whole factor k.
-    """
-    return mosaic([enlarged(original), enlarged(reconstruction)], columns=2)
-
-
-def write_video(path: Path, frames: Tensor, fps: float) -> None:
-    """Write an MP4 that browsers play: H.264, yuv420p, BT.709, index at the front.
-
-    Args:
-        path: the file, replaced whole or not at all; its folder is made.
-        frames: (t, h, w, 3) uint8 RGB; an odd size is made even by repeating the last row or column.
-        fps: frames a second.
-    """
-    import av
-
-    even = frames.cpu().repeat_interleave(_repeats(frames.shape[1]), 1).repeat_interleave(_repeats(frames.shape[2]), 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(path) as partial,
-        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
-    ):
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "14"})
-        stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
-        stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
-        stream.codec_context.color_range = 1  # limited, what players assume
-        for frame in even.numpy():
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="itu709")))
-        container.mux(stream.encode())
-
-
-def environment() -> dict[str, Any]:
-    """What one needs to know of the machine and the software to judge a number."""
-    cuda = torch.cuda.is_available()
-    return {
-        "tae": _version("temporal-autoencoder"),
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # its own class would not be plain YAML
-        "lightning": _version("lightning"),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cuda": torch.version.cuda if cuda else None,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of this source tree, with "-dirty" for local changes; None where it is no git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
 def _finite(value: Any) -> Any:
     """The same document with null for every number that JSON does not have."""
     if isinstance(value, Mapping):
@@ -201,13 +126,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _repeats(size: int) -> Tensor:
-    """How often each row is shown: once, the last one twice where their number is odd."""
-    repeats = torch.ones(size, dtype=torch.long)
-    repeats[-1] += size % 2
-    return repeats
 
 
 def _table_rows(result: EvaluationResult) -> list[tuple[str, str, str, str]]:

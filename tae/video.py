@@ -1,6 +1,6 @@
 """Video files as streams: read front to back, write beside it with the same timing, colours and sound.
 
-Nothing here holds more than a few frames, whatever the length of the file.
+Reader and writer hold no more than a few frames, whatever the length of the file. `write_video` is for short clips at hand.
 """
 
 import io
@@ -14,8 +14,10 @@ from typing import Any, Self
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
+from torch import Tensor
 
 from tae.errors import UserError
+from tae.files import replacing
 
 # The matrices that swscale knows, by their number in a stream (ITU-T H.273, MatrixCoefficients).
 MATRICES = {
@@ -187,6 +189,31 @@ def container_for(source: Path) -> tuple[str, bool]:
             if codecs <= candidate.supported_codecs:
                 return name, True
     return "mp4", False
+
+
+def write_video(path: Path, frames: Tensor, fps: float) -> None:
+    """Write an MP4 that browsers play: H.264, yuv420p, BT.709, index at the front.
+
+    Args:
+        path: the file, replaced whole or not at all; its folder is made.
+        frames: (t, h, w, 3) uint8 RGB; an odd size is made even by repeating the last row or column.
+        fps: frames a second.
+    """
+    _, height, width, _ = frames.shape
+    even = np.pad(frames.cpu().numpy(), [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": CRF})
+        stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
+        stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
+        stream.codec_context.color_range = 1  # limited, what players assume
+        for frame in even:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="itu709")))
+        container.mux(stream.encode())
 
 
 @contextmanager

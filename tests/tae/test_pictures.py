@@ -15,6 +15,7 @@ from tae.pictures import (
     places,
     reduced,
     reduction,
+    side_by_side,
 )
 
 
@@ -60,3 +61,13 @@ def test_constant_latents_have_no_outliers() -> None:
     picture, about = latent_picture(torch.ones(2, 1, 4, 4))
     assert about["outliers"] == [0.0]
     assert len(np.unique(picture[:, :8])) == 1
+
+
+def test_side_by_side_enlarges_small_clips() -> None:
+    left = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    right = 255 - left
+    both = side_by_side(left, right)
+    assert both.shape == (2, 256, 516, 3)
+    assert torch.equal(both[:, ::4, :256:4], left)
+    assert torch.equal(both[:, ::4, 260::4], right)
+    assert (both[:, :, 256:260] == 255).all()

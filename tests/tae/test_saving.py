@@ -11,8 +11,8 @@ import torch
 from tae import UserError
 from tae.checkpoint import check_resumable, find_resumable, read_checkpoint
 from tae.files import remove_leftovers, write_text
-from tae.report import write_video
 from tae.saving import AtomicCheckpointIO
+from tae.video import write_video
 
 CONTENT = {
     "state_dict": {"model.x": torch.arange(5000.0)},
