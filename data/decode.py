@@ -9,6 +9,8 @@ from itertools import groupby
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
+from tae.errors import first_line
+
 MAX_PIXELS = 8192 * 8192  # of a frame: 200 MB; 8K has half as many
 MAX_ASPECT = 32  # long side to short side: scaling the short one up must not make the long one huge
 
@@ -133,5 +135,4 @@ def read_frames(video: bytes, indices: Sequence[int], seek: bool = True) -> np.n
 
 def _plain(error: Exception) -> str:
     """What decord's own message says, without its stack trace and source positions."""
-    lines = [line.split("Check failed: ")[-1].strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return first_line(error).split("Check failed: ")[-1].strip()[:200]

@@ -19,6 +19,7 @@ from data.pool import Crew, Failure, run_isolated
 from data.shards import INDEX, VIDEO_EXTENSIONS, find_shards
 from tae.cli import hydra_main
 from tae.errors import UserError
+from tae.files import file_sha256
 
 METADATA_BYTES = 1_000_000  # of a sample's json: a few hundred are usual
 # Of the fields that `data.prepare` writes those that are read, or that tell where a clip is from.
@@ -82,9 +83,7 @@ def verify(folder: Path, decode: bool, timeout: float, crew: Crew) -> Iterator[s
 
 def check_shard(task: Task) -> list[str]:
     """What is wrong with one shard."""
-    with task.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    problems = [] if digest == task.entry["sha256"] else ["its sha256 is not the one in the index"]
+    problems = [] if file_sha256(task.path) == task.entry["sha256"] else ["its sha256 is not the one in the index"]
     try:
         problems += _check_members(task)
     except (tarfile.TarError, OSError, EOFError) as error:

@@ -1,6 +1,5 @@
 """Samples to shards, see `data.shards` for what they are."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import webdataset as wds
 
 from data.shards import INDEX, INDEX_VERSION
-from tae.files import flush
+from tae.files import file_sha256, flush
 
 
 class ShardWriter:
@@ -98,10 +97,8 @@ class ShardWriter:
         self._file.close()
         self._tar = None
         flush(self._partial)  # before any name says that it is there
-        with self._partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         entry = {"name": self._name, "samples": len(self._frames), "bytes": self._partial.stat().st_size}
-        self._finished.append(entry | {"sha256": digest, "frames": self._frames})
+        self._finished.append(entry | {"sha256": file_sha256(self._partial), "frames": self._frames})
         self._held.update(self._frames)
         self._frames = {}
         _write_json(self._entry_of(self._name), self._finished[-1])

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tae.autoencoder import BUNDLED, TemporalAutoencoder
-from tae.errors import UserError
-from tae.inflate import file_sha256
+from tae.errors import UserError, first_line
+from tae.files import file_sha256
 
 MODEL_PREFIX = "model."
 WEIGHTS_FILE = "model.safetensors"
@@ -202,11 +202,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
             "random with init_from=null."
         )
     model.load_state_dict(weights)
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, short: torch and the hub explain at length."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def find_resumable(folder: Path) -> Path | None:

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tae.comparison_page import comparison_page
+from tae.errors import first_line
 from tae.evaluation import Interval
 from tae.files import replacing, write_text
 from tae.page import write_page
-from tae.report import FORMATS
+from tae.report import FORMATS, markdown_table
 from tae.runs import RECORD, Run, differing, read_runs, run_label
 
 log = logging.getLogger(__name__)
@@ -71,19 +72,13 @@ def _record(config: DictConfig, job_return: JobReturn) -> dict[str, Any]:
         try:
             _ = job_return.return_value  # raises what the run raised, after a line on standard error
         except Exception as failure:
-            error = _one_line(failure)
+            error = first_line(failure)
             log.error("Run %s failed: %s", config.hydra.job.num, error)
     plainly = (
         re.sub(r"\\(.)", r"\1", override) for override in job_return.overrides or []
     )  # Hydra escapes `:` and others
     overrides = dict(override.lstrip("+~").partition("=")[::2] for override in plainly)
     return {"job": config.hydra.job.num, "overrides": overrides, "error": error}
-
-
-def _one_line(failure: BaseException) -> str:
-    """The first line that says something: libraries' messages run over many."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return lines[0] if lines else type(failure).__name__
 
 
 def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
@@ -116,9 +111,8 @@ def _as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], runs: Sequence[Run]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     folders = "\n".join(f"- {run.folder.name}: {_report_link(run)}" for run in runs)
+    table = markdown_table(header, rows)
     return f"# Comparison of {len(runs)} runs\n\n{table}\n\n![The runs' metrics](comparison.png)\n\n{folders}\n"
 
 

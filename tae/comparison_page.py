@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from tae.checkpoint import flat
 from tae.evaluation import Interval, summarise
 from tae.page import INDEX, details, facts, measured, metric_columns, page_clip, read_pictures, short
 from tae.pictures import mosaic, mosaic_columns, reduced, reduction
@@ -104,7 +105,7 @@ def _common_baseline(complete: Sequence[Run]) -> dict[str, Interval] | None:
 
 def _different_settings(runs: Sequence[Run]) -> list[list[str | None]]:
     """[key, value in each run ...] of every setting in the resolved configs that is not the same in all runs."""
-    configs = [_flat(_without_folder(run.document.get("config", {}), run)) for run in runs]
+    configs = [_as_text(flat(_without_folder(run.document.get("config", {}), run))) for run in runs]
     if not any(configs):
         return [[key, *(run.overrides.get(key) for run in runs)] for key in differing(runs)]
     known = [config for config in configs if config]  # a failed run has no results and so no config to compare
@@ -128,15 +129,8 @@ def _without_folder(node: Any, run: Run) -> Any:
     return walk(node)
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as {"a.b.c": text}."""
-    flat: dict[str, str] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return flat
+def _as_text(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {key: "null" if value is None else str(value) for key, value in settings.items()}
 
 
 def _page_row(key: str, measurements: Sequence[PerClip]) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from omegaconf import DictConfig
 
-from tae.checkpoint import LoadedModel, first_line, load_model
+from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
 from tae.config import plain
-from tae.errors import UserError
+from tae.errors import UserError, first_line
 from tae.files import write_text
 from tae.graphs import check_format, export_graphs
 from tae.latents import DTYPES, STATS, LatentStats
-from tae.report import FORMATS, LABELS
+from tae.report import LABELS, interval_text, markdown_table
 
 CARD = "README.md"
 USE = """```python
@@ -151,29 +151,21 @@ def model_card(
 
 def quality(metrics: Mapping[str, Any]) -> str:
     """The table of an evaluation beside its baseline, and how it was measured."""
-    rows = ["| metric | this model | trilinear 8x8x8 |", "| --- | ---: | ---: |"]
     baseline = metrics["baselines"]["trilinear"]
-    for key, value in metrics["metrics"].items():
-        if value["mean"] is not None:
-            rows.append(f"| {LABELS.get(key, key)} | {interval(key, value)} | {interval(key, baseline.get(key))} |")
+    rows = [
+        (LABELS.get(key, key), interval_text(key, value), interval_text(key, baseline.get(key)))
+        for key, value in metrics["metrics"].items()
+        if value["mean"] is not None
+    ]
     data = metrics["config"].get("data", {})
     words = {"num_frames": "{} frames", "resolution": "{} pixels each way", "frame_stride": "stride {}"}
     window = ", ".join(text.format(data[key]) for key, text in words.items() if data.get(key) is not None)
     skipped = len(metrics["skipped"])
-    return "\n".join(rows) + (
+    return markdown_table(["metric", "this model", "trilinear 8x8x8"], rows) + (
         f"\n\nProtocol `{metrics['protocol']}`: {metrics['num_clips']:,} clips, {metrics['num_frames']:,} frames"
         f"{f' ({window})' if window else ''}, mean [95 % interval over clips]; {skipped} clips could not be read. The "
         "posterior's mode is decoded, both sides are rounded to uint8, each metric is the mean over frames. The baseline "
         "resamples trilinearly on the same grid and learns nothing."
-    )
-
-
-def interval(key: str, value: Mapping[str, Any] | None) -> str:
-    if value is None or value["mean"] is None:
-        return "-"
-    form = FORMATS.get(key, ".4f")
-    return f"{value['mean']:{form}}" + (
-        "" if value["ci95"] is None else " [{:{f}}, {:{f}}]".format(*value["ci95"], f=form)
     )
 
 

@@ -4,7 +4,6 @@ Two layouts of the same weights are read: diffusers' (`decoder.up_blocks.0.resne
 Diffusion one (`first_stage_model.decoder.up.3.block.0.conv1.weight`, with or without a prefix).
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from tae.errors import UserError
+from tae.errors import UserError, first_line
+from tae.files import file_sha256
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 SHOWN_DIFFERENCES = 4
@@ -81,12 +81,6 @@ def inflate(model: nn.Module, path_or_repo_id: str | Path) -> InflationReport:
         raise UserError(f"{path} is not a readable .safetensors file ({error}). {WAYS_TO_GIVE_WEIGHTS}") from error
     ignored = tuple(sorted(set(stored) - set(file_names.values())))
     return InflationReport(str(path_or_repo_id), file_sha256(path), tuple(file_names), created, ignored)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, for reports that name what they used."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_temporal(name: str) -> bool:
@@ -262,7 +256,7 @@ def why_not_downloaded(error: Exception, repo_id: str, place: str) -> str:
         return f"{not_cached} HF_HUB_OFFLINE is set: unset it. {elsewhere}"
     if isinstance(error, LocalEntryNotFoundError):
         return f"{not_cached} {constants.ENDPOINT} cannot be reached. {elsewhere}"
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    reason = first_line(error)
     return f"The download of {place} from {page} did not come to its end: {reason} Nothing of it was kept; try again."
 
 

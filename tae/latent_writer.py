@@ -4,7 +4,6 @@ See `tae.latents` for what the result looks like, and for reading it.
 """
 
 import csv
-import hashlib
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from data.shards import INDEX_VERSION
 from tae.errors import UserError
-from tae.files import write_text
+from tae.files import file_sha256, write_text
 from tae.latents import FORMAT_NAMES, INDEX, STATS, STATS_VERSION, TENSORS, LatentStats
 from tae.losses.outlier import outlier_rate
 
@@ -157,10 +156,8 @@ class LatentShard:
         entry = None
         if self.lengths:
             self._partial.rename(self.path)
-            with self.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
             entry = {"name": self.path.name, "samples": len(self.lengths), "bytes": self.path.stat().st_size}
-            entry |= {"sha256": digest, "frames": self.lengths, "places": self._places()}
+            entry |= {"sha256": file_sha256(self.path), "frames": self.lengths, "places": self._places()}
         else:
             self._partial.unlink()
         content = {"shard": entry, "rejected": self.rejected, "moments": asdict(self.moments)}

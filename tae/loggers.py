@@ -16,7 +16,7 @@ from PIL import Image
 
 from tae.config import plain
 from tae.environment import environment
-from tae.errors import UserError
+from tae.errors import UserError, first_line
 from tae.files import write_text
 from tae.video import VideoReader
 
@@ -86,7 +86,7 @@ def open_wandb(settings: DictConfig, cfg: DictConfig) -> WandbLogger:
         _ = logger.experiment
     except wandb.errors.Error as error:
         raise UserError(
-            f"W&B does not take this run ({str(error).splitlines()[0]}). Run `wandb login`, write locally with "
+            f"W&B does not take this run ({first_line(error)}). Run `wandb login`, write locally with "
             "logger.wandb.offline=true, or choose logger=csv or logger=tensorboard."
         ) from error
     _remember(logger, record)

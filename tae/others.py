@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae.errors import UserError
-from tae.inflate import file_sha256
+from tae.files import file_sha256
 
 PREFIX = "diffusers:"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

@@ -134,14 +134,14 @@ def _table_rows(result: EvaluationResult) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, value in result.metrics().items():
         label = f"{LABELS[name]} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
-        rows.append(
-            (label, _text(name, value), _text(name, trilinear.get(name)), _text(name, advantage.get(name), "+"))
-        )
+        baseline, difference = interval_text(name, trilinear.get(name)), interval_text(name, advantage.get(name), "+")
+        rows.append((label, interval_text(name, value), baseline, difference))
     return rows
 
 
-def _text(name: str, value: Interval | None, sign: str = "") -> str:
-    if value is None:
+def interval_text(name: str, value: Interval | None, sign: str = "") -> str:
+    """A mean and its interval, rounded as befits the metric."""
+    if value is None or value["mean"] is None:
         return "-"
     form = sign + FORMATS.get(name, ".4f")
     interval = "" if value["ci95"] is None else f" [{value['ci95'][0]:{form}}, {value['ci95'][1]:{form}}]"
@@ -164,13 +164,13 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
     sections = [
         "# Evaluation",
         verdict(result),
-        _markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
+        markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
         f"{document['num_clips']:,} clips, {document['num_frames']:,} frames; mean over frames, in brackets the 95 % "
         "interval by bootstrap over clips. Every metric is taken per frame on uint8 RGB, the posterior's mode decoded "
         f"(protocol `{PROTOCOL}`). ↑ higher is better, ↓ lower is better.",
         *([] if "lpips" in result.metrics() else [f"LPIPS: {NO_LPIPS}."]),
         "## Clips to look at",
-        _markdown_table(
+        markdown_table(
             ["", "clip", "PSNR (dB)", "trilinear (dB)", "original (left), reconstruction (right)"],
             [
                 (
@@ -188,7 +188,7 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
         "## Skipped",
         "\n".join(f"- {_inline(clip)}" for clip in document["skipped"]) or "None.",
         "## Run",
-        _markdown_table(
+        markdown_table(
             ["", ""],
             [
                 ("checkpoint", f"`{checkpoint['path']}`"),
@@ -215,7 +215,8 @@ def latents_text(model: Mapping[str, Any]) -> str:
     return f"{'x'.join(map(str, model['latents']))}, one number for {model['compression']:.4g} of the clip"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for Markdown; a bar in a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

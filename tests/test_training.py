@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from evaluate import evaluate
 from tae import TemporalAutoencoder, UserError
 from tae.checkpoint import load_model, read_checkpoint
-from tae.inflate import file_sha256
+from tae.files import file_sha256
 from train import train
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tae.errors import UserError
+from tae.errors import UserError, first_line
 from tae.layers import fused_kernels
 from tae.losses.term import Output, check_weight
 
@@ -229,9 +229,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"loss.perceptual.weights_path={path} does not exist. {_WAYS}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, _safetensors_error()) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"loss.perceptual.weights_path={path} is not a readable weights file: {reason}. {_WAYS}"
+            f"loss.perceptual.weights_path={path} is not a readable weights file: {first_line(error)}. {_WAYS}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"loss.perceptual.weights_path={path} does not hold a plain state dict of tensors. {_WAYS}")

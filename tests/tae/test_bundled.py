@@ -17,7 +17,7 @@ from tae.autoencoder import BUNDLED
 from tae.checkpoint import load_model
 from tae.cli import CONFIG_FOLDER
 from tae.config import evaluation_data, is_missing
-from tae.inflate import file_sha256
+from tae.files import file_sha256
 from tae.metrics import psnr, trilinear_baseline
 
 FOLDER = BUNDLED["tiny"]

@@ -16,8 +16,8 @@ from tae import TemporalAutoencoder, UserError
 from tae.checkpoint import load_model
 from tae.cli import CONFIG_FOLDER
 from tae.export import main
+from tae.files import file_sha256
 from tae.graphs import check_graph, export_graphs, load_graph
-from tae.inflate import file_sha256
 from tae.latents import LatentStats
 from tests.references.hub import serve
 
