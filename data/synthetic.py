@@ -31,6 +31,7 @@ from data.writer import ShardWriter
 from tae.cli import hydra_main
 from tae.config import plain
 from tae.errors import UserError
+from tae.files import check_writable
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 FPS = 24
@@ -264,6 +265,7 @@ def main(cfg: DictConfig) -> None:
         )
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+    check_writable(output, "output")
     write_splits(output, recipe)
     print(f"{output}: {', '.join(f'{count} {split}' for split, count in recipe['num_clips'].items() if count)}")
 

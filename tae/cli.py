@@ -3,8 +3,10 @@
 import functools
 import logging
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,11 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from tae import launch  # noqa: F401  (registers ${started:})
 from tae.errors import UserError
-from tae.files import NO_SPACE
+from tae.files import NO_SPACE, check_writable
 
 CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
 Task = Callable[[DictConfig], Any]
@@ -29,7 +31,7 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
     """Make an entry point of `task(cfg)`: like `hydra.main`, on `conf/<config_name>.yaml`.
 
     A mistake of the user ends in one message on standard error and exit code 1, without a traceback. Inside a sweep it is
-    raised to Hydra instead, so that the other runs go on.
+    raised to Hydra instead, so that the other runs go on. Ctrl-C ends in one message and exit code 130, a sweep too.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -38,8 +40,13 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
             settle_output_folder(cfg, task.__code__.co_filename)
             logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
             try:
+                check_switches(cfg, OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml")))
+                check_accelerator(OmegaConf.select(cfg, "trainer.accelerator"))
                 with undone_process_group():
                     return task(cfg)
+            except KeyboardInterrupt:
+                print("stopped by Ctrl-C", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
             except Exception as error:
                 mistake = find_user_error(error)
                 if mistake is None:
@@ -69,6 +76,37 @@ def undone_process_group() -> Iterator[None]:
 def is_no_advertisement(record: logging.LogRecord) -> bool:
     """Lightning's log recommends products of its makers at every start."""
     return "Tip:" not in record.getMessage()
+
+
+def check_switches(cfg: DictConfig, defaults: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse anything but true and false where the default is one of them: as a text, even "no" would count as true.
+
+    Raises:
+        UserError: with the first one.
+    """
+    for name, default in defaults.items():
+        if isinstance(default, Mapping):
+            check_switches(cfg, default, f"{prefix}{name}.")
+        elif isinstance(default, bool):
+            given = OmegaConf.select(cfg, f"{prefix}{name}", default=default)
+            if not isinstance(given, bool):
+                raise UserError(f"{prefix}{name}={given} is not allowed: give true or false.")
+
+
+def check_accelerator(name: Any) -> None:
+    """Refuse a device that this machine does not have, which Lightning would find late, or say in words of its own.
+
+    Raises:
+        UserError: no such device, or none of this name.
+    """
+    if not isinstance(name, str) or name in ("auto", "cpu"):
+        return
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    gpus = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
+    if not gpus.get(name):
+        reason = "PyTorch finds no such device here" if name in gpus else "there is no such kind of device"
+        allowed = ", ".join(["auto", "cpu", *(kind for kind, is_here in gpus.items() if is_here)])
+        raise UserError(f"trainer.accelerator={name}: {reason}. Give one of: {allowed}.")
 
 
 def fail(message: str) -> NoReturn:
@@ -112,22 +150,24 @@ def settle_output_folder(cfg: DictConfig, script: str) -> None:
         sys.modules["__main__"].__spec__ = None
 
 
-class CheckOutputFolder(Callback):
-    """Hydra callback: refuse an output folder that cannot be written, before Hydra fails on it with a traceback."""
+class CheckStart(Callback):
+    """Hydra callback: refuse what Hydra or its launcher would fail on with a traceback, before the task begins."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_writable(Path(config.hydra.run.dir))
+        check_start(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_writable(Path(config.hydra.sweep.dir))
+        check_start(Path(config.hydra.sweep.dir), launcher=config.hydra.launcher._target_)
 
 
-def check_writable(folder: Path) -> None:
-    """End the process unless files can be made in `folder`."""
-    probe = folder / f".writable-{os.getpid()}"
+def check_start(output_dir: Path, launcher: str = "") -> None:
+    """End the process unless files can be made in `output_dir` and the launcher finds what it starts jobs with."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        fail(f"output_dir={folder} cannot be written ({error.strerror}). Choose another with output_dir=PATH.")
+        check_writable(output_dir, "output_dir")
+        if launcher.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+            raise UserError(
+                "launcher=slurm finds no SLURM here (no command srun). Start it on a machine of the cluster; without one, "
+                "launcher=local runs one after another, and launcher=submitit_local all at once."
+            )
+    except UserError as error:
+        fail(str(error))

@@ -22,7 +22,7 @@ from tae.checkpoint import LoadedModel, load_model
 from tae.cli import hydra_main
 from tae.config import plain
 from tae.errors import UserError, first_line
-from tae.files import write_text
+from tae.files import check_writable, write_text
 from tae.graphs import check_format, export_graphs
 from tae.latents import DTYPES, STATS, LatentStats
 from tae.report import LABELS, interval_text, markdown_table
@@ -53,12 +53,12 @@ def main(cfg: DictConfig) -> Path:
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
     stats = None if cfg.latents is None else LatentStats.read(cfg.latents)
+    check_writable(output, "output")
     loaded = load_model(cfg.ckpt)
     metrics = find_metrics(loaded, cfg.metrics)
     check_stats(loaded, stats, cfg.latents)
     if cfg.push:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
-    output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
     share(output / "model.safetensors")
     graphs = [] if cfg.format == "safetensors" else export_graphs(loaded.model, output, cfg.format)

@@ -45,6 +45,24 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder, or refuse it before any work that would end there; `option` is what it was given as.
+
+    Raises:
+        UserError: no files can be made in it.
+    """
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(
+            f"{option}={folder} cannot be written ({reason}). Choose another with {option}=PATH."
+        ) from error
+
+
 def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -30,7 +30,7 @@ from tae.cli import hydra_main
 from tae.clip import clip_to_frames, frames_to_clip
 from tae.config import plain
 from tae.errors import UserError
-from tae.files import replacing
+from tae.files import check_writable, replacing
 from tae.latent_writer import LatentFile
 from tae.metrics import psnr, ssim
 from tae.posterior import DiagonalGaussian
@@ -61,10 +61,12 @@ def main(cfg: DictConfig) -> list[Outcome]:
         UserError: nothing to do, or at least one video failed.
     """
     plain(cfg)
-    outputs = plan_outputs(Path(cfg.source).expanduser(), Path(cfg.output).expanduser())
+    output = Path(cfg.output).expanduser()
+    outputs = plan_outputs(Path(cfg.source).expanduser(), output)
+    check_writable(output, "output")
+    tiling = instantiate(cfg.tiling)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
     model = load_model(cfg.ckpt).model.to(fabric.device)
-    tiling = instantiate(cfg.tiling)
     tiling.check(model.factor, decoding=not cfg.latents_only)
     outcomes, failed = [], 0
     with progress_bar("frames") as progress, fabric.autocast():

@@ -44,6 +44,11 @@ class Tiling:
     tile_pixels: int | None = None
     overlap_pixels: int = 64
 
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if not isinstance(size, int) and (size is not None or name != "tile_pixels"):
+                raise UserError(f"{name}={size} cannot be used: give a whole number.")
+
     def check(self, factor: int, decoding: bool = False) -> None:
         """Refuse what does not fit a model of this factor, for encoding alone or for `decoding` as well.
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tae import UserError
 from tae.checkpoint import load_model
-from tae.cli import find_user_error
+from tae.cli import check_accelerator, check_switches, find_user_error
 from tae.config import plain
 from train import train
 
@@ -135,6 +135,52 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: output_dir=")
     assert "Traceback" not in done.stderr
+
+
+COMMANDS = {
+    "no switch": ("-m tae.export", ["output=new", "push=no"], "push=no is not allowed: give true or false."),
+    "no GPU": (
+        "evaluate.py",
+        ["trainer.accelerator=gpu", "output_dir=new"],
+        "trainer.accelerator=gpu: PyTorch finds no such device here.",
+    ),
+    "no folder": ("-m tae.export", ["output=file"], "output=file cannot be written (it is a file)"),
+    "no tile": ("-m tae.reconstruct", ["source=file", "output=new", "tiling.tile_pixels=abc"], "tile_pixels=abc"),
+    "no SLURM": ("train.py", ["-m", "launcher=slurm", "output_dir=new"], "launcher=slurm finds no SLURM here"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_refuses_in_one_message(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only shows on the command line: none of these reaches the work, where it would end in a traceback."""
+    script, arguments, message = COMMANDS[name]
+    if name == "no SLURM":
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run(str(ROOT / script) if script.endswith(".py") else script, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.mp4")) + list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_switch_is_on_or_off_at_any_depth() -> None:
+    defaults = {"a": {"b": True, "c": 1}, "d": None, "f": True, "source": "???"}
+    check_switches(OmegaConf.create({"a": {"b": False, "c": "x"}, "d": "y", "e": 1, "source": "???"}), defaults)
+    with pytest.raises(UserError, match=r"^a\.b=off is not allowed"):
+        check_switches(OmegaConf.create({"a": {"b": "off", "c": 1}, "d": None}), defaults)
+
+
+@pytest.mark.parametrize("name", [None, "auto", "cpu"])
+def test_a_device_that_is_everywhere_is_allowed(name: str | None) -> None:
+    check_accelerator(name)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="accelerator=abc: there is no such kind"):
+        check_accelerator("abc")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """Videos through the model and back into files: timing, sound, colours, sizes, and what cannot be read."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -186,6 +191,29 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(checkpoint, tmp_path,
     assert all(f"{name} cannot be read" in errors for name in ("empty.mp4", "text.avi"))
     assert "tiny.mkv: frames of 6x16" in errors
     assert [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")] == [Path("deeper/good.mp4")]
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_model_is_loaded(tmp_path):
+    make_video(tmp_path / "a.mp4", [0])
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"^output=.*out cannot be written \(it is a file\)"):
+        main(config(ckpt="/nowhere/a.ckpt", source=tmp_path / "a.mp4", output=tmp_path / "out"))
+
+
+def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path):
+    source = make_video(tmp_path / "a.mp4", list(range(0, 48_000, 24)))
+    arguments = [f"ckpt={checkpoint}", f"source={source}", "output=out", "trainer.accelerator=cpu"]
+    command = [sys.executable, "-m", "tae.reconstruct", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list((tmp_path / "out").glob(".a.mp4.*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.splitlines()[-1] == "stopped by Ctrl-C"
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_outputs_keep_apart(tmp_path):
