@@ -304,7 +304,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips(folder / "films", ["first.mp4", "second.mp4"], size=(96, 128))
     names = [f"{label}/v_{label}_g{group:02}_c01.avi" for label in ("Archery", "Bowling") for group in range(1, 4)]
     clips(folder / "UCF-101", names)
-    shutil.copy(folder / "videos" / "clip0.mp4", folder / "film.mp4")
+    for name in ("film.mp4", "my film (1), cut=2 & more.mp4"):
+        shutil.copy(folder / "videos" / "clip0.mp4", folder / name)
     run_line("python train.py output_dir=outputs/run", folder)
     return folder
 
