@@ -59,6 +59,7 @@ def main(cfg: DictConfig) -> Path:
     check_stats(loaded, stats, cfg.latents)
     if cfg.push:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
+    output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
     share(output / "model.safetensors")
     graphs = [] if cfg.format == "safetensors" else export_graphs(loaded.model, output, cfg.format)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,18 +47,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder, or refuse it before any work that would end there; `option` is what it was given as.
+    """Refuse a folder before any work that would end there, and leave no trace; `option` is what it was given as.
 
     Raises:
-        UserError: no files can be made in it.
+        UserError: no files can be made in it, or it cannot be made itself.
     """
-    probe = folder / f".writable-{os.getpid()}"
+    place = folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
     except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
+        reason = "it is a file" if place == folder and folder.is_file() else f"{place}: {error.strerror}"
         raise UserError(
             f"{option}={folder} cannot be written ({reason}). Choose another with {option}=PATH."
         ) from error
