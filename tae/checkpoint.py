@@ -13,17 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tae.autoencoder import BUNDLED, TemporalAutoencoder
 from tae.errors import UserError, first_line
 from tae.files import file_sha256
+from tae.hub import download
 
 MODEL_PREFIX = "model."
-WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+WAYS_TO_GIVE_A_MODEL = (
+    "Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub repository id, or "
+    f"{' or '.join(BUNDLED)}, which comes along."
+)
+WITHOUT_NETWORK = (
+    "On a machine with network run `hf download {repo_id} --local-dir DIR`, copy DIR here and give its path in place of "
+    "{repo_id}."
+)
 SHOWN_DIFFERENCES = 4
 # What a resumed run may change without a word, and what it may not change at all.
 FREE = (
@@ -62,39 +69,32 @@ def load_model(source: str | Path) -> LoadedModel:
         load_weights(model, model_weights(checkpoint), path)
         model.starting_weights = checkpoint.get("starting_weights")
         return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"])
-    if path.is_dir():
-        return LoadedModel(from_pretrained(path), str(source), file_sha256(path / WEIGHTS_FILE), None)
-    model = from_pretrained(source)
-    return LoadedModel(model, str(source), file_sha256(Path(hf_hub_download(str(source), WEIGHTS_FILE))), None)
+    folder = path if path.is_dir() else download_pretrained(str(source))
+    return LoadedModel(read_pretrained(folder, source), str(source), file_sha256(folder / WEIGHTS_FILE), None)
 
 
-def from_pretrained(source: str | Path) -> TemporalAutoencoder:
-    """`TemporalAutoencoder.from_pretrained`, with every failure turned into what the user can do."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        missing = [name for name in ("config.json", WEIGHTS_FILE) if not (path / name).is_file()]
-        if missing:
-            raise UserError(
-                f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote."
-            )
-    elif path.suffix or len(str(source).split("/")) != 2:
+def download_pretrained(repo_id: str) -> Path:
+    """The folder in the hub's cache that holds a repository's model.
+
+    Raises:
+        UserError: this is no repository, or the hub does not give it.
+    """
+    if Path(repo_id).suffix or len(repo_id.split("/")) != 2:
+        raise UserError(f"{repo_id}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
+    paths = [download(repo_id, [name], WAYS_TO_GIVE_A_MODEL, WITHOUT_NETWORK) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return paths[-1].parent
+
+
+def read_pretrained(folder: Path, source: str | Path) -> TemporalAutoencoder:
+    """`TemporalAutoencoder.from_pretrained` of a folder, with every failure turned into what the user can do."""
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
         raise UserError(
-            f"{source}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub "
-            f"repository id, or {' or '.join(BUNDLED)}, which comes along."
+            f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote."
         )
     try:
-        return TemporalAutoencoder.from_pretrained(path if path.is_dir() else str(source)).eval()
-    except GatedRepoError as error:
-        raise UserError(
-            f"{source} is gated: accept its licence on its page on the hub, and log in with `hf auth login` to an "
-            "account that has access (or set HF_TOKEN)."
-        ) from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{source} is no local path, and the hub did not give it either ({type(error).__name__}: "
-            f"{first_line(error)}). Check the spelling, the network, or `hf auth login` for a private repository."
-        ) from error
-    except (SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return TemporalAutoencoder.from_pretrained(folder).eval()
+    except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source} is not a folder that save_pretrained wrote, or it is damaged: {error}") from error
 
 

@@ -271,5 +271,5 @@ def test_a_hub_repository_without_safetensors_is_refused(
 
     monkeypatch.setattr(hub_mixin, "hf_hub_download", download)
     with pytest.raises(UserError, match="pickle"):
-        load_model("owner/name")
+        TemporalAutoencoder.from_pretrained("owner/name")
     assert not (tmp_path / "trace").exists()

@@ -208,6 +208,34 @@ def test_push_uploads_the_folder_and_it_can_be_loaded(
             main(config(ckpt=run / "checkpoints" / "best.ckpt", output=tmp_path / "n", push=True, repo="me/model"))
 
 
+def test_every_refusal_of_the_hub_has_its_own_message(
+    run: Path, tmp_path: Path, hub_settings: Callable[[str], None]
+) -> None:
+    """The same as those of `model.image_vae`, with what a model can be given as in the place of image weights."""
+    with serve() as hub:
+        hub_settings(hub.address)
+        hub.refusals = {
+            "gated/anonymous": (401, "GatedRepo"),
+            "gated/no-licence": (403, "GatedRepo"),
+            "expired/token": (401, ""),
+            "narrow/token": (403, ""),
+        }
+        hub.files["weights/alone/model.safetensors"] = b"weights"
+        hub.files["config/alone/config.json"] = b"{}"
+        for repo_id, message in {
+            "gated/anonymous": f"not logged in: accept its licence at {hub.address}/gated/anonymous",
+            "gated/no-licence": "your token's account has no access",
+            "expired/token": "does not accept your token: log in anew",
+            "narrow/token": r"access is forbidden.*hf download narrow/token --local-dir DIR",
+            "none/such": r"none/such: neither a local path nor a repository that you can see.*Give a checkpoint \(\.ckpt\)",
+            "no--such/name": r"neither a local path nor a repository",
+            "weights/alone": r"weights/alone holds none of: config\.json",
+            "config/alone": r"config/alone holds none of: model\.safetensors",
+        }.items():
+            with pytest.raises(UserError, match=message):
+                load_model(repo_id)
+
+
 def test_statistics_on_the_hub_are_found(run: Path, tmp_path: Path, hub_settings: Callable[[str], None]) -> None:
     """Latents of another scale than the generator's would decode to garbage without a word."""
     pytest.importorskip("diffusers")
