@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tae.autoencoder import BUNDLED, TemporalAutoencoder
 from tae.errors import UserError, first_line
 from tae.files import file_sha256
-from tae.hub import download
+from tae.hub import download, may_be_repository
 
 MODEL_PREFIX = "model."
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -79,7 +79,7 @@ def download_pretrained(repo_id: str) -> Path:
     Raises:
         UserError: this is no repository, or the hub does not give it.
     """
-    if Path(repo_id).suffix or len(repo_id.split("/")) != 2:
+    if not may_be_repository(repo_id):
         raise UserError(f"{repo_id}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
     paths = [download(repo_id, [name], WAYS_TO_GIVE_A_MODEL, WITHOUT_NETWORK) for name in (CONFIG_FILE, WEIGHTS_FILE)]
     return paths[-1].parent

@@ -13,6 +13,7 @@ from tae.autoencoder import BUNDLED
 from tae.cli import CONFIG_FOLDER
 from tae.errors import UserError
 from tae.files import replacing
+from tae.hub import may_be_repository
 
 # The only classes that a config inside a checkpoint may name, as such a config comes from whoever made the file, and the
 # data group of each.
@@ -73,7 +74,7 @@ def check_training(cfg: DictConfig) -> None:
 def is_missing(source: str) -> bool:
     """Whether weights are asked for by a local path that does not exist; OWNER/NAME may be a hub repository."""
     path = BUNDLED.get(source, Path(source).expanduser())
-    return not path.exists() and (path.suffix != "" or len(path.parts) != 2)
+    return not path.exists() and not may_be_repository(source)
 
 
 def evaluation_precision(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> str:

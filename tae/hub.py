@@ -16,6 +16,13 @@ from huggingface_hub.errors import (
 from tae.errors import UserError, first_line
 from tae.files import file_sha256
 
+FILE_ENDINGS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+
+
+def may_be_repository(source: str) -> bool:
+    """Whether this may be OWNER/NAME on the hub, versions such as `-1.5` included, rather than a path that is not there."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not source.endswith(FILE_ENDINGS)
+
 
 def download(repo_id: str, places: Sequence[str], ways: str, without_network: str) -> Path:
     """Fetch the first of these files that a repository has into the hub's cache.

@@ -16,7 +16,7 @@ from torch import nn
 
 from tae.errors import UserError
 from tae.files import file_sha256
-from tae.hub import download
+from tae.hub import download, may_be_repository
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 SHOWN_DIFFERENCES = 4
@@ -192,7 +192,7 @@ def find_weights(path_or_repo_id: str | Path) -> Path:
                 f"{path} is not a .safetensors file; other formats can run code when read. {WAYS_TO_GIVE_WEIGHTS}"
             )
         return path
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path_or_repo_id)) and path.suffix != ".safetensors":
+    if may_be_repository(str(path_or_repo_id)):
         places = [f"{folder}{name}" for folder in ("vae/", "") for name in WEIGHT_FILES]
         return download(str(path_or_repo_id), places, WAYS_TO_GIVE_WEIGHTS, WITHOUT_NETWORK)
     raise UserError(f"model.image_vae={path_or_repo_id}: no such file or folder. {WAYS_TO_GIVE_WEIGHTS}")

@@ -229,6 +229,9 @@ def test_every_refusal_of_the_hub_has_its_own_message(
             "narrow/token": r"access is forbidden.*hf download narrow/token --local-dir DIR",
             "none/such": r"none/such: neither a local path nor a repository that you can see.*Give a checkpoint \(\.ckpt\)",
             "no--such/name": r"neither a local path nor a repository",
+            "like/tae-1.5": r"like/tae-1\.5: neither a local path nor a repository",
+            "like/tae-1.5.ckpt": r"no such file or folder",
+            "./folder": r"no such file or folder",
             "weights/alone": r"weights/alone holds none of: config\.json",
             "config/alone": r"config/alone holds none of: model\.safetensors",
         }.items():
