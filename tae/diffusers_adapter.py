@@ -145,8 +145,8 @@ class DiffusersVAE(nn.Module):
 
 def stats_beside(source: str | Path) -> Path | None:
     """The folder of the statistics that belong to a model which could be loaded; None where it has none."""
-    path = Path(source).expanduser()
-    if path.exists() or str(source) in BUNDLED:
+    path = BUNDLED.get(str(source), Path(source).expanduser())
+    if path.exists():
         return path if (path / STATS).is_file() else None
     try:
         return Path(hf_hub_download(str(source), STATS)).parent

@@ -1,6 +1,7 @@
 """The weights that come along: found by name everywhere, small, described truly, and better than a trivial codec."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import av
@@ -17,7 +18,9 @@ from tae.autoencoder import BUNDLED
 from tae.checkpoint import load_model
 from tae.cli import CONFIG_FOLDER
 from tae.config import evaluation_data, is_missing
+from tae.diffusers_adapter import DiffusersVAE
 from tae.files import file_sha256
+from tae.latents import LatentStats, Scaling
 from tae.metrics import psnr, trilinear_baseline
 
 FOLDER = BUNDLED["tiny"]
@@ -53,6 +56,32 @@ def test_they_are_small_and_their_card_is_about_them() -> None:
     assert file_sha256(FOLDER / "model.safetensors") in (FOLDER / "README.md").read_text()
 
 
+def test_they_come_along_whole() -> None:
+    """What no pattern of the package's data matches is missing where the package is installed."""
+    root = Path(CONFIG_FOLDER).parent
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tae"]
+    assert {path.name for path in FOLDER.iterdir()} == {
+        "README.md",
+        "config.json",
+        "latent_stats.json",
+        "model.safetensors",
+    }
+    assert all(any(path.relative_to(root / "tae").match(pattern) for pattern in patterns) for path in FOLDER.iterdir())
+
+
+def test_the_statistics_of_their_latents_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = LatentStats.read(FOLDER)
+    assert stats.checkpoint == {"path": "tiny", "sha256": file_sha256(FOLDER / "model.safetensors")}
+    card = (FOLDER / "README.md").read_text()
+    assert f"Over {stats.num_clips} clips" in card
+    assert f"(latents - {stats.shift:.5f}) * {stats.scale:.5f}" in card
+    (tmp_path / "tiny").mkdir()  # which `tiny` does not mean, as nowhere else
+    monkeypatch.chdir(tmp_path)
+    config = DiffusersVAE.from_pretrained("tiny").config
+    assert (config.shift_factor, config.scaling_factor) == (stats.shift, stats.scale)
+    assert config["latents_std"] == list(stats.std)
+
+
 def test_the_readme_says_of_them_what_their_card_says() -> None:
     model, baseline = re.search(r"PSNR \(dB\) \| ([\d.]+) .*?\| ([\d.]+) ", (FOLDER / "README.md").read_text()).groups()
     readme = " ".join((Path(CONFIG_FOLDER).parent / "README.md").read_text().split())
@@ -67,13 +96,28 @@ def test_they_are_evaluated_on_generated_clips_or_on_given_shards() -> None:
     assert (given["shards"]["test"], given["resolution"], given["num_frames"]) == ("a.tar", 128, 32)
 
 
-@pytest.mark.parametrize("name", UNSEEN)
-def test_unseen_video_is_three_decibels_above_the_trivial_codec(shared_clips: Path, name: str) -> None:
-    video = (shared_clips / "ucf101" / name).read_bytes()
-    with av.open(shared_clips / "ucf101" / name) as container:
+def unseen_frames(folder: Path, name: str) -> torch.Tensor:
+    """(1, 32, 128, 128, 3), as the evaluation of their card takes them."""
+    video = (folder / "ucf101" / name).read_bytes()
+    with av.open(folder / "ucf101" / name) as container:
         start = (sum(1 for _ in container.decode(video=0)) - 32) // 2
     images = read_frames(video, range(start, start + 32))
-    frames = torch.from_numpy(np.stack([Square(*images.shape[1:3], 128)(image) for image in images]))[None]
+    return torch.from_numpy(np.stack([Square(*images.shape[1:3], 128)(image) for image in images]))[None]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_statistics_of_their_latents_scale_unseen_video(shared_clips: Path, per_channel: bool) -> None:
+    frames = torch.cat([unseen_frames(shared_clips, name) for name in UNSEEN])
+    with torch.no_grad():
+        latents = TemporalAutoencoder.from_pretrained("tiny").encode(frames_to_clip(frames)).sample()
+    scaled = Scaling.from_stats(LatentStats.read(FOLDER), per_channel).apply(latents)
+    assert abs(scaled.mean().item()) < 0.2
+    assert 0.7 < scaled.std().item() < 1.4
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_unseen_video_is_three_decibels_above_the_trivial_codec(shared_clips: Path, name: str) -> None:
+    frames = unseen_frames(shared_clips, name)
     clip = frames_to_clip(frames)
     with torch.no_grad():
         ours = TemporalAutoencoder.from_pretrained("tiny")(clip, sample_posterior=False).reconstruction
