@@ -40,7 +40,8 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
             settle_output_folder(cfg, task.__code__.co_filename)
             logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
             try:
-                check_switches(cfg, OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml")))
+                defaults: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml"))
+                check_switches(cfg, defaults)
                 check_accelerator(OmegaConf.select(cfg, "trainer.accelerator"))
                 with undone_process_group():
                     return task(cfg)
