@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.common import DTYPES, MODELS, RESULTS, interleaved, matmul_rate, publish, spread
 from benchmarks.naive import NaiveAutoencoder
 from tae import TemporalAutoencoder
 from tae.losses import KL, AutoencoderLoss, OutlierPenalty, Perceptual, Reconstruction
+from tae.plan import Meter
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 SEED = 0
@@ -138,26 +137,12 @@ def measure_memory(step: Step) -> float:
     return (torch.cuda.max_memory_allocated() - before + own) / 1e9
 
 
-class FlopCounter(TorchDispatchMode):
-    """torch's FlopCounterMode without its table by module, which cannot follow a backward pass inside a forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def count_flops(step: Step) -> int:
     """Floating-point operations of one forward and backward pass; of a matrix product or convolution alone."""
-    with FlopCounter() as counter:
+    with Meter() as meter:
         step.backward()
     step.optimizer.zero_grad(set_to_none=True)
-    return counter.total
+    return meter.flops
 
 
 def relative_difference(vector: Tensor, reference: Tensor) -> float:
