@@ -40,6 +40,7 @@ NOT_COMPOSED = {
     "make test": "these tests",
     "source .venv/bin/activate": "of the shell",
     "hf auth login": "asks for an account's token",
+    "python -m benchmarks.seams": "has no config; tests/benchmarks/test_seams.py runs it small",
     "python examples/flow_matching.py": "has no config; the slow tests run it",
 }
 NOT_RUN = {

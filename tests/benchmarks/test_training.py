@@ -11,18 +11,18 @@ from data.synthetic import draw_clip, encode
 
 
 def test_a_run_that_leaves_the_first_one_is_refused() -> None:
-    found = [{"naive": 1.0, "shipped": 1.0 + (0.005 if step % 2 else -0.005)} for step in range(20)]
+    found = [{"naive": 1.0, "shipped": 1.0 + (5e-4 if step % 2 else -5e-4)} for step in range(20)]
     rows = training.summarise(found)
     assert [row["step"] for row in rows] == [*map(str, range(2, 21, 2)), "mean"]
-    assert rows[3]["shipped, rel. difference"] == pytest.approx(0.005)
+    assert rows[3]["shipped, rel. difference"] == pytest.approx(5e-4)
     assert rows[-1]["shipped, rel. difference"] == pytest.approx(0, abs=1e-12)
-    training.check(rows)
+    training.check(rows, "fp32")
     with pytest.raises(SystemExit, match=r"shipped, rel\. difference: 0\.2 in row 8"):
-        training.check(training.summarise([*found[:6], {"naive": 1.0, "shipped": 1.2}, *found[7:]]))
-    with pytest.raises(SystemExit, match=r"0\.02 in row mean"):
-        training.check(training.summarise([{"naive": 1.0, "shipped": 1.02}] * 20))
+        training.check(training.summarise([*found[:6], {"naive": 1.0, "shipped": 1.2}, *found[7:]]), "fp32")
+    with pytest.raises(SystemExit, match=r"0\.0005 in row mean"):
+        training.check(training.summarise([{"naive": 1.0, "shipped": 1.0005}] * 20), "fp32")
     with pytest.raises(SystemExit, match="nan"):
-        training.check(training.summarise([{"naive": 1.0, "shipped": float("nan")}] * 20))
+        training.check(training.summarise([{"naive": 1.0, "shipped": float("nan")}] * 20), "fp32")
 
 
 def test_variants_are_trained_on_the_same_clips(tmp_path: Path) -> None:
