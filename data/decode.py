@@ -75,8 +75,8 @@ class VideoFile:
     def each_frame(self, indices: Sequence[int], seek: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Decode frame by frame, in the order of the video: (place in `indices`, uint8 RGB (h, w, 3)).
 
-        An image is valid until the next one. decord's own `get_batch` reads in the same way, into new memory for all of
-        them, whose pages cost more than copying a small frame.
+        decord's own `get_batch` reads in the same way, into new memory for all of them, whose pages cost more than copying
+        a small frame.
 
         Args:
             seek: jump to the nearest keyframe. In some files decord then counts from a wrong keyframe, or nothing

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.decode import DecodeError, read_frames
+from data.decode import DecodeError, open_video, read_frames
 from data.synthetic import draw_clip, encode
 from tests.references.video import decode_in_order
 
@@ -21,6 +21,15 @@ def test_frames_by_index_are_those_of_a_sequential_decode(video: bytes, indices:
     assert frames.dtype == np.uint8
     # Two libav builds round the colour conversion differently by 1 of 255 at most; a neighbouring frame differs by 20.
     np.testing.assert_allclose(frames.astype(int), expected.astype(int), atol=2)
+
+
+def test_frames_stay_what_they_are_when_the_file_is_closed(video: bytes) -> None:
+    with open_video(video) as file:
+        images = [image for _, image in file.each_frame(range(40))]
+    del file
+    others = [read_frames(video, [39, 0, 20]) for _ in range(5)]  # which might be given the same memory
+    np.testing.assert_array_equal(np.stack(images), read_frames(video, range(40)))
+    assert all(np.array_equal(other[1], images[0]) for other in others)
 
 
 @pytest.mark.parametrize("broken", [b"", b"not a video at all", b"\x00" * 5000])
