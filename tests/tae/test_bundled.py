@@ -74,7 +74,7 @@ def test_the_statistics_of_their_latents_are_found_by_name(tmp_path: Path, monke
     assert stats.checkpoint == {"path": "tiny", "sha256": file_sha256(FOLDER / "model.safetensors")}
     card = (FOLDER / "README.md").read_text()
     assert f"Over {stats.num_clips} clips" in card
-    assert f"(latents - {stats.shift:.5f}) * {stats.scale:.5f}" in card
+    assert f"(latents + {-stats.shift:.5f}) * {stats.scale:.5f}" in card
     (tmp_path / "tiny").mkdir()  # which `tiny` does not mean, as nowhere else
     monkeypatch.chdir(tmp_path)
     config = DiffusersVAE.from_pretrained("tiny").config
