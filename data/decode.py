@@ -98,12 +98,12 @@ class VideoFile:
                 yield place, image
 
     def _decode(self, index: int, seek: bool) -> np.ndarray:
-        if index < self._position:
-            self._position = index if seek else 0
-            self._reader.seek_accurate(self._position)
-        if seek and index > self._position:
-            self._reader.skip_frames(index - self._position)
+        if seek and index != self._position:
+            self._reader.seek_accurate(index)  # not `skip_frames`, which goes to the wrong place in some files
         else:
+            if index < self._position:
+                self._position = 0
+                self._reader.seek_accurate(0)
             for _ in range(index - self._position):
                 self._reader.next()
         self._position = index + 1

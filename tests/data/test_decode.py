@@ -32,6 +32,13 @@ def test_frames_stay_what_they_are_when_the_file_is_closed(video: bytes) -> None
     assert all(np.array_equal(other[1], images[0]) for other in others)
 
 
+def test_a_jump_lands_where_it_should(shared_clips: Path) -> None:
+    """In this file decord's `skip_frames` does not."""
+    video = (shared_clips / "hd" / "mixkit_restaurant_720p25.mp4").read_bytes()
+    for indices in ([107, 108], [107, 110, 151]):
+        np.testing.assert_array_equal(read_frames(video, indices), read_frames(video, indices, seek=False))
+
+
 @pytest.mark.parametrize("broken", [b"", b"not a video at all", b"\x00" * 5000])
 def test_what_is_no_video_is_a_decode_error(broken: bytes) -> None:
     with pytest.raises(DecodeError, match="cannot be opened"):
