@@ -77,17 +77,16 @@ class Square:
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         self._size = self._short_side = size
-        self._flips: list[Flip] = []
         self._colours: tuple[Tensor, Tensor] | None = None
         if rng and augmentation.zoom > 1:
             self._short_side = round(rng.uniform(1, augmentation.zoom) * size)
         room = [side - size for side in scaled_size(height, width, self._short_side)]
         self._top, self._left = (int(rng.integers(side + 1)) if rng else side // 2 for side in room)
-        if rng:
-            self._flips = [name for name in augmentation.flips if rng.random() < 0.5]
+        flips = [name for name in augmentation.flips if rng and rng.random() < 0.5]
+        self.backwards = "time" in flips
+        self._flips = [name for name in flips if name != "time"]
         if rng and augmentation.colour:
             self._colours = draw_colours(augmentation.colour, rng)
-        self.backwards = "time" in self._flips
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 to (size, size, 3) uint8, possibly a view of a larger picture."""
@@ -100,8 +99,8 @@ class Square:
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Height and width of the same picture whose shorter side has `short_side` pixels."""
-    scale = short_side / min(height, width)
-    return max(short_side, round(height * scale)), max(short_side, round(width * scale))
+    short = min(height, width)
+    return max(short_side, round(height * short_side / short)), max(short_side, round(width * short_side / short))
 
 
 def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
@@ -121,8 +120,8 @@ def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def flip(square: np.ndarray, name: Flip) -> np.ndarray:
-    """(size, size, 3); "time" is left to who reads the frames."""
-    flipped = {"height": square[::-1], "width": square[:, ::-1], "diagonal": square.swapaxes(0, 1), "time": square}
+    """One of the flips within a picture, (size, size, 3)."""
+    flipped = {"height": square[::-1], "width": square[:, ::-1], "diagonal": square.swapaxes(0, 1)}
     return flipped[name]
 
 

@@ -194,12 +194,11 @@ def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator
         if not reading.resolution and min(reader.size) < reading.smallest:
             height, width = reader.size
             raise UserError(f"frames of {height}x{width} are too small; the model needs {reading.smallest} each way.")
+        square = Square(*reader.size, reading.resolution) if reading.resolution else None
         frames: Iterator[Frame] = itertools.islice(reader.frames(), 0, None, reading.frame_stride)
         count = 0
         for batch in batched(frames, reading.piece):
-            images = [frame.rgb for frame in batch]
-            if reading.resolution:
-                images = [Square(*reader.size, reading.resolution)(image) for image in images]
+            images = [square(frame.rgb) if square else frame.rgb for frame in batch]
             piece = torch.from_numpy(np.stack(images))
             count += len(piece)
             yield piece
