@@ -108,9 +108,7 @@ class VideoFile:
                 self._reader.next()
         self._position = index + 1
         image = from_dlpack(self._reader.next().to_dlpack()).numpy()  # as it lies in memory; `asnumpy` would copy it
-        if image.shape != (*self.size, 3):
-            raise ValueError(f"a frame has the shape {image.shape}, the file states {self.size[1]}x{self.size[0]}")
-        return image
+        return _without_padding(image, *self.size)
 
 
 @contextmanager
@@ -131,6 +129,23 @@ def read_frames(video: bytes, indices: Sequence[int], seek: bool = True) -> np.n
     """
     with open_video(video) as file:
         return file.frames(indices, seek)
+
+
+def _without_padding(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """RGB (height, width, 3) of what decord gives for one frame.
+
+    libav pads rows to the processor's vector width, and decord takes the bytes of a row divided by the width for the
+    number of channels: on one processor a picture 48 pixels wide comes with four "channels", on another one 144 wide.
+    The bytes are those of the padded rows.
+
+    Raises:
+        ValueError: the frame is of another size.
+    """
+    if image.shape[:2] != (height, width):
+        raise ValueError(f"a frame is {image.shape[1]}x{image.shape[0]}, the file states {width}x{height}")
+    if image.shape[2] == 3:
+        return image
+    return image.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def _plain(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Video files by PyAV alone: every frame by a plain sequential decode, and small ones for tests. Imports nothing of ours."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -40,3 +41,15 @@ def make_video(
                 container.mux(track.encode(block))
             container.mux(track.encode())
     return path
+
+
+def lossless(pictures: Sequence[np.ndarray]) -> bytes:
+    """An .mkv file of RGB pictures (h, w, 3) that decodes to exactly these."""
+    file = BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "bgr0"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
