@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+PAPERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 ENTRY = re.compile(r"(?:^|\s)(train\.py|evaluate\.py|-m (?:tae|data)\.\w+)(?=\s|$)")
 
 # What stands for something of the reader's, and what it is in these tests.
@@ -204,7 +206,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", PAGES + PAPERS, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -217,7 +219,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", PAGES + PAPERS, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path) -> None:
     named = re.findall(r"(?:tae|data|conf|tests|docs|benchmarks|examples)/[\w./-]+\.(?:py|yaml|md)", page.read_text())
     tests = re.findall(r"(?<![\w/])test_\w+\.py", page.read_text())
@@ -228,6 +230,37 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_every_page_is_listed() -> None:
     readme = PAGES[0].read_text()
     assert [name for name in NAMES[1:] if f"({name})" not in readme] == []
+
+
+def versions() -> list[str]:
+    """The headings of the changelog, newest first."""
+    return re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    unreleased, *released = versions()
+    assert unreleased == "[Unreleased]"
+    found = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - (\d{4}-\d{2}-\d{2})", version) for version in released]
+    assert all(found), released
+    order = [tuple(map(int, match.groups()[:3])) for match in found if match]
+    assert order == sorted(order, reverse=True)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Numerics"}
+    for section in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]:
+        headings = re.findall(r"^### (.*)$", section, re.MULTILINE)
+        assert set(headings) <= kinds
+        assert len(headings) == len(set(headings))
+        assert "Numerics" in headings
+
+
+def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    assert citation["version"] == project["version"]
+    assert project["version"] in versions()[1], "the newest version of the changelog is another one"
+    assert citation["license"] == project["license"] == "Apache-2.0"
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in licence
+    assert licence.rstrip().endswith("limitations under the License.")
 
 
 def clips(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> None:
