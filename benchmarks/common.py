@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tae.autoencoder import BUNDLED
+from tae.model.bundled import BUNDLED
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

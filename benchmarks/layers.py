@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks import naive
 from benchmarks.common import DTYPES, RESULTS, interleaved, publish, spread
-from tae.layers import Conv2_5d, GroupNorm, TemporalConv, Upsample
+from tae.model.layers import Conv2_5d, GroupNorm, Upsample
+from tae.model.temporal_conv import TemporalConv
 
 GROUPS = 32
 
@@ -78,7 +79,7 @@ def main() -> None:
             layer.to(**options)
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=0.02)
-            if type(layer).__module__ == "tae.layers":
+            if type(layer).__module__ == "tae.model.layers":
                 layer.to(memory_format=torch.channels_last)
         clips = {form: stored if form.startswith("shipped") else stored.contiguous() for form in layers}
         for backward in (False, True):

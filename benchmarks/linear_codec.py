@@ -5,7 +5,7 @@
 
 Each block of 8x8x8x3 values becomes its coefficients on the first 16 principal components of the training clips' blocks,
 as many numbers as the model's latent has for the block. No linear codec that treats blocks one by one has a smaller mean
-squared error on the clips it is fitted on. All codecs see the same test clips, by the protocol of `tae.evaluation`.
+squared error on the clips it is fitted on. All codecs see the same test clips, by the protocol of `tae.evaluation.protocol`.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, publish
 from data.datamodule import ClipDataModule
-from tae.checkpoint import load_model
-from tae.clip import clip_to_frames, frames_to_clip
-from tae.metrics import frame_metrics, trilinear_baseline
+from tae.metrics.baseline import trilinear_baseline
+from tae.metrics.frame import frame_metrics
+from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.pretrained import load_model
 
 BLOCK = 8  # frames, rows and columns
 

@@ -40,15 +40,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import RESULTS, publish, spread
-from data.clips import central_window
 from data.datamodule import ClipDataModule
 from data.decode import as_path, read_frames
-from data.loader import BATCHES_AHEAD, ClipLoader
-from data.pool import Crew
-from data.prepare import prepare
-from data.stream import Clip, Window, read_samples
-from data.transforms import Square, scaled_size
-from data.workers import worker_context
+from data.ingest.pipeline import prepare
+from data.loading.loader import BATCHES_AHEAD, ClipLoader
+from data.loading.samples import read_samples
+from data.processes.pool import Crew
+from data.processes.workers import worker_context
+from data.sampling.clip import Clip, Window
+from data.sampling.transforms import Square, scaled_size
+from data.sampling.windows import central_window
 
 
 @dataclass(frozen=True)

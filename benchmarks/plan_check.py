@@ -27,8 +27,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmarks.common import RESULTS, peak_resident_bytes, publish
-from tae import plan
-from tae.cli import CONFIG_FOLDER
+from tae.planning import planner as plan
+from tae.runtime.cli import CONFIG_FOLDER
 
 # Overrides of conf/plan.yaml
 CASES = {

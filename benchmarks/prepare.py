@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, publish, seconds, spread
-from data.pool import Crew, run_isolated
-from data.prepare import prepare
+from data.ingest.pipeline import prepare
+from data.processes.pool import Crew, run_isolated
 
 
 def prepare_on(cores: int, workers: int, source: Path) -> float:

@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import RESULTS, publish
-from data.clips import central_window
 from data.decode import open_video
-from data.transforms import resize_short_side
+from data.sampling.transforms import resize_short_side
+from data.sampling.windows import central_window
 from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
-from tae.metrics import psnr
-from tae.tiling import Tiling, decode_stream, encode_stream, even_tile
+from tae.metrics.frame import psnr
+from tae.model.tiling import Tiling, decode_stream, encode_stream, even_tile
 
 TILE_FRAMES = 32
 AMPLIFIED = 8

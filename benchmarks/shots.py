@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, interleaved, publish, spread
-from data.check import check
 from data.decode import read_frames
-from data.shots import Encoding, encode_shots, find_shots
+from data.ingest.check import check
+from data.ingest.shots import Encoding, encode_shots, find_shots
 
 
 def decode_windows(clips: list[tuple[bytes, int]], num_frames: int, windows: int) -> None:

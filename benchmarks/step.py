@@ -23,7 +23,7 @@ from benchmarks.common import DTYPES, MODELS, RESULTS, interleaved, matmul_rate,
 from benchmarks.naive import NaiveAutoencoder
 from tae import TemporalAutoencoder
 from tae.losses import KL, AutoencoderLoss, OutlierPenalty, Perceptual, Reconstruction
-from tae.plan import Meter
+from tae.planning.meter import Meter
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 SEED = 0

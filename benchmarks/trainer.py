@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 
 from benchmarks.common import RESULTS, publish, spread, synchronize
 from benchmarks.step import random_vgg16
-from tae import plan
-from tae.cli import CONFIG_FOLDER
-from tae.config import plain
-from tae.module import AutoencoderModule
+from tae.planning import planner as plan
+from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.config import plain
+from tae.training.module import AutoencoderModule
 
 CALLBACKS = ("step_timer", "learning_rate", "progress")  # not those that write checkpoints and videos
 

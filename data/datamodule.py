@@ -8,14 +8,16 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from data.cache import ShardCache
-from data.clips import ShortClip, window_span
-from data.loader import ClipLoader
-from data.shards import Shard, find_shards
-from data.storage import Access, is_remote
-from data.stream import Clip, Window
-from data.transforms import Augmentation
-from tae.errors import UserError
+from data.loading.loader import ClipLoader
+from data.sampling.clip import Clip, Window
+from data.sampling.transforms import Augmentation
+from data.sampling.windows import ShortClip, window_span
+from data.shards.format import Shard
+from data.shards.index import find_shards
+from data.storage.address import is_remote
+from data.storage.cache import ShardCache
+from data.storage.remote import Access
+from tae.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
@@ -28,11 +30,11 @@ class ClipDataModule(LightningDataModule):
     `h = w = resolution`; the rate is the file's divided by `frame_stride`.
 
     Args:
-        shards: patterns for "train", "val" and "test" (see `data.shards.find_shards`); null leaves a split out.
+        shards: patterns for "train", "val" and "test" (see `data.shards.index.find_shards`); null leaves a split out.
         num_frames: frames of a clip.
         frame_stride: every how manieth frame of the file is taken.
         resolution: height and width in pixels, after scaling the short side to it and cropping.
-        augmentation: random changes of training clips, as `data.transforms.Augmentation` takes them; None for none.
+        augmentation: random changes of training clips, as `data.sampling.transforms.Augmentation` takes them; None for none.
         batch_size: clips in a batch of one process.
         num_workers: decoding processes for each loader; 0 decodes in the training process, which then nothing protects
             from a file that crashes the decoder or makes it hang.
@@ -43,7 +45,7 @@ class ClipDataModule(LightningDataModule):
         seed: of the order, the windows and the crops.
         output_dir: where `skipped.jsonl` names the clips that failed.
         decode_timeout: seconds that a worker process may take over one clip before it is killed and the clip skipped.
-        read_tries, read_timeout: as `tries` and `timeout` in `data.storage.Access`.
+        read_tries, read_timeout: as `tries` and `timeout` in `data.storage.remote.Access`.
         cache_dir: folder of a local disk in which shards from http(s) and s3 are kept; None streams them each time.
         cache_gb: at most so many gigabytes (1e9 bytes) are kept there.
         allow_pipe: let `shards` hold `pipe:COMMAND`.

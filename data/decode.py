@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
-from tae.errors import first_line
+from tae.runtime.errors import first_line
 
 MAX_PIXELS = 8192 * 8192  # of a frame: 200 MB; 8K has half as many
 MAX_ASPECT = 32  # long side to short side: scaling the short one up must not make the long one huge

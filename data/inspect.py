@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data.decode import DecodeError, read_frames
-from data.shards import INDEX, VIDEO_EXTENSIONS, find_shards, open_samples
-from data.verify import find_folders, read_members
-from tae.cli import hydra_main
-from tae.errors import UserError
+from data.ingest.verification import find_folders, read_members
+from data.shards.format import INDEX, VIDEO_EXTENSIONS
+from data.shards.index import find_shards
+from data.shards.reader import open_samples
+from tae.runtime.cli import hydra_main
+from tae.runtime.errors import UserError
 
 COMMON = 4  # of the values of a column this many are named
 TILE = (240, 180)  # pixels of a picture in the contact sheet

@@ -3,151 +3,15 @@
 python -m data.verify shards=DIR
 """
 
-import hashlib
-import json
-import tarfile
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from data.check import check
-from data.pool import Crew, Failure, run_isolated
-from data.shards import INDEX, VIDEO_EXTENSIONS, find_shards
-from tae.cli import hydra_main
-from tae.errors import UserError
-from tae.files import file_sha256
-
-METADATA_BYTES = 1_000_000  # of a sample's json: a few hundred are usual
-# Of the fields that `data.prepare` writes those that are read, or that tell where a clip is from.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "num_frames": int,
-    "fps": (int, float),
-    "width": int,
-    "height": int,
-    "sha256": str,
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """A shard, its entry in the index, and whether to decode its videos."""
-
-    path: Path
-    entry: Mapping[str, Any]
-    decode: bool
-
-
-def find_folders(shards: Path) -> list[Path]:
-    """The folders with an index in and directly below a folder, such as train/ and test/.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [folder for folder in (shards, *sorted(shards.glob("*/"))) if (folder / INDEX).is_file()]
-    if not found:
-        raise UserError(
-            f"shards={shards} has no {INDEX}, and no folder in it has one. Give the output folder of "
-            "`python -m data.prepare`, or one of the splits in it."
-        )
-    return found
-
-
-def verify(folder: Path, decode: bool, timeout: float, crew: Crew) -> Iterator[str]:
-    """What is wrong with a folder of shards, in plain words; nothing if nothing is.
-
-    Args:
-        decode: check every video as `data.prepare` does, which takes as long as it did there.
-        timeout: seconds for one shard.
-    """
-    try:
-        entries = json.loads((folder / INDEX).read_text())["shards"]
-        names = [Path(entry["name"]).name for entry in entries]
-        find_shards([str(folder / name) for name in names], "shards")  # whether the index contradicts itself
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{folder / INDEX}: {error}"
-        return
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in names:
-            yield f"{path}: is not in the index"
-    for key in _repeated(key for entry in entries for key in entry["frames"]):
-        yield f"{folder / INDEX}: the key {key} occurs more than once"
-    tasks = [Task(folder / name, entry, decode) for name, entry in zip(names, entries, strict=True)]
-    for task, result in run_isolated(check_shard, tasks, timeout, crew):
-        problems = [result.reason] if isinstance(result, Failure) else result
-        yield from (f"{task.path}: {problem}" for problem in problems)
-
-
-def check_shard(task: Task) -> list[str]:
-    """What is wrong with one shard."""
-    problems = [] if file_sha256(task.path) == task.entry["sha256"] else ["its sha256 is not the one in the index"]
-    try:
-        problems += _check_members(task)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        problems.append(f"cannot be read as a tar file: {error}")
-    return problems
-
-
-def _check_members(task: Task) -> Iterator[str]:
-    missing = dict(task.entry["frames"])
-    halves: dict[str, dict[str, bytes]] = {}  # a video and its metadata follow one another, in either order
-    for name, content in read_members(task.path):
-        key, _, extension = name.partition(".")
-        kind = "video" if extension in VIDEO_EXTENSIONS else extension
-        sample = halves.setdefault(key, {})
-        if key not in missing or kind not in ("video", "json") or kind in sample:
-            yield f"{name}: does not belong there (not in the index, or no video and no json)"
-            continue
-        sample[kind] = content
-        if len(sample) == 2:
-            problems = _check_sample(sample["video"], sample["json"], missing.pop(key), task.decode)
-            yield from (f"{key}: {problem}" for problem in problems)
-            halves[key].clear()
-    yield from (f"{key}: is in the index, but not whole in the shard" for key in missing)
-
-
-def _check_sample(video: bytes, text: bytes, num_frames: int, decode: bool) -> Iterator[str]:
-    try:
-        metadata = json.loads(text)
-        wrong = [name for name, kind in FIELDS.items() if not isinstance(metadata.get(name), kind)]
-    except (ValueError, AttributeError, RecursionError) as error:
-        yield f"its metadata is no JSON object ({error})"
-        return
-    if wrong:
-        yield f"its metadata lacks {', '.join(wrong)}"
-    elif metadata["sha256"] != hashlib.sha256(video).hexdigest():
-        yield "the sha256 of its video is not the one in its metadata"
-    elif metadata["num_frames"] != num_frames:
-        yield f"{metadata['num_frames']} frames by its metadata, {num_frames} by the index"
-    elif decode:
-        facts = check(video)
-        if isinstance(facts, str):
-            yield facts
-        elif facts.num_frames != num_frames:
-            yield f"{facts.num_frames} frames decode, the index says {num_frames}"
-
-
-def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each file in a shard; only those with a `wanted` extension and the metadata are read."""
-    with tarfile.open(path, "r:") as shard:
-        for member in shard:
-            extension = member.name.partition(".")[2]
-            if not member.isfile() or (extension == "json" and member.size > METADATA_BYTES):
-                yield f"{member.name} (no file, or metadata of more than {METADATA_BYTES} bytes)", b""
-            elif extension == "json" or extension in wanted:
-                file = shard.extractfile(member)
-                assert file is not None
-                yield member.name, file.read()
-            else:
-                yield member.name, b""
-
-
-def _repeated(keys: Iterator[str]) -> list[str]:
-    seen: set[str] = set()
-    return [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+from data.ingest.verification import find_folders, verify
+from data.processes.pool import Crew
+from tae.runtime.cli import hydra_main
+from tae.runtime.errors import UserError
 
 
 @hydra_main("verify")

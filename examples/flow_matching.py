@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tae import clip_to_frames
-from tae.checkpoint import load_model
-from tae.errors import UserError
-from tae.latents import LatentDataset
-from tae.video import write_video
+from tae.latents.dataset import LatentDataset
+from tae.model.pretrained import load_model
+from tae.runtime.errors import UserError
+from tae.video.writer import write_video
 
 
 class Block(nn.Module):

@@ -7,42 +7,21 @@ there are nor on how often the command was stopped. A process works through its 
 entry in `.finished/`, and the last step adds the entries up.
 """
 
-import hashlib
-import json
-import signal
-import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from torch.utils.data import DataLoader
+from omegaconf import DictConfig
 
-from data.workers import prepare_worker, worker_context
-from tae.autoencoder import TemporalAutoencoder
-from tae.checkpoint import LoadedModel, load_model
-from tae.cli import hydra_main
-from tae.clip import frames_to_clip
-from tae.config import plain
-from tae.encode_sources import Piece, Pieces, Reading, Source, batched, find_sources
-from tae.errors import UserError
-from tae.files import write_text
-from tae.latent_writer import FINISHED, LatentShard, entry_path, finish
-from tae.latents import DTYPES, LatentStats
-from tae.reconstruct import progress_bar
-from tae.saving import StopSignals, end_by_signal
-from tae.tiling import Tiling, encode_in_space
-
-SETTINGS = "settings.json"
-SHOWN_REASONS = 12
+from tae.latents.encoding import Encoding, check_settings, report, settings_of, settle
+from tae.latents.file import DTYPES
+from tae.latents.sources import Reading, batched, find_sources
+from tae.latents.stats import LatentStats
+from tae.latents.writer import finish
+from tae.model.pretrained import load_model
+from tae.runtime.cli import hydra_main
+from tae.runtime.progress import progress_bar
 
 
 def main(cfg: DictConfig) -> LatentStats | None:
@@ -84,146 +63,6 @@ def main(cfg: DictConfig) -> LatentStats | None:
     stats, rejected = finish(output, settings, len(shards), checkpoint, rejected)
     report(stats, rejected, output)
     return stats
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Refuse values that are out of their range, before anything is read."""
-    plain(cfg)
-    if cfg.dtype not in DTYPES:
-        raise UserError(f"dtype={cfg.dtype} is unknown. Choose one of: {', '.join(DTYPES)}.")
-    at_least = {"frame_stride": 1, "clips_per_shard": 1, "num_workers": 0} | (
-        {"resolution": 8} if cfg.resolution else {}
-    )
-    for name, least in at_least.items():
-        if not isinstance(cfg[name], int) or cfg[name] < least:
-            raise UserError(f"{name}={cfg[name]} is not allowed: give a whole number of at least {least}.")
-
-
-def settings_of(cfg: DictConfig, loaded: LoadedModel, sources: Sequence[Source]) -> dict[str, Any]:
-    """Everything on which the latents depend, and in which shard they lie."""
-    lines = "\n".join(f"{source.key} {source.name} {source.content}" for source in sources)
-    own = {name: cfg[name] for name in ("resolution", "frame_stride", "dtype", "clips_per_shard")}
-    return own | {
-        "checkpoint": loaded.sha256,
-        "precision": str(cfg.trainer.precision),
-        "tiling": OmegaConf.to_container(cfg.tiling, resolve=True),
-        "number of videos": len(sources),
-        "list of videos": hashlib.sha256(lines.encode()).hexdigest()[:12],
-    }
-
-
-def settle(output: Path, settings: Mapping[str, Any]) -> None:
-    """Make `output` the folder of latents with these settings.
-
-    Raises:
-        UserError: it was begun with others, holds something else, or cannot be written.
-    """
-    path = output / FINISHED / SETTINGS
-    try:
-        if not path.is_file():
-            if output.is_dir() and any(entry.name != FINISHED for entry in output.iterdir()):
-                raise UserError(f"output={output} holds something else. Choose a new or an empty folder.")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(settings, indent=1) + "\n")  # the same from every process
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error}. Choose another folder.") from error
-    if changed := [name for name in settings if settings[name] != before.get(name)]:
-        was = ", ".join(f"{name} was {before.get(name)} and is {settings[name]}" for name in changed)
-        raise UserError(
-            f"output={output} was begun with other settings: {was}. Go on with the same settings, or choose another folder."
-        )
-
-
-class Encoding(L.LightningModule):
-    """`Trainer.predict(Encoding(...))`: every process encodes its videos and writes its shards.
-
-    Args:
-        shards: the videos of each shard that there is to be, the same list in every process.
-        progress: shows how far this process is.
-    """
-
-    def __init__(
-        self,
-        model: TemporalAutoencoder,
-        tiling: Tiling,
-        dtype: torch.dtype,
-        output: Path,
-        shards: Sequence[Sequence[Source]],
-        reading: Reading,
-        num_workers: int,
-        progress: Progress,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.tiling = tiling
-        self.dtype_written = dtype
-        self.output = output
-        self.shards = shards
-        self.reading = reading
-        self.num_workers = num_workers
-        self.progress = progress
-        self.open: dict[int, LatentShard] = {}
-        self.signals = StopSignals()
-
-    def on_predict_start(self) -> None:
-        self.signals.keep(self.trainer)  # Lightning would note a SIGTERM and encode on
-
-    def predict_dataloader(self) -> DataLoader:
-        """Deal out the shards that are not finished, by what the first process finds: others may be writing already."""
-        waiting = [number for number in range(len(self.shards)) if not entry_path(self.output, number).is_file()]
-        waiting = self.trainer.strategy.broadcast(waiting)
-        mine = {number: self.shards[number] for number in waiting[self.trainer.global_rank :: self.trainer.world_size]}
-        self.task = self.progress.add_task("encoding", total=sum(map(len, mine.values())))
-        workers = min(self.num_workers, len(mine))
-        parallel: dict[str, Any] = {}
-        if workers:
-            parallel = {"multiprocessing_context": worker_context(), "worker_init_fn": prepare_worker}
-        return DataLoader(Pieces(mine, self.reading), batch_size=None, num_workers=workers, **parallel)
-
-    def predict_step(self, piece: Piece, batch_idx: int) -> int:
-        if self.signals.received:
-            self.stop(self.signals.received)
-        shard = self.open.get(piece.shard) or LatentShard(self.output, piece.shard, self.dtype_written)
-        self.open[piece.shard] = shard
-        if piece.frames is not None:
-            # Tiles do not overlap in time when encoding, so each is encoded for itself.
-            posterior = encode_in_space(self.model, frames_to_clip(piece.frames[None]), self.tiling)
-            shard.append(piece.name, posterior.mean, torch.exp(0.5 * posterior.logvar))
-        elif piece.clip is not None:
-            shard.end_clip(**piece.clip)
-            self.progress.advance(self.task)
-        else:
-            shard.finish()
-            del self.open[piece.shard]
-        return piece.shard  # nobody needs it, but Lightning warns of a step that gives nothing
-
-    def stop(self, number: int) -> None:
-        """End by the signal, without what is half-written: nothing of an unfinished shard is kept anyway."""
-        self.close()
-        text = f"{signal.Signals(number).name}: stopped; finished shards are in {self.output}, the same command goes on"
-        print(text, file=sys.stderr, flush=True)
-        end_by_signal(self.trainer, number)
-
-    def close(self) -> None:
-        """Drop what is half-written, where the work was stopped."""
-        for shard in self.open.values():
-            shard.abandon()
-
-
-def report(stats: LatentStats, rejected: Sequence[tuple[str, str]], output: Path) -> None:
-    """Print what was encoded and, by reason, what was not."""
-    table = Table("result", "", title=f"latents in {output}")
-    table.add_row("clips", f"{stats.num_clips:,}")
-    table.add_row("latent frames", f"{stats.num_latent_frames:,}")
-    table.add_row("recommended shift, scale", f"{stats.shift:.4f}, {stats.scale:.4f}")
-    table.add_row("deviation of each channel", f"{min(stats.std):.3f} to {max(stats.std):.3f}")
-    table.add_row("outlier rate", f"{stats.outlier_rate:.3%}")
-    for reason, files in Counter(reason for _, reason in rejected).most_common(SHOWN_REASONS):
-        table.add_row(f"not encoded: {reason}", str(files))
-    if rejected:
-        table.add_row("all that was not encoded", str(output / "rejected.csv"))
-    Console().print(table)
 
 
 if __name__ == "__main__":

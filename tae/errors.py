@@ -1,14 +1,5 @@
-"""The one exception that means "the user can mend this", and other people's exceptions in a line."""
+"""The former home of `tae.runtime.errors`, kept for one version."""
 
+from tae.runtime.errors import UserError
 
-class UserError(ValueError):
-    """A mistake in what the user gave: the message says what was given, what is allowed and what to do.
-
-    Entry points print it to standard error without a traceback and exit with a code that is not 0 (`tae.cli`).
-    """
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, short: libraries' messages run over many lines, or have none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+__all__ = ["UserError"]

@@ -3,55 +3,20 @@
 python -m tae.reconstruct ckpt=PATH source=VIDEO_OR_FOLDER output=DIR
 """
 
-import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import av
-import numpy as np
-import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
-from torch import Tensor
 
-from data.check import TOLERATED_LOSS
-from data.shards import VIDEO_EXTENSIONS
-from tae.autoencoder import TemporalAutoencoder
-from tae.checkpoint import load_model
-from tae.cli import hydra_main
-from tae.clip import clip_to_frames, frames_to_clip
-from tae.config import plain
-from tae.errors import UserError
-from tae.files import check_writable, replacing
-from tae.latent_writer import LatentFile
-from tae.metrics import psnr, ssim
-from tae.posterior import DiagonalGaussian
-from tae.tiling import Tiling, decode_stream, encode_stream
-from tae.video import CONTAINERS, Frame, VideoReader, VideoWriter, container_for
-
-PIECE = 8  # pixel frames that are handed to the model at once; it cuts its own tiles
-DIFFERENCE_GAIN = 4
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one video. Quality is the mean over its frames, None where only latents were written."""
-
-    source: Path
-    output: Path
-    num_frames: int
-    size: tuple[int, int]
-    psnr: float | None = None
-    ssim: float | None = None
-    notes: tuple[str, ...] = ()
+from tae.evaluation.reconstruction import Outcome, plan_outputs, reconstruct, summary, write_latents
+from tae.model.pretrained import load_model
+from tae.runtime.cli import hydra_main
+from tae.runtime.config import plain
+from tae.runtime.errors import UserError
+from tae.runtime.files import check_writable
+from tae.runtime.progress import progress_bar
 
 
 def main(cfg: DictConfig) -> list[Outcome]:
@@ -87,191 +52,6 @@ def main(cfg: DictConfig) -> list[Outcome]:
     if failed:
         raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
     return outcomes
-
-
-def plan_outputs(source: Path, output: Path) -> dict[Path, Path]:
-    """{video: where its result goes, without an ending}; folders keep their structure.
-
-    Raises:
-        UserError: there is no video, or the results would lie among the videos.
-    """
-    if source.is_file():
-        videos, root = [source], source.parent
-    else:
-        videos = sorted(
-            p for p in source.rglob("*") if p.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS and p.is_file()
-        )
-        root = source
-        if output.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"output={output} lies inside source={source}. Choose a folder outside.")
-    if not videos:
-        raise UserError(
-            f"source={source} holds no videos. Give a file, or a folder with files of these endings: "
-            f"{', '.join(sorted(VIDEO_EXTENSIONS))}."
-        )
-    stems = [video.relative_to(root).with_suffix("") for video in videos]
-    # Two videos that differ in their ending alone keep it.
-    names = [
-        video.relative_to(root) if stems.count(stem) > 1 else stem for video, stem in zip(videos, stems, strict=True)
-    ]
-    targets = {video: output / name for video, name in zip(videos, names, strict=True)}
-    if source.is_file() and targets[source].parent.resolve() == source.parent.resolve():
-        raise UserError(f"output={output} is the folder of source={source} itself. Choose another folder.")
-    return targets
-
-
-def reconstruct(
-    model: TemporalAutoencoder,
-    source: Path,
-    stem: Path,
-    tiling: Tiling,
-    progress: Progress,
-    task: Any,
-    side_by_side: bool,
-    difference: bool,
-) -> Outcome:
-    """Write the reconstruction of a video, and measure it before it is compressed into a file."""
-    quality = {"psnr": 0.0, "ssim": 0.0}
-    count = 0
-    with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(source))
-        check_size(reader, model.factor)
-        progress.update(task, total=reader.stated_frames)
-        container, sound = container_for(source)
-        target = stem.with_name(stem.name + CONTAINERS[container])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path = stack.enter_context(replacing(target))
-        width = reader.size[1] * (1 + side_by_side + difference)
-        writer = stack.enter_context(VideoWriter(path, container, reader, (reader.size[0], width), sound))
-        # `tee` keeps the frames that went into the model and have not come out yet: a tile or two.
-        originals, inputs = itertools.tee(reader.frames())
-        latents = (posterior.mode() for posterior in encode_frames(model, inputs, tiling))
-        decoded = decode_stream(model, latents, size=reader.size, tiling=tiling)
-        for original, rgb in zip(originals, each_frame(decoded), strict=False):  # the last tile has surplus frames
-            pair = torch.from_numpy(original.rgb)[None], torch.from_numpy(rgb)[None]
-            quality["psnr"] += psnr(*pair).item()
-            quality["ssim"] += ssim(*pair).item()
-            count += 1
-            writer.write(Frame(panels(original.rgb, rgb, side_by_side, difference), original.pts))
-            progress.update(task, completed=count)
-    progress.update(task, total=count)
-    notes = missing_frames(source, count)
-    notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
-    notes += ["without its sound, which neither MP4 nor Matroska can carry"] * (not sound)
-    means = {name: total / count for name, total in quality.items()}
-    return Outcome(source, target, count, reader.size, **means, notes=tuple(notes))
-
-
-def write_latents(
-    model: TemporalAutoencoder, source: Path, stem: Path, tiling: Tiling, progress: Progress, task: Any
-) -> Outcome:
-    """Write mean and deviation of the posterior of a video."""
-    with VideoReader(source) as reader:
-        check_size(reader, model.factor)
-        progress.update(task, total=reader.stated_frames)
-        counted = Counted(reader.frames())
-        target = stem.with_name(stem.name + ".safetensors")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with LatentFile(str(source)) as latents:
-            for posterior in encode_frames(model, counted, tiling):
-                latents.append(posterior.mean, torch.exp(0.5 * posterior.logvar))
-                progress.update(task, completed=counted.count)
-            height, width = reader.size
-            facts = {"num_frames": counted.count, "fps": float(reader.rate), "height": height, "width": width}
-            with replacing(target) as path, path.open("wb") as file:
-                latents.write_to(file, **facts)
-    progress.update(task, total=counted.count)
-    return Outcome(source, target, counted.count, reader.size, notes=tuple(missing_frames(source, counted.count)))
-
-
-def missing_frames(source: Path, count: int) -> list[str]:
-    """A note where fewer frames came than the header states, by the rule of `data.prepare`.
-
-    Only a number in the header counts: what follows from duration and rate is off for uneven times. Frames that an edit
-    list hides are not missing.
-    """
-    with av.open(str(source), metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stated = stream.frames
-        tolerated = max(1, TOLERATED_LOSS * stated)
-        if stated - count <= tolerated:
-            return []
-        hidden = sum(packet.is_discard for packet in container.demux(stream))
-    lost = stated - hidden - count
-    return [f"{count} of the {stated - hidden} frames that its header states"] * (lost > tolerated)
-
-
-def check_size(reader: VideoReader, smallest: int) -> None:
-    """Refuse frames that the model cannot take."""
-    if min(reader.size) < smallest:
-        height, width = reader.size
-        raise UserError(
-            f"{reader.path}: frames of {height}x{width} are too small; the model needs {smallest}x{smallest}."
-        )
-
-
-def encode_frames(model: TemporalAutoencoder, frames: Iterable[Frame], tiling: Tiling) -> Iterator[DiagonalGaussian]:
-    """The posteriors of a stream of frames, tile by tile."""
-    device = next(model.parameters()).device
-    frames = iter(frames)
-    pieces = iter(partial(take, frames, PIECE), [])
-    clips = (frames_to_clip(torch.from_numpy(np.stack(piece))[None].to(device)) for piece in pieces)
-    return encode_stream(model, clips, tiling)
-
-
-def take(frames: Iterator[Frame], count: int) -> list[np.ndarray]:
-    """The next frames, fewer at the end."""
-    return [frame.rgb for frame in itertools.islice(frames, count)]
-
-
-def each_frame(clips: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """Clips (1, 3, t, h, w) as single frames (h, w, 3) uint8."""
-    for clip in clips:
-        for i in range(clip.shape[2]):  # one at a time: a whole tile in float32 once more would show at 4K
-            yield clip_to_frames(clip[:, :, i : i + 1])[0, 0].contiguous().cpu().numpy()
-        del clip  # or it would lie there while the next one is decoded
-
-
-def panels(original: np.ndarray, reconstruction: np.ndarray, side_by_side: bool, difference: bool) -> np.ndarray:
-    """[original] reconstruction [amplified difference], from left to right."""
-    shown = [original, reconstruction] if side_by_side else [reconstruction]
-    if difference:
-        absolute = np.abs(original.astype(np.int16) - reconstruction)
-        shown.append(np.minimum(absolute * DIFFERENCE_GAIN, 255).astype(np.uint8))
-    return np.concatenate(shown, axis=1) if len(shown) > 1 else reconstruction
-
-
-class Counted:
-    """An iterable that knows how many of its items were taken."""
-
-    def __init__(self, items: Iterable[Frame]) -> None:
-        self._items = items
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Frame]:
-        for item in self._items:
-            self.count += 1
-            yield item
-
-
-def progress_bar(unit: str, shown: bool = True) -> Progress:
-    """Counts `unit` on standard error, where there is a terminal; not `shown`: by nobody."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, *times, console=Console(stderr=True), disable=not shown)
-
-
-def summary(outcomes: Iterable[Outcome]) -> Table:
-    """One row for each video."""
-    headers = ("video", "frames", "size", "PSNR (dB)", "SSIM", "written to")
-    columns = [Column(header, overflow="fold") for header in headers]
-    table = Table(*columns, title="mean over frames, before compression into a file")
-    for outcome in outcomes:
-        psnr_text, ssim_text = ("-" if value is None else f"{value:.4g}" for value in (outcome.psnr, outcome.ssim))
-        written = "\n".join([str(outcome.output), *outcome.notes])
-        size = f"{outcome.size[1]}x{outcome.size[0]}"
-        table.add_row(outcome.source.name, str(outcome.num_frames), size, psnr_text, ssim_text, written)
-    return table
 
 
 if __name__ == "__main__":

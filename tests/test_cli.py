@@ -14,10 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tae import UserError
-from tae.checkpoint import load_model
-from tae.cli import check_accelerator, check_switches, find_user_error
-from tae.config import plain
-from train import train
+from tae.model.pretrained import load_model
+from tae.runtime.cli import check_accelerator, check_switches, find_user_error
+from tae.runtime.config import plain
+from tae.training.run import train
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tae import UserError, launch
+from tae import UserError
+from tae.runtime import start_time as launch
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

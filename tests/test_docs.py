@@ -20,10 +20,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from references.video import make_video
 
 from tae import TemporalAutoencoder, frames_to_clip
-from tae.config import plain
+from tae.runtime.config import plain
+from tests.references.video import make_video
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from references.wandb_file import read_records
 
-from tae.loggers import WANDB_ID
-from train import train
+from tae.training.loggers import WANDB_ID
+from tae.training.run import train
+from tests.fakes.wandb_file import read_records
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

@@ -16,11 +16,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from evaluate import evaluate
 from tae import TemporalAutoencoder, UserError
-from tae.checkpoint import load_model, read_checkpoint
-from tae.config import evaluation_data, plain
-from train import find_checkpoint
+from tae.evaluation.run import evaluate
+from tae.evaluation.stored_config import evaluation_data
+from tae.model.checkpoint_file import read_checkpoint
+from tae.model.pretrained import load_model
+from tae.runtime.config import plain
+from tae.training.run import find_checkpoint
 
 CONF = Path(__file__).parents[1] / "conf"
 ARCHITECTURE = {"base_channels": 4, "channel_multipliers": (1, 2), "latent_channels": 4, "norm_groups": 2}

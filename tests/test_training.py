@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from evaluate import evaluate
 from tae import TemporalAutoencoder, UserError
-from tae.checkpoint import load_model, read_checkpoint
-from tae.files import file_sha256
-from train import train
+from tae.evaluation.run import evaluate
+from tae.model.checkpoint_file import read_checkpoint
+from tae.model.pretrained import load_model
+from tae.runtime.files import file_sha256
+from tae.training.run import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -327,11 +328,13 @@ def test_an_evaluation_names_the_clips_of_all_processes_that_failed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process' share stands in for a second process."""
-    monkeypatch.setattr("evaluate.gather", lambda mine: [*mine, {"key": "z", "shard": "a.tar", "reason": "r"}])
+    monkeypatch.setattr(
+        "tae.evaluation.run.gather", lambda mine: [*mine, {"key": "z", "shard": "a.tar", "reason": "r"}]
+    )
     arguments = [f"ckpt={trained}/checkpoints/best.ckpt", "trainer.accelerator=cpu", "page.clips=0"]
     found = evaluate(config("evaluate", tmp_path / "few", *arguments))["skipped"]
     assert found == [{"key": "z", "shard": "a.tar", "reason": "r"}]
-    monkeypatch.setattr("evaluate.JUDGED_FROM", 4)
+    monkeypatch.setattr("tae.evaluation.run.JUDGED_FROM", 4)
     evaluate(config("evaluate", tmp_path / "allowed", *arguments, "data.max_skipped=0.25"))
     with pytest.raises(UserError, match=r"1 of 4 test clips .*\(25.0%\); data.max_skipped allows 1.0%.*skipped.jsonl"):
         evaluate(config("evaluate", tmp_path / "many", *arguments))

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from tae.errors import UserError
 from tae.losses.term import Output, check_weight
+from tae.runtime.errors import UserError
 
 RATE_R = 3.0  # the reported rate keeps the paper's r, so that runs with another `r` stay comparable
 

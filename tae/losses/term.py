@@ -5,8 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tae.errors import UserError
-from tae.posterior import DiagonalGaussian
+from tae.model.posterior import DiagonalGaussian
+from tae.runtime.errors import UserError
 
 
 class Output(Protocol):

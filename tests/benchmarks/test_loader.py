@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loader
-from data.synthetic import draw_clip, encode
+from data.drawing import draw_clip, encode
 
 
 @pytest.fixture(scope="module")

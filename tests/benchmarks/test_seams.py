@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from references.tiling import seam_energy
 
 from benchmarks import seams
-from data.synthetic import draw_clip, encode
-from tae.tiling import even_tile, windows
+from data.drawing import draw_clip, encode
+from tae.model.tiling import even_tile, windows
+from tests.references.tiling import seam_energy
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

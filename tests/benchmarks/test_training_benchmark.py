@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import training
 from benchmarks.loader import prepare_shards
-from data.synthetic import draw_clip, encode
+from data.drawing import draw_clip, encode
 
 
 def test_a_run_that_leaves_the_first_one_is_refused() -> None:

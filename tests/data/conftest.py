@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data.datamodule import ClipDataModule
-from data.synthetic import draw_clip, encode
-from data.writer import ShardWriter
+from data.drawing import draw_clip, encode
+from data.shards.writer import ShardWriter
 
 SHARDS = ((5, 20), (3, 24), (1, 9), (4, 20))  # (clips, frames of each): unequal shards, one clip too short for 16
 

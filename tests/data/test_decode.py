@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.decode import DecodeError, open_video, read_frames
-from data.synthetic import draw_clip, encode
+from data.drawing import draw_clip, encode
 from tests.references.video import decode_in_order, lossless
 
 

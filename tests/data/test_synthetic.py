@@ -5,10 +5,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from data.shards import find_shards
-from data.synthetic import SyntheticDataModule, draw_clip, main
-from tae.cli import CONFIG_FOLDER
-from tae.errors import UserError
+from data.drawing import draw_clip
+from data.shards.index import find_shards
+from data.synthetic import SyntheticDataModule, main
+from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.errors import UserError
 
 
 def make(tmp_path: Path, **overrides: object) -> SyntheticDataModule:

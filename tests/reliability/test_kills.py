@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from reliability.tiny_run import EPOCH, assert_same_state, finish, start
 
-from tae.checkpoint import read_checkpoint
+from tae.model.checkpoint_file import read_checkpoint
 
 KILLS = int(os.environ.get("TAE_KILLS", "26"))
 SEED = int(os.environ.get("TAE_KILL_SEED", "0"))

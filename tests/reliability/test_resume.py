@@ -15,8 +15,9 @@ import torch
 from reliability.tiny_run import assert_same_state, train_here
 
 from tae import UserError
-from tae.module import AutoencoderModule
-from tae.saving import LastCheckpoint, Preempted
+from tae.runtime.signals import Preempted
+from tae.training.checkpointing import LastCheckpoint
+from tae.training.module import AutoencoderModule
 
 # An epoch is 3 batches, a validation every 4, a checkpoint every step: epochs end in, before and after both.
 RUN = (

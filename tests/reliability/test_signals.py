@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from reliability.tiny_run import assert_same_state, finish, start
 
-from tae.checkpoint import read_checkpoint
+from tae.model.checkpoint_file import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 RUN = (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from train import train
+from tae.training.run import train
 
 ROOT = Path(__file__).parents[2]
 EPOCH = 14  # batches

@@ -17,13 +17,15 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, safe_open
 
 from tae import TemporalAutoencoder
-from tae.cli import CONFIG_FOLDER
-from tae.clip import clip_to_frames, frames_to_clip
-from tae.errors import UserError
-from tae.metrics import psnr
-from tae.reconstruct import main, missing_frames, panels, plan_outputs
-from tae.tiling import decode_stream, encode_stream
-from tae.video import Frame, VideoReader, VideoWriter
+from tae.evaluation.reconstruction import missing_frames, panels, plan_outputs
+from tae.metrics.frame import psnr
+from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.tiling import decode_stream, encode_stream
+from tae.reconstruct import main
+from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.errors import UserError
+from tae.video.reader import Frame, VideoReader
+from tae.video.writer import VideoWriter
 from tests.references.video import make_video
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tae.errors import UserError
 from tae.losses import Perceptual
+from tae.runtime.errors import UserError
 
 # The convolutions of VGG-16's `features`: index, channels in, channels out (Simonyan & Zisserman, configuration D).
 VGG16 = [

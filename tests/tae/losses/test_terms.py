@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from references.losses import kl_by_loops, opl_by_loops
 
-from tae.errors import UserError
 from tae.losses import KL, AutoencoderLoss, OutlierPenalty, Perceptual, Reconstruction, outlier_rate
-from tae.posterior import DiagonalGaussian
+from tae.model.posterior import DiagonalGaussian
+from tae.runtime.errors import UserError
+from tests.references.losses import kl_by_loops, opl_by_loops
 
 
 def make_output(b=2, t=3, h=6, w=5, dtype=torch.float32):

@@ -1,0 +1,167 @@
+"""Videos to shards: check every file, split, write, report.
+
+python -m data.prepare dataset=ucf101|mixkit|folder source=DIR output=DIR
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data.ingest.journal import Journal, Origin
+from data.ingest.shots import Encoding
+from data.ingest.sources import find_videos
+from data.ingest.splits import Video, assign_splits
+from data.ingest.staging import WHEN_FULL, Checked, Clip, Task, stage, write_whole
+from data.processes.pool import Crew, Failure, run_isolated
+from data.shards.format import VIDEO_EXTENSIONS
+from data.shards.writer import ShardWriter
+from tae.runtime.errors import UserError
+from tae.runtime.progress import progress_bar
+
+DATASETS = ("ucf101", "mixkit", "folder")
+DUPLICATE = "same content as"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a source folder."""
+
+    accepted: dict[str, int]  # split -> clips
+    rejected: list[tuple[str, str]]  # path relative to the source, reason
+
+
+def prepare(
+    dataset: str,
+    source: Path,
+    output: Path,
+    split: str | None,
+    splits_dir: Path | None,
+    test: float,
+    val: float,
+    seed: int,
+    timeout: float,
+    shard_mb: int,
+    encoding: Encoding | None,
+    crew: Crew,
+) -> Outcome:
+    """Turn a folder of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
+
+    May be stopped at any moment and called again with the same arguments: it goes on where it was. The shards are the
+    same bytes for any crew and any number of interruptions.
+
+    Args:
+        dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos).
+        split: `group`, `random`, `official1|2|3` or `none`; None is `group` for ucf101 and `random` for the others.
+        splits_dir: the folder of ucfTrainTestlist, for the official splits.
+        test, val: shares of clips for these splits.
+        timeout: seconds after which the check of one file is given up.
+        shard_mb: size of a shard in megabytes.
+        encoding: how to encode clips anew, and whether to cut shots; None keeps the files' own bytes.
+        crew: who checks the files.
+
+    Raises:
+        UserError: the source holds no usable video, the output holds something else, is in use or cannot be written,
+            or an option is unknown.
+    """
+    if dataset not in DATASETS:
+        raise UserError(f"dataset={dataset} is unknown. Choose one of: {', '.join(DATASETS)}.")
+    if not source.is_dir():
+        raise UserError(f"source={source} is not a folder. Give the folder that holds the videos.")
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
+    split = split or ("group" if dataset == "ucf101" else "random")
+    candidates, rejected = find_videos(source, dataset, output)
+    if not candidates:
+        raise UserError(f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}).")
+    recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
+    assign_splits(candidates, split, test, val, seed, splits_dir)  # a wrong option shows before the long part
+    if encoding:
+        recipe["encoding"] = asdict(encoding)
+    settings = recipe | {"source": str(source.resolve()), "timeout": timeout, "shard_mb": shard_mb}
+    try:
+        with Journal(output, settings) as journal:
+            videos, refused = keep_good(candidates, check_files(source, candidates, journal, encoding, timeout, crew))
+            splits, unlisted = assign_splits(list(videos), split, test, val, seed, splits_dir)
+            rejected = sorted(rejected + refused + unlisted)
+            _write_rejected(output / "rejected.csv", rejected)
+            if not any(splits.values()):
+                raise UserError(
+                    f"None of the {len(candidates)} videos in {source} is usable: see {output / 'rejected.csv'}."
+                )
+            journal.fix({name: [(v.key, videos[v].sha256) for v in members] for name, members in splits.items()})
+            for name, members in splits.items():
+                _write_split(journal, output / name, recipe, members, videos, shard_mb)
+            journal.discard_all()
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
+    return Outcome({name: sum(len(videos[v].clips) for v in members) for name, members in splits.items()}, rejected)
+
+
+def check_files(
+    source: Path, videos: Sequence[Video], journal: Journal, encoding: Encoding | None, timeout: float, crew: Crew
+) -> Iterator[Checked | str]:
+    """For each video its clips in the staging folder, or the reason to refuse it; those in the journal are done."""
+    origins = {video.key: origin for video in videos if (origin := Origin.of(source, video.path))}
+    waiting = [video for video in videos if video.key in origins and origins[video.key] not in journal.results]
+    tasks = (Task(source / video.path, video.key, journal.clips, encoding) for video in waiting)
+    with progress_bar() as progress:
+        bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
+        for task, result in run_isolated(stage, tasks, timeout, crew) if waiting else ():
+            outcome = f"its check {result.reason}" if isinstance(result, Failure) else result
+            journal.add(origins[task.key], outcome)
+            progress.advance(bar)
+    for video in videos:
+        yield journal.results[origins[video.key]] if video.key in origins else "vanished from the source"
+
+
+def keep_good(
+    videos: Sequence[Video], results: Iterable[Checked | str]
+) -> tuple[dict[Video, Checked], list[tuple[str, str]]]:
+    """The usable videos with their clips, and the refused ones; of files with the same content the first is kept."""
+    good: dict[Video, Checked] = {}
+    refused: list[tuple[str, str]] = []
+    first: dict[str, str] = {}
+    for video, result in zip(videos, results, strict=True):
+        if isinstance(result, str):
+            refused.append((video.path, result))
+        elif result.sha256 in first:
+            refused.append((video.path, f"{DUPLICATE} {first[result.sha256]}"))
+        else:
+            first[result.sha256] = video.path
+            good[video] = result
+    return good, refused
+
+
+def _write_split(
+    journal: Journal, folder: Path, recipe: dict[str, Any], members: Sequence[Video], videos: dict[Video, Checked],
+    shard_mb: int,
+) -> None:  # fmt: skip
+    """The clips of a split from the staging folder to shards; they are removed there when their shard is finished."""
+    clips = [(video, clip) for video in members for clip in videos[video].clips]
+    written: list[Clip] = []
+    with (
+        ShardWriter(folder, folder.name, recipe, shard_mb * 1_000_000, resume=True) as writer,
+        progress_bar() as progress,
+    ):
+        for video, clip in progress.track(clips, description=f"writing {folder.name}"):
+            if writer.holds(clip.key):
+                continue
+            metadata = asdict(clip.facts) | {"label": video.label, "group": video.group, "source": video.path}
+            if clip.shot:
+                metadata |= {"shot": clip.shot, "source_sha256": videos[video].sha256}
+            writer.write(clip.key, clip.extension, journal.read(clip), metadata)
+            written.append(clip)
+            if writer.holds(clip.key):
+                journal.discard(written)
+                written = []
+
+
+def _write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["path", "reason"])
+    writer.writerows(rejected)
+    write_whole(path, file.getvalue().encode(errors="surrogateescape"))

@@ -1,0 +1,112 @@
+"""Who goes to train, val and test: pure functions of the files' names and a seed."""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tae.runtime.errors import UserError
+
+UCF101_NAME = re.compile(r"v_(?P<group>(?P<label>[A-Za-z]+)_g\d+)_c\d+$")
+OFFICIAL_ADDRESS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
+OFFICIAL_SPLITS = ("official1", "official2", "official3")
+SPLITS = ("group", "random", *OFFICIAL_SPLITS, "none")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A source file: path below the source folder, key of its sample, class, and scene that it was cut from."""
+
+    path: str
+    key: str
+    label: str
+    group: str
+
+
+def assign_splits(
+    videos: Sequence[Video], split: str, test: float, val: float, seed: int, splits_dir: Path | None
+) -> tuple[dict[str, list[Video]], list[tuple[str, str]]]:
+    """Split videos into `train`, `test` and, where `val` is above 0, `val`.
+
+    Returns:
+        The videos of each split in their given order, and (path, reason) of those that belong to none.
+
+    Raises:
+        UserError: an unknown split, shares that are none, or official lists that are missing.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split={split} is unknown. Choose one of: {', '.join(SPLITS)}.")
+    if not (test >= 0 and val >= 0 and test + val < 1):
+        raise UserError(f"test={test} and val={val} must be shares of at least 0 that leave something for train.")
+    chosen: dict[str, set[Video]] = {name: set() for name in ("train", "test", *(["val"] if val else []))}
+    unlisted: list[tuple[str, str]] = []
+    take = take_groups if split == "group" else take_any
+    rest = list(videos)
+    if split in OFFICIAL_SPLITS:
+        listed = _official_lists(split, splits_dir)
+        chosen["test"] = {video for video in videos if listed.get(Path(video.path).stem) == "test"}
+        rest = [video for video in videos if listed.get(Path(video.path).stem) == "train"]
+        unlisted = [(v.path, f"not in the lists of {split}") for v in videos if Path(v.path).stem not in listed]
+    elif split != "none":
+        chosen["test"] = take(rest, test, seed)
+        rest = [video for video in rest if video not in chosen["test"]]
+    if val:
+        left = val * len(videos) / max(len(rest), 1)
+        chosen["val"] = (take_groups if split in OFFICIAL_SPLITS else take)(rest, min(left, 1.0), seed + 1)
+    chosen["train"] = set(rest) - chosen.get("val", set())
+    return {name: [video for video in videos if video in members] for name, members in chosen.items()}, unlisted
+
+
+def take_any(videos: Sequence[Video], share: float, seed: int) -> set[Video]:
+    """A share of the videos, each file for itself; at least one if there are two."""
+    count = max(round(share * len(videos)), 1 if share and len(videos) > 1 else 0)
+    return set(random.Random(seed).sample(list(videos), min(count, len(videos))))
+
+
+def take_groups(videos: Sequence[Video], share: float, seed: int) -> set[Video]:
+    """About a share of the videos in whole groups, so that no scene is on both sides.
+
+    From each class of two groups or more at least one is taken and at least one is left; then further groups, in random
+    order, as long as they bring the share closer.
+    """
+    groups: dict[str, list[Video]] = defaultdict(list)
+    classes: dict[str, list[str]] = defaultdict(list)
+    for video in videos:
+        if video.group not in groups:
+            classes[video.label].append(video.group)
+        groups[video.group].append(video)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    label_of = {group: label for label, members in classes.items() for group in members}
+    left = {label: len(members) for label, members in classes.items()}
+    taken: list[str] = []
+    for first in (True, False):  # one of every class, then more
+        for group in order:
+            label = label_of[group]
+            untouched = left[label] == len(classes[label])
+            if group in taken or (left[label] == 1 and len(classes[label]) > 1):
+                continue
+            size = sum(len(groups[name]) for name in taken)
+            closer = abs(size + len(groups[group]) - share * len(videos)) < abs(size - share * len(videos))
+            if (first and share and untouched and left[label] > 1) or (not first and closer):
+                taken.append(group)
+                left[label] -= 1
+    return {video for group in taken for video in groups[group]}
+
+
+def _official_lists(split: str, splits_dir: Path | None) -> dict[str, str]:
+    """File stem -> "train" or "test", from trainlist0X.txt and testlist0X.txt."""
+    lines: dict[str, str] = {}
+    for name in ("train", "test"):
+        file = (splits_dir or Path()) / f"{name}list0{split[-1]}.txt"
+        if splits_dir is None or not file.is_file():
+            raise UserError(
+                f"split={split} needs the official lists, and {file.name} is not in splits_dir={splits_dir}. Download "
+                f"{OFFICIAL_ADDRESS}, unpack it and give the folder ucfTrainTestlist as splits_dir."
+            )
+        for line in file.read_text().splitlines():
+            if line.strip():
+                lines[Path(line.split()[0]).stem] = name
+    return lines

@@ -1,0 +1,95 @@
+"""From planned clips to the bytes of their samples, with what is wrong with each."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from data.sampling.clip import Clip
+from data.shards.format import VIDEO_EXTENSIONS, read_json
+from data.shards.reader import open_samples
+from data.storage.address import is_remote
+from data.storage.remote import Access
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a shard holds for a clip: the video file's bytes and how to read them, or why there are none."""
+
+    clip: Clip
+    video: bytes = b""
+    fps: float = 0.0
+    seekable: bool = True
+    fault: str = ""
+
+
+def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Iterator[Sample]:
+    """One sample for each clip, in their order. Clips of one shard that stand together are read in one pass."""
+    one_pass: dict[str, Clip] = {}
+    for clip in clips:
+        if one_pass and (clip.key in one_pass or clip.shard.url != next(iter(one_pass.values())).shard.url):
+            yield from _read_shard(one_pass, access or Access())
+            one_pass = {}
+        one_pass[clip.key] = clip
+    if one_pass:
+        yield from _read_shard(one_pass, access or Access())
+
+
+def read_ahead(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """The same samples, the next of which a thread reads while the current one is decoded, outside Python's lock."""
+    thread = ThreadPoolExecutor(1, "read ahead")
+    try:
+        upcoming = thread.submit(next, samples, None)
+        while sample := upcoming.result():
+            upcoming = thread.submit(next, samples, None)
+            yield sample
+    finally:
+        # Not waited for: Python's collection may close an abandoned generator in any thread, even in one that is just
+        # being started and holds the lock that waiting for another thread needs.
+        thread.shutdown(wait=False)
+
+
+def _read_shard(wanted: dict[str, Clip], access: Access) -> Iterator[Sample]:
+    """Samples of one shard by key, in the order wanted; whatever the shard fails to give is yielded with the fault.
+
+    The order must not depend on faults: a position counts samples.
+    """
+    waiting = dict(wanted)
+    shard = next(iter(waiting.values())).shard
+    fault = "not in the shard, though its index lists it"
+    try:
+        with open_samples(shard, set(waiting), access) as samples:
+            for sample in samples:
+                if sample["__key__"] not in waiting:
+                    continue
+                while (clip := waiting.pop(next(iter(waiting)))).key != sample["__key__"]:
+                    yield Sample(clip, fault="not in the shard, or not in the place where its index lists it")
+                yield _parse(clip, sample, is_remote(shard.url) and access.cache is None)
+                if not waiting:
+                    return
+    except Exception as error:  # whatever a damaged shard provokes in a library must cost that shard alone
+        fault = f"the shard cannot be read: {error or type(error).__name__}"
+    for clip in waiting.values():
+        yield Sample(clip, fault=fault)
+
+
+def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
+    """Check a sample; with `verify` also its bytes, by the hash in its metadata (a shard in the cache was checked whole)."""
+    if fault := sample.get("__fault__"):
+        return Sample(clip, fault=fault)
+    videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
+    if len(videos) != 1:
+        return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
+    try:
+        metadata = read_json(sample["json"])
+        fps, expected = float(metadata["fps"]), metadata.get("sha256")
+        seekable = bool(metadata.get("seekable", True))  # our own word: shards that others wrote do not have it
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
+    if not (math.isfinite(fps) and fps > 0):
+        return Sample(clip, fault=f"its metadata states {fps} frames a second")
+    if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
+        return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")
+    return Sample(clip, videos[0], fps, seekable)

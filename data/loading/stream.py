@@ -1,0 +1,209 @@
+"""The stream from shards to batches: who reads which clip in which order, and where it stands.
+
+The order is a pure function of (seed, epoch, layout), where the layout is the number of consumers (processes times
+workers). In each epoch the shards are shuffled, their samples are put in one row, and the row is cut into as many
+contiguous parts as there are consumers, equal to within one clip. A consumer reads the shards of its part from front
+to back through a shuffle buffer. Planning by samples and not by shards makes every layout work: fewer shards than
+workers, unequal shards, a single clip.
+
+A position is (epoch, clips taken in it), which is enough to go on exactly there: shuffling works on numbers, so the
+taken ones are found again without reading them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from data.decode import DecodeError, open_video
+from data.loading.samples import Sample, read_ahead, read_samples
+from data.processes.shared_memory import BatchWriter
+from data.processes.watchdog import Board
+from data.sampling.clip import Clip, Window
+from data.sampling.order import Layout, epoch_order, shuffled
+from data.sampling.transforms import Square
+from data.sampling.windows import central_window, random_window
+from data.storage.remote import Access
+
+FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a worker hands to the main process: a batch (or none) and where the worker stands after it.
+
+    The frames are a tensor or, out of a worker process, the number of the piece of memory that holds them.
+    """
+
+    frames: Tensor | int | None
+    keys: list[str]
+    fps: list[float]
+    faults: list[dict[str, str]]
+    worker: int
+    position: tuple[int, int]
+
+
+class ClipStream(IterableDataset):
+    """Batches of decoded clips for one process; iterate through `data.loading.loader.ClipLoader`.
+
+    Args:
+        clips: all usable clips of the split, the same list in every process.
+        shuffle_buffer: clips held for shuffling; None reads every clip once in the order of the index (evaluation),
+            with the central window and crop. A number makes the stream endless, with random windows and crops.
+        starts: the position (epoch, clips taken in it) that each worker starts from.
+        first_worker: which worker's turn it is, so that a resumed run takes the workers in the same order.
+        access: how shards are read.
+        deadly: reasons not to decode some clips at all, by the clips' numbers.
+        writers: for each worker process the memory that its batches go into; none where the stream is read in the
+            training process itself.
+        board: where worker processes show what they decode.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        window: Window,
+        layout: Layout,
+        batch_size: int,
+        shuffle_buffer: int | None,
+        seed: int,
+        starts: Sequence[tuple[int, int]],
+        first_worker: int = 0,
+        access: Access | None = None,
+        deadly: Mapping[int, str] | None = None,
+        writers: Sequence[BatchWriter] = (),
+        board: Board | None = None,
+    ) -> None:
+        self.clips = clips
+        self.window = window
+        self.layout = layout
+        self.batch_size = batch_size
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.starts = starts
+        self.first_worker = first_worker
+        self.access = access or Access()
+        self.deadly = deadly or {}
+        self.writers = writers
+        self.board = board
+        self.rounds = -(-layout.consumers // len(clips)) if shuffle_buffer is not None else 1
+
+    def __iter__(self) -> Iterator[Item]:
+        info = get_worker_info()
+        worker = ((info.id if info else 0) + self.first_worker) % self.layout.num_workers
+        return self._train(worker) if self.shuffle_buffer is not None else self._evaluate(worker)
+
+    def _train(self, worker: int) -> Iterator[Item]:
+        """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
+        epoch, taken = self.starts[worker]
+        batch = self._new_batch(worker)
+        while True:
+            reported = taken > 0  # a position inside an epoch stems from an item
+            for sample in self._epoch(worker, epoch, taken):
+                taken += 1
+                if item := batch.add(self._decode(sample, epoch, batch.place()), (epoch, taken)):
+                    reported = True
+                    yield item
+            epoch, taken = epoch + 1, 0
+            if not reported and not batch.clips:
+                yield batch.flush((epoch, 0))
+
+    def _evaluate(self, worker: int) -> Iterator[Item]:
+        part = self.layout.part(len(self.clips), worker)
+        _, start = self.starts[worker]
+        batch = self._new_batch(worker)
+        rest = read_ahead(read_samples([self.clips[i] for i in part[start:]], self.access))
+        for taken, sample in enumerate(rest, start + 1):
+            if item := batch.add(self._decode(sample, None, batch.place()), (0, taken)):
+                yield item
+        if batch.clips or batch.faults:
+            yield batch.flush((0, len(part)))
+
+    def _new_batch(self, worker: int) -> "_Batch":
+        return _Batch(self.batch_size, self.window, worker, self.writers[worker] if self.writers else None)
+
+    def _epoch(self, worker: int, epoch: int, taken: int) -> Iterator[Sample]:
+        """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
+        order = epoch_order(self.clips, self.seed, epoch, self.rounds)
+        part = [order[i] for i in self.layout.part(len(order), worker)]
+        assert self.shuffle_buffer is not None
+        seed = (self.seed, epoch, self.layout.rank, worker)
+        done = set(islice(shuffled(range(len(part)), self.shuffle_buffer, seed), taken))
+        rest = read_ahead(read_samples([clip for i, clip in enumerate(part) if i not in done], self.access))
+        row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
+        return islice(shuffled(row, self.shuffle_buffer, seed), taken, None)
+
+    def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "Decoded":
+        """A clip's window as squares into `place`; random by (seed, epoch, clip) in training, central in evaluation."""
+        clip, window = sample.clip, self.window
+        if fault := sample.fault or self.deadly.get(clip.number):
+            return Decoded(clip, fault=fault)
+        rng = None if epoch is None else np.random.default_rng((self.seed, epoch, clip.number))
+        sizes = (clip.frames, window.num_frames, window.frame_stride)
+        indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
+        info = get_worker_info()
+        shown = self.board.shows(info.id, clip.number) if self.board and info else nullcontext()
+        try:
+            with shown, open_video(sample.video) as video:
+                square = Square(*video.size, window.resolution, rng, window.augmentation)
+                rows = place.numpy()
+                for number, image in video.each_frame(indices, sample.seekable):
+                    rows[~number if square.backwards else number] = square(image)
+        except DecodeError as error:
+            return Decoded(clip, fault=str(error))
+        return Decoded(clip, sample.fps / window.frame_stride)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """That a clip's frames are in their place, with their rate, or the reason why they are not."""
+
+    clip: Clip
+    fps: float = 0.0
+    fault: str = ""
+
+
+class _Batch:
+    """Collects clips, which are decoded into the batch's own memory, and faults, until the batch is full."""
+
+    def __init__(self, size: int, window: Window, worker: int, writer: BatchWriter | None) -> None:
+        self.size = size
+        self.window = window
+        self.worker = worker
+        self.writer = writer
+        self.memory: Tensor | None = None
+        self.clips: list[Decoded] = []
+        self.faults: list[dict[str, str]] = []
+
+    def place(self) -> Tensor:
+        """Where the next clip belongs, (t, size, size, 3) uint8; waits for memory where the training process has all."""
+        if self.memory is None:
+            self.memory = (
+                self.writer.memory() if self.writer else torch.empty(self.window.shape(self.size), dtype=torch.uint8)
+            )
+        return self.memory[len(self.clips)]
+
+    def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
+        if clip.fault:
+            self.faults.append({"key": clip.clip.key, "shard": clip.clip.shard.url, "reason": clip.fault})
+        else:
+            self.clips.append(clip)
+        hopeless = not self.clips and len(self.faults) >= FAULTS_AT_ONCE
+        return self.flush(position) if hopeless or len(self.clips) == self.size else None
+
+    def flush(self, position: tuple[int, int]) -> Item:
+        keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
+        item = Item(self._hand_over() if self.clips else None, keys, fps, self.faults, self.worker, position)
+        self.clips, self.faults = [], []
+        return item
+
+    def _hand_over(self) -> Tensor | int:
+        assert self.memory is not None
+        frames = self.writer.hand_over() if self.writer else self.memory[: len(self.clips)]
+        self.memory = None
+        return frames

@@ -1,0 +1,1 @@
+"""Worker processes: isolation, shared memory, a watchdog."""

@@ -1,0 +1,191 @@
+"""One function on many files, in processes of their own: a crash or a hang costs that file alone.
+
+The same on this machine and on a cluster: joblib hands out the tasks, to threads here or to the workers of a dask
+cluster, and whoever gets one has it done by a child process that may be ended.
+"""
+
+import math
+import os
+import signal
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import TimeoutError as TaskTimeout
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import current_process
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import joblib
+from pebble import ProcessExpired, ProcessPool
+
+from data.processes.workers import worker_context
+from tae.runtime.errors import UserError
+
+ENGINES = ("local", "dask")
+GRACE = 10  # seconds after the time limit at which the system ends a child that nobody else has ended
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work: `workers` processes here (None: one for every core), or a dask cluster's at `scheduler`."""
+
+    engine: str = "local"
+    workers: int | None = None
+    scheduler: str | None = None
+    connect_timeout: float = 30.0  # seconds
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UserError(f"engine={self.engine} is unknown. Choose one of: {', '.join(ENGINES)}.")
+        if (self.engine == "dask") != (self.scheduler is not None):
+            raise UserError(
+                f"engine={self.engine} and scheduler={self.scheduler} do not go together: engine=dask needs the "
+                "address of the cluster's scheduler (scheduler=tcp://HOST:8786), engine=local has none."
+            )
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers={self.workers} must be at least 1, or null for one process on every core.")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that gave no result; `reason` in plain words."""
+
+    reason: str
+
+
+def run_isolated(
+    function: Callable[[Task], Result], tasks: Iterable[Task], timeout: float, crew: Crew
+) -> Generator[tuple[Task, Result | Failure], None, None]:
+    """Each task with its result, as they get done, in any order; tasks are taken a few at a time.
+
+    Args:
+        function: is pickled by name: a function of a module, which the workers of a cluster can import too.
+        timeout: seconds of a task in its process, after which that process is ended.
+
+    Raises:
+        UserError: raised by `function`, or the cluster cannot be reached. Any other exception becomes a `Failure`.
+    """
+    with _hands(crew) as (parallel, processes):
+        job = joblib.delayed(_in_child)
+        alone = crew.engine == "local"  # workers of a cluster may share a machine
+        done = parallel(job(function, task, timeout, processes, alone) for task in tasks)
+        try:
+            for task_and_result in done:  # noqa: UP028  `yield from` would close it outside of the filter
+                yield task_and_result
+        finally:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*tasks", UserWarning)  # to be stopped in the middle is no news
+                done.close()
+
+
+@contextmanager
+def _hands(crew: Crew) -> Iterator[tuple[joblib.Parallel, int]]:
+    """joblib's way to hand out tasks, and how many child processes each of its workers needs."""
+    options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "2*n_jobs"}
+    if crew.engine == "local":
+        workers = crew.workers or joblib.cpu_count()
+        try:
+            yield joblib.Parallel(n_jobs=workers, backend="threading", **options), workers
+        finally:
+            _end_children()
+    else:
+        with _connected(crew) as client, joblib.parallel_config(backend="dask", client=client):
+            yield joblib.Parallel(n_jobs=-1, **options), max(client.nthreads().values(), default=1)
+
+
+@contextmanager
+def _connected(crew: Crew) -> Iterator[Any]:
+    """A client of the cluster; what the cluster cannot mend by itself is the user's to mend."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise UserError("engine=dask needs the package `distributed`: pip install distributed.") from error
+    try:
+        with Client(crew.scheduler, timeout=crew.connect_timeout, set_as_default=False) as client:
+            try:
+                yield client
+            finally:
+                client.run(_end_children)
+    except (OSError, KilledWorker) as error:
+        raise UserError(
+            f"scheduler={crew.scheduler}: {error or 'no answer'}. Are its scheduler and workers running? "
+            "What is done is kept: repeat the command to go on."
+        ) from error
+
+
+_pool: ProcessPool | None = None
+_pool_lock = Lock()
+
+
+def _in_child(
+    function: Callable[[Task], Result], task: Task, timeout: float, processes: int, alone: bool
+) -> tuple[Task, Result | Failure]:
+    """Run in a thread of this process, or of a worker of the cluster: have a child do it and wait for that."""
+    try:
+        future = _children(processes, alone).schedule(_with_alarm, args=[function, task, timeout], timeout=timeout)
+        return task, future.result()
+    except TaskTimeout:
+        return task, Failure(f"took more than {timeout:g} s")
+    except ProcessExpired as error:
+        return task, Failure(f"ended the process (exit code {error.exitcode})")
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file provokes in a library must not stop the others
+        return task, Failure(f"failed: {type(error).__name__}: {error}")
+
+
+def _children(processes: int, alone: bool) -> ProcessPool:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            context = worker_context()
+            current_process().daemon = False  # as the workers of dask are, whereas a daemon may have no children
+            on_cores: dict[str, Any] = (
+                {"initializer": _take_core, "initargs": [context.Array("i", processes)]} if alone else {}
+            )
+            _pool = ProcessPool(processes, context=context, **on_cores)
+        return _pool
+
+
+def _end_children() -> None:
+    global _pool
+    with _pool_lock:
+        if _pool is not None:
+            _pool.stop()
+            _pool.join()
+            _pool = None
+
+
+def _take_core(owners: Any) -> None:
+    """In a new child: stay on a core that no other child has, where the children take all cores of this machine.
+
+    decord decodes in a thread beside the one that asks for frames; spread over two cores, the pair takes a quarter more
+    of the processor's time. `owners` has the process number of each core's child; that of a dead one is free again.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        with owners.get_lock():
+            place = next((place for place, owner in enumerate(owners) if not _is_alive(owner)), None)
+            if place is not None and len(owners) == len(cores):
+                owners[place] = os.getpid()
+                os.sched_setaffinity(0, {cores[place]})
+
+
+def _is_alive(process: int) -> bool:
+    return process > 0 and Path(f"/proc/{process}").exists()
+
+
+def _with_alarm(function: Callable[[Task], Result], task: Task, timeout: float) -> Result:
+    """In the child. Should the process that minds the time limit be killed, a hang must still end."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(math.ceil(timeout) + GRACE)
+    try:
+        return function(task)
+    finally:
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)

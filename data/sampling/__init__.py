@@ -1,0 +1,1 @@
+"""Which clips, windows and crops a stream takes, as pure functions of a seed."""

@@ -1,0 +1,143 @@
+"""Frames of any size to a square of the resolution. All uint8: the value range is `tae.model.clip`'s business."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tae.runtime.errors import UserError
+
+Flip = Literal["time", "height", "width", "diagonal"]
+MAX_ZOOM = 8.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training clip, one draw for all of its frames. What is left at its default changes nothing.
+
+    Args:
+        zoom: the short side is scaled to between 1 and `zoom` times the resolution before the crop.
+        flips: each is done to half of the clips: backwards in "time", upside down in "height", mirrored in "width",
+            rows and columns exchanged along the "diagonal".
+        colour: contrast and saturation are multiplied by 1 - colour to 1 + colour, the brightness is moved by up to
+            64 * colour of 255 steps and the hue turned by up to 180 * colour degrees.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    zoom: float = 1.0
+    flips: Sequence[Flip] = ()
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flips", tuple(self.flips))  # not a config's list, which every worker would be sent
+        if not _is_number(self.zoom) or not 1 <= self.zoom <= MAX_ZOOM:
+            raise UserError(f"data.augmentation.zoom={self.zoom} is not allowed: give a number from 1 to {MAX_ZOOM:g}.")
+        if unknown := set(self.flips) - set(get_args(Flip)):
+            raise UserError(
+                f"data.augmentation.flips: {min(unknown)} is unknown. Choose from: {', '.join(get_args(Flip))}."
+            )
+        if not _is_number(self.colour) or not 0 <= self.colour <= 1:
+            raise UserError(f"data.augmentation.colour={self.colour} is not allowed: give a number from 0 to 1.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+NO_AUGMENTATION = Augmentation()
+
+
+class Square:
+    """Makes a square of every frame of one clip: short side to `size`, then a crop, augmented.
+
+    All that is random is drawn once, here. Without a generator the crop is the centre and nothing is augmented.
+
+    Args:
+        height, width: of the frames.
+        size: side of the square in pixels.
+        rng: draws the crop and the augmentation.
+
+    Attributes:
+        backwards: the clip is to start with its last frame. The order of frames is up to who reads them.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        size: int,
+        rng: np.random.Generator | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ) -> None:
+        self._size = self._short_side = size
+        self._colours: tuple[Tensor, Tensor] | None = None
+        if rng and augmentation.zoom > 1:
+            self._short_side = round(rng.uniform(1, augmentation.zoom) * size)
+        room = [side - size for side in scaled_size(height, width, self._short_side)]
+        self._top, self._left = (int(rng.integers(side + 1)) if rng else side // 2 for side in room)
+        flips = [name for name in augmentation.flips if rng and rng.random() < 0.5]
+        self.backwards = "time" in flips
+        self._flips = [name for name in flips if name != "time"]
+        if rng and augmentation.colour:
+            self._colours = draw_colours(augmentation.colour, rng)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 to (size, size, 3) uint8, possibly a view of a larger picture."""
+        scaled = resize_short_side(image, self._short_side)
+        square = scaled[self._top : self._top + self._size, self._left : self._left + self._size]
+        for name in self._flips:
+            square = flip(square, name)
+        return change_colours(square, *self._colours) if self._colours else square
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width of the same picture whose shorter side has `short_side` pixels."""
+    short = min(height, width)
+    return max(short_side, round(height * short_side / short)), max(short_side, round(width * short_side / short))
+
+
+def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale so that the shorter side becomes `size`, keeping the aspect ratio (bicubic, antialiased).
+
+    Shapes:
+        image:   (h, w, 3) uint8
+        returns: (h', w', 3) uint8 with min(h', w') == size
+
+    The input's memory is channels-last already, so the resampling works on a view and copies nothing.
+    """
+    if min(image.shape[:2]) == size:
+        return image
+    planes = torch.from_numpy(image)[None].movedim(-1, 1)  # in this order: else not taken for channels-last, 3x slower
+    scaled = F.interpolate(planes, scaled_size(image.shape[0], image.shape[1], size), mode="bicubic", antialias=True)
+    return scaled[0].permute(1, 2, 0).numpy()
+
+
+def flip(square: np.ndarray, name: Flip) -> np.ndarray:
+    """One of the flips within a picture, (size, size, 3)."""
+    flipped = {"height": square[::-1], "width": square[:, ::-1], "diagonal": square.swapaxes(0, 1)}
+    return flipped[name]
+
+
+def draw_colours(strength: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Another contrast, saturation, hue and brightness as one affine map of (red, green, blue): matrix and offset."""
+    contrast, saturation = 1 + strength * rng.uniform(-1, 1, 2)
+    hue, brightness = strength * rng.uniform((-math.pi, -64), (math.pi, 64))
+    grey = np.full((3, 3), 1 / 3)
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    turn = math.cos(hue) * (np.eye(3) - grey) + math.sin(hue) * cross  # about the grey axis, by Rodrigues' formula
+    matrix = torch.from_numpy(contrast * (grey + saturation * turn)).float()
+    return matrix, torch.full((3,), 127.5 * (1 - contrast) + brightness)
+
+
+def change_colours(square: np.ndarray, matrix: Tensor, offset: Tensor) -> np.ndarray:
+    """The map of `draw_colours` applied to (h, w, 3) uint8."""
+    planes = torch.from_numpy(square.astype(np.float32))[None].movedim(-1, 1)
+    changed = F.conv2d(planes, matrix[:, :, None, None], offset)  # several times as fast as `@`
+    return changed.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,1 @@
+"""WebDataset shards and their index: format, reading, writing."""

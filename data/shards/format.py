@@ -1,0 +1,45 @@
+"""The format of shards and their index: extensions, bounds, names."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+INDEX = "index.json"
+INDEX_VERSION = 1
+# Closed: nothing else in a shard is ever looked at, and nothing is unpickled.
+VIDEO_EXTENSIONS = frozenset(
+    ["3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"]
+)
+# Bounds, checked before memory is taken: shards and indexes may come from anybody.
+MAX_INDEX_BYTES = 1 << 30  # some ten million clips in one folder
+MAX_JSON_BYTES = 1 << 20  # a clip's metadata
+MAX_VIDEO_BYTES = 4 << 30
+MAX_HEADER_BYTES = 1 << 20  # a tar header's long names and attributes
+MAX_FRAMES = 10_000_000  # of a clip: 46 hours at 60 frames a second
+KEY = re.compile(r"[^./\\\x00-\x1f\x7f]{1,200}")  # keys become parts of file names
+SHARD_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file and what its index says: `frames[key]` frames in sample `key`, in the order of the file."""
+
+    url: str
+    frames: Mapping[str, int]
+    bytes: int | None = None
+    sha256: str = ""
+
+
+def read_json(text: bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python calls functions (about a thousand levels).
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

@@ -1,0 +1,96 @@
+"""Reading the samples of a shard, within bounds."""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES, VIDEO_EXTENSIONS, Shard
+from data.storage.remote import Access, open_file
+
+
+@contextmanager
+def open_samples(shard: Shard, wanted: set[str], access: Access | None = None) -> Iterator[Iterator[dict[str, Any]]]:
+    """Iterate over the wanted samples of a shard: dicts with `__key__`, the video under its extension, and `json`.
+
+    The other members are passed over without being read. A sample that breaks a bound has `__fault__` in the place of
+    what breaks it.
+
+    Raises:
+        OSError, tarfile.TarError, ValueError: while iterating; the shard is damaged or cannot be reached.
+    """
+    with open_file(shard.url, access or Access(), shard.bytes, shard.sha256) as file:
+        yield _read_samples(file, shard, wanted)
+
+
+class _Headers:
+    """What tarfile sees of a shard: it only reads headers, and these have a bound."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._reads_at_end = 0
+
+    def seek(self, position: int) -> int:
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        data = self._file.read(size)
+        self._reads_at_end = 0 if data else self._reads_at_end + 1
+        if self._reads_at_end > 2:  # tarfile goes on for ever where a list of sparse blocks is cut off
+            raise tarfile.ReadError("a header is cut off")
+        return data
+
+
+def _read_samples(file: BinaryIO, shard: Shard, wanted: set[str]) -> Iterator[dict[str, Any]]:
+    """Members of one key stand together; "r:" because what compressed data unpacks to has no bound."""
+    sample: dict[str, Any] = {}
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+        for member in _members(tar, file):
+            key, _, extension = member.name.partition(".")
+            extension = extension.lower()
+            if key not in wanted or extension not in VIDEO_EXTENSIONS | {"json"}:
+                continue
+            if sample and sample["__key__"] != key:
+                yield sample
+                sample = {}
+            sample["__key__"] = key
+            limit = MAX_JSON_BYTES if extension == "json" else MAX_VIDEO_BYTES
+            if reason := _why_not(member, shard, extension in sample, limit):
+                sample["__fault__"] = f"{member.name}: {reason}"
+                continue
+            file.seek(member.offset_data)
+            sample[extension] = file.read(member.size)
+            if len(sample[extension]) != member.size:
+                raise EOFError(f"{member.name} is cut off")
+        if sample:
+            yield sample
+        if shard.bytes is not None and shard.bytes - tar.offset > tarfile.RECORDSIZE:
+            raise tarfile.ReadError(f"no further member can be found from byte {tar.offset} of {shard.bytes} on")
+
+
+def _members(tar: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Regular files only: no links, no devices, no sparse files, which unpack to any size."""
+    end = 0
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
+        if member.size < 0 or tar.offset <= end:
+            raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
+        end = tar.offset
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None:
+            yield member
+        file.seek(end)  # or tarfile would go there by way of the byte before, which costs a remote file a request
+
+
+def _why_not(member: tarfile.TarInfo, shard: Shard, again: bool, limit: int) -> str:
+    if again:
+        return "there twice"
+    if member.size > limit:
+        return f"{member.size} bytes, the limit is {limit}"
+    if shard.bytes is not None and member.offset_data + member.size > shard.bytes:
+        return f"{member.size} bytes, more than are left in the shard"
+    return ""

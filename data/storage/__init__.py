@@ -1,0 +1,1 @@
+"""Local and remote files, and a shared cache of them."""

@@ -1,0 +1,1 @@
+"""The evaluation protocol, and what it leaves behind: reports, pages, comparisons."""

@@ -1,0 +1,216 @@
+"""The page of an evaluation or a sweep: one folder with `index.html` that a browser opens without a server or a network.
+
+`assets/` holds the page itself; its data goes in as JSON, and what comes from outside becomes text on it, never markup.
+Videos and pictures lie beside it under `videos/`.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tae.evaluation.pictures import enlargement, latent_picture, mosaic_columns, places, side_by_side
+from tae.evaluation.report import FORMATS, LABELS, model_lines, verdict
+from tae.evaluation.results import ClipFrames, EvaluationResult
+from tae.metrics.baseline import trilinear_baseline
+from tae.metrics.frame import HIGHER_IS_BETTER, psnr
+from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.runtime.files import replacing, write_text
+from tae.video.reader import VideoReader
+from tae.video.writer import write_video
+
+ASSETS = Path(__file__).parent / "assets"
+INDEX = "videos/index.json"  # of the clips that can be looked at; what a sweep reads of each of its runs
+
+
+def write_page(folder: Path, data: Mapping[str, Any]) -> Path:
+    """Write `folder`/index.html from `data`, whose form `assets/page.js` describes."""
+    # In a script element only "<" can end it or open a comment; as \u003c it is the same character to JSON.
+    content = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    page = (ASSETS / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "STYLE": (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": (ASSETS / "page.js").read_text(encoding="utf-8"),
+        "DATA": content,
+    }
+    for name, text in parts.items():  # data last, since what it holds must not be filled in again
+        page = page.replace(f"<!--{name}-->", text)
+    write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def write_clips(folder: Path, shown: Mapping[str, ClipFrames]) -> list[dict[str, Any]]:
+    """Write what can be looked at of a run: a video and a picture of the latents for each clip, and their index.
+
+    Args:
+        folder: the run's; files go to `videos/`.
+        shown: {name: clip}; the name is the files'.
+    """
+    entries = []
+    for name, clip in shown.items():
+        video = f"videos/{name}.mp4"
+        write_video(folder / video, side_by_side(clip.original, clip.reconstruction), clip.fps)
+        baseline = clip_to_frames(trilinear_baseline(frames_to_clip(clip.original[None])))[0]
+        entry = {
+            "name": name,
+            "key": clip.key,
+            "fps": clip.fps,
+            "frames": len(clip.original),
+            "video": video,
+            "scale": enlargement(clip.original),
+            "height": clip.original.shape[1],
+            "width": clip.original.shape[2],
+            "psnr": psnr(clip.original, clip.reconstruction).tolist(),
+            "trilinear_psnr": psnr(clip.original, baseline).tolist(),
+            "latents": None,
+        }
+        if clip.latents is not None:
+            picture, about = latent_picture(clip.latents)
+            entry["latents"] = {"picture": f"videos/{name}_latents.png"} | about
+            with replacing(folder / f"videos/{name}_latents.png") as partial:
+                Image.fromarray(picture).save(partial, format="png")
+        entries.append(entry)
+    write_text(folder / INDEX, json.dumps(entries, indent=1) + "\n")
+    return entries
+
+
+def metric_columns(names: Sequence[str]) -> list[dict[str, Any]]:
+    """How the page writes each metric."""
+    return [
+        {
+            "name": name,
+            "label": LABELS[name],
+            "higher": HIGHER_IS_BETTER[name],
+            "digits": int(FORMATS.get(name, ".4f")[1]),
+            "percent": FORMATS.get(name, "").endswith("%"),
+        }
+        for name in names
+    ]
+
+
+def measured(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics that have a number."""
+    return {name: dict(value) for name, value in metrics.items() if value.get("mean") is not None}
+
+
+def short(value: float) -> float | None:
+    """Six digits are more than the page shows and half of what a float's text takes."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def evaluation_page(
+    document: Mapping[str, Any], result: EvaluationResult, clips: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The page's data for one evaluation.
+
+    Args:
+        document: the content of metrics.json.
+        clips: what `write_clips` returned.
+    """
+    checkpoint = document["checkpoint"] or {"path": "weights that are in no file", "sha256": None}
+    metrics = measured(document["metrics"])
+    run: dict[str, Any] = {
+        "label": "reconstruction",
+        "href": None,
+        "metrics": metrics,
+        "note": None,
+        "error": None,
+        "curve": [],
+    }
+    return {
+        "title": f"Evaluation of {checkpoint['path']}",
+        "lead": verdict(result),
+        "facts": facts(document),
+        "metrics": metric_columns([name for name in LABELS if name in metrics]),
+        "runs": [run],
+        "baseline": measured(document["baselines"]["trilinear"]),
+        "advantage": result.advantage(),
+        "settings": None,
+        "rows": [
+            {
+                "key": clip.key,
+                "frames": clip.num_frames,
+                "runs": [{name: short(value) for name, value in clip.model.items()}],
+                "baseline": {name: short(value) for name, value in clip.trilinear.items()},
+            }
+            for clip in result.clips
+        ],
+        "clips": [page_clip(clip, clip["video"], [clip], ["original", "reconstruction"], [""]) for clip in clips],
+        "skipped": [", ".join(f"{name}: {value}" for name, value in clip.items()) for clip in document["skipped"]],
+        "details": details(document),
+    }
+
+
+def facts(document: Mapping[str, Any]) -> list[list[str]]:
+    """What stands at the top of the page."""
+    return [
+        ["clips", f"{document['num_clips']:,}"],
+        ["frames", f"{document['num_frames']:,}"],
+        ["protocol", document["protocol"]],
+    ]
+
+
+def details(document: Mapping[str, Any]) -> list[list[str]]:
+    """What one needs to judge and to repeat the numbers."""
+    pairs = {
+        **(document["checkpoint"] or {}),
+        **dict(model_lines(document)),
+        **document.get("training", {}),
+        **document["environment"],
+    }
+    return [[name.replace("_", " "), "-" if value is None else str(value)] for name, value in pairs.items()]
+
+
+def page_clip(
+    clip: Mapping[str, Any],
+    video: str,
+    of_runs: Sequence[Mapping[str, Any] | None],
+    labels: Sequence[str],
+    folders: Sequence[str],
+) -> dict[str, Any]:
+    """One clip on the page: where in its video each picture is, and what is drawn beside it.
+
+    Args:
+        clip: an entry of `write_clips`, for what all runs share.
+        video: path from the page.
+        of_runs: each run's entry; None for a run without this clip, which then has no picture either.
+        labels: of the pictures, in the order of `places`.
+        folders: path from the page to each run's folder, "" or with a slash at its end.
+    """
+    height, width = clip["height"] * clip["scale"], clip["width"] * clip["scale"]
+    runs = [None, *(i for i, of_run in enumerate(of_runs) if of_run is not None)]
+    columns = mosaic_columns(len(labels))
+    return {
+        "name": clip["name"],
+        "key": clip["key"],
+        "fps": clip["fps"],
+        "frames": clip["frames"],
+        "video": video,
+        "height": height,
+        "width": width,
+        "pictures": [
+            {"label": label, "run": run, "x": x, "y": y}
+            for label, run, (x, y) in zip(labels, runs, places(len(labels), height, width, columns), strict=True)
+        ],
+        "psnr": [None if entry is None else [short(value) for value in entry["psnr"]] for entry in of_runs],
+        "baseline_psnr": [short(value) for value in clip["trilinear_psnr"]],
+        "latents": [
+            None
+            if entry is None or entry["latents"] is None
+            else entry["latents"] | {"picture": folder + entry["latents"]["picture"]}
+            for entry, folder in zip(of_runs, folders, strict=True)
+        ],
+    }
+
+
+def read_pictures(path: Path, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Original and reconstruction, (t, h, w, 3) uint8 each, out of a video that `write_clips` wrote."""
+    with VideoReader(path) as reader:
+        frames = torch.from_numpy(np.stack([frame.rgb for frame in reader.frames()]))
+    return tuple(frames[:, :height, x : x + width] for x, _ in places(2, height, width, 2))  # type: ignore[return-value]

@@ -1,0 +1,206 @@
+"""Autoencoders of other authors, through diffusers, evaluated beside ours: the same clips, protocol, table and page.
+
+`ckpt=diffusers:CLASS:SOURCE`. Each is used as its authors publish it: its own `encode`, the mode of its posterior, its own
+`decode`. Normalisation of latents, which a generator needs, plays no part in reconstruction.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tae.runtime.errors import UserError
+from tae.runtime.files import file_sha256
+
+PREFIX = "diffusers:"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class Shape(NamedTuple):
+    """What an architecture takes: `stride` k + 1 frames (any number where it sees single frames), multiples of `size`."""
+
+    stride: int | None
+    size: int
+
+
+# The closed list: classes whose rules are written here and tested, each read from the model's own config.
+def _wan(config: Mapping[str, Any]) -> Shape:
+    return Shape(config["scale_factor_temporal"], config["scale_factor_spatial"])
+
+
+def _by_ratio(config: Mapping[str, Any]) -> Shape:
+    return Shape(config["temporal_compression_ratio"], config["spatial_compression_ratio"])
+
+
+def _cogvideox(config: Mapping[str, Any]) -> Shape:
+    return Shape(int(config["temporal_compression_ratio"]), _halvings(config))
+
+
+def _ltx(config: Mapping[str, Any]) -> Shape:
+    """Patches, then a factor of 2 in time and space for each level that scales; newer configs state the products."""
+    levels = 2 ** sum(config["spatio_temporal_scaling"])
+    stride = config["temporal_compression_ratio"] or config["patch_size_t"] * levels
+    return Shape(stride, config["spatial_compression_ratio"] or config["patch_size"] * levels)
+
+
+def _image(config: Mapping[str, Any]) -> Shape:
+    return Shape(None, _halvings(config))
+
+
+def _halvings(config: Mapping[str, Any]) -> int:
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+SHAPES = {
+    "AutoencoderKL": _image,
+    "AutoencoderKLCogVideoX": _cogvideox,
+    "AutoencoderKLCosmos": _by_ratio,
+    "AutoencoderKLHunyuanVideo": _by_ratio,
+    "AutoencoderKLLTXVideo": _ltx,
+    "AutoencoderKLWan": _wan,
+}
+
+
+class OtherOutput(NamedTuple):
+    """reconstruction: as the clip that went in; latents: (b, c, t', h', w') that it was decoded from."""
+
+    reconstruction: Tensor
+    latents: Tensor
+
+
+class DiffusersAutoencoder(nn.Module):
+    """An autoencoder of diffusers with the one method that the protocol needs.
+
+    Clips that do not fit the architecture are padded at the end by repeating the last frame, row and column, and what comes
+    back is trimmed; an image autoencoder sees one frame at a time.
+
+    Args:
+        vae: an instance of a class in `SHAPES`.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.name = type(vae).__name__
+        self.shape = SHAPES[self.name](vae.config)
+
+    def forward(self, clip: Tensor, sample_posterior: bool = False) -> OtherOutput:
+        """Encode and decode (b, 3, t, h, w) in [-1, 1]."""
+        frames, height, width = clip.shape[2:]
+        padded = self.padded_size(frames, height, width)
+        # Replication in the order width, height, frames, as F.pad counts from the last axis.
+        reach = [
+            n for want, have in zip(reversed(padded), reversed(clip.shape[2:]), strict=True) for n in (0, want - have)
+        ]
+        x = F.pad(clip, reach, mode="replicate") if any(reach) else clip
+        if self.shape.stride is None:
+            parts = [self._reconstruct(image, sample_posterior) for image in x.unbind(2)]
+            reconstruction, latents = (torch.stack(values, dim=2) for values in zip(*parts, strict=True))
+        else:
+            reconstruction, latents = self._reconstruct(x, sample_posterior)
+        return OtherOutput(reconstruction[:, :, :frames, :height, :width], latents)
+
+    def padded_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The smallest size that the architecture takes and that holds this one."""
+        stride, size = self.shape
+        if stride is not None:
+            frames = math.ceil((frames - 1) / stride) * stride + 1
+        return frames, math.ceil(height / size) * size, math.ceil(width / size) * size
+
+    def about_input(self, frames: int, height: int, width: int) -> str:
+        """In words, what the architecture takes and what was done to clips of this size."""
+        stride, size = self.shape
+        count = "one frame at a time" if stride is None else f"{stride}k+1 frames"
+        rule = f"takes {count} in multiples of {size} pixels"
+        padded = self.padded_size(frames, height, width)
+        if padded == (frames, height, width):
+            return f"{rule}; the clips fit as they are"
+        return (
+            f"{rule}; clips of {frames} frames {height}x{width} were padded to {padded[0]} frames {padded[1]}x{padded[2]} "
+            "by repeating the last frame, row and column, and trimmed after decoding"
+        )
+
+    def _reconstruct(self, x: Tensor, sample_posterior: bool) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(x).latent_dist
+        latents = posterior.sample() if sample_posterior else posterior.mode()
+        if getattr(self.vae.config, "timestep_conditioning", False):
+            # LTX-Video's newer decoders also denoise; at time 0 they only decode, which is their pipeline's default.
+            return self.vae.decode(latents, temb=latents.new_zeros(len(latents))).sample, latents
+        return self.vae.decode(latents).sample, latents
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """As `tae.model.pretrained.LoadedModel`; there never is a training config of ours."""
+
+    model: DiffusersAutoencoder
+    source: str
+    sha256: str | None
+    config: None = None
+
+
+def is_other(source: str) -> bool:
+    return source.startswith(PREFIX)
+
+
+def load_other(source: str) -> OtherModel:
+    """Load `diffusers:CLASS:SOURCE` in evaluation mode.
+
+    Args:
+        source: CLASS is one of `SHAPES`; SOURCE a local folder with config.json and safetensors (or one whose `vae`
+            subfolder has them), or OWNER/NAME or OWNER/NAME/SUBFOLDER on the hub.
+
+    Raises:
+        UserError: another class, no diffusers, no such model, or weights that do not fit it whole.
+    """
+    _, name, place = (*source.split(":", 2), "", "")[:3]
+    if name not in SHAPES or not place:
+        raise UserError(
+            f"ckpt={source}: give diffusers:CLASS:SOURCE, where SOURCE is a folder or OWNER/NAME[/SUBFOLDER] on the hub and "
+            f"CLASS one of {', '.join(SHAPES)}."
+        )
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError(f"ckpt={source} needs the package diffusers: pip install diffusers.") from error
+    from huggingface_hub.errors import HFValidationError
+
+    folder, arguments = _locate(place)
+    arguments |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    kind = getattr(diffusers, name)
+    try:
+        stated = kind.load_config(str(folder), subfolder=arguments.get("subfolder")).get("_class_name", name)
+        if stated != name:
+            raise UserError(f"ckpt={source}: its config.json is of {stated}. Give diffusers:{stated}:{place}.")
+        vae, info = kind.from_pretrained(str(folder), **arguments)
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"ckpt={source} cannot be loaded: {' '.join(str(error).split())[:300]} A folder "
+            f"needs config.json and {WEIGHTS_FILE}."
+        ) from error
+    unfit = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if unfit:
+        raise UserError(
+            f"ckpt={source}: {len(unfit)} parameters of its weights and its config.json do not fit together, first "
+            f"{sorted(unfit)[0]}. A model that is filled in part would be measured for what it is not."
+        )
+    weights = Path(folder) / arguments.get("subfolder", "") / WEIGHTS_FILE
+    return OtherModel(DiffusersAutoencoder(vae.eval()), source, file_sha256(weights) if weights.is_file() else None)
+
+
+def _locate(place: str) -> tuple[str | Path, dict[str, Any]]:
+    """Folder or repository, and the arguments that name its subfolder."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        inside = "vae" if not (folder / "config.json").exists() and (folder / "vae" / "config.json").exists() else None
+        return folder, {"subfolder": inside} if inside else {}
+    owner, _, rest = place.partition("/")
+    name, _, subfolder = rest.partition("/")
+    if place.startswith((".", "/", "~")) or not name:
+        raise UserError(f"{place}: no such folder, and not OWNER/NAME[/SUBFOLDER] of the hub.")
+    return f"{owner}/{name}", {"subfolder": subfolder} if subfolder else {}

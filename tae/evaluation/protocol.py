@@ -1,0 +1,123 @@
+"""Evaluation protocol `tae-eval-1`.
+
+Each clip's posterior mode is decoded, both sides are rounded to uint8, each metric is taken per frame and averaged
+over all frames of all clips. Each clip counts once whatever the number of processes. Intervals: bootstrap over clips.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gather, once_each
+from tae.losses import Perceptual, outlier_rate
+from tae.metrics.baseline import trilinear_baseline
+from tae.metrics.frame import frame_metrics
+from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.runtime.errors import UserError
+
+PROTOCOL = "tae-eval-1"
+
+Batch = Mapping[str, Any]  # frames uint8 (b, t, h, w, 3), keys list[str], fps list[float]
+
+
+class Evaluation(L.LightningModule):
+    """Runs the protocol: `Trainer.test(Evaluation(model), dataloader)`, then `.result`.
+
+    Args:
+        model: called as `model(clip, sample_posterior=False)`; returns an object with `reconstruction` (shaped as the
+            clip) and `latents` ((b, c, t', h', w'), or None where a model has none to look at). An autoencoder of
+            other authors needs no more than an adapter with this one method.
+        lpips: the network for perceptual distance, or None where no weights are at hand.
+    """
+
+    def __init__(self, model: nn.Module, lpips: Perceptual | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.lpips = lpips
+        self._clips: list[ClipResult] = []
+        self._result: EvaluationResult | None = None
+
+    @property
+    def result(self) -> EvaluationResult:
+        """The same on every process. Raises RuntimeError before `Trainer.test` has ended."""
+        if self._result is None:
+            raise RuntimeError("Evaluation has no result yet: run Trainer.test(evaluation, dataloader) first.")
+        return self._result
+
+    def on_test_start(self) -> None:
+        self._clips, self._result = [], None
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        original = batch["frames"]
+        clip = frames_to_clip(original)
+        reconstruction, latents = self._reconstruct(clip, batch["keys"])
+        model = frame_metrics(original, reconstruction, self.lpips)
+        trilinear = frame_metrics(original, clip_to_frames(trilinear_baseline(clip)), self.lpips)
+        model_rows = _rows(model)
+        if latents is not None:
+            rates = torch.stack([outlier_rate(z[None]) for z in latents]).tolist()
+            model_rows = [row | {"outlier_rate": rate} for row, rate in zip(model_rows, rates, strict=True)]
+        columns = zip(batch["keys"], batch["fps"], model_rows, _rows(trilinear), strict=True)
+        self._clips += [ClipResult(key, original.shape[1], fps, ours, theirs) for key, fps, ours, theirs in columns]
+
+    def on_test_epoch_end(self) -> None:
+        self._result = EvaluationResult(once_each(gather(self._clips)))
+        means = {f"test/{name}": value["mean"] for name, value in self._result.metrics().items()}
+        self.log_dict(means, rank_zero_only=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[ClipFrames]:
+        """The frames before and after, for looking at: `Trainer.predict(evaluation, dataloader)`."""
+        reconstruction, latents = self._reconstruct(frames_to_clip(batch["frames"]), batch["keys"])
+        to_look_at = [None] * len(reconstruction) if latents is None else latents.float().cpu()
+        columns = zip(batch["keys"], batch["fps"], batch["frames"].cpu(), reconstruction.cpu(), to_look_at, strict=True)
+        return [ClipFrames(*column) for column in columns]
+
+    def _reconstruct(self, clip: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Reconstructed frames (b, t, h, w, 3) uint8 and the latents they were decoded from."""
+        out = self.model(clip, sample_posterior=False)
+        finite = out.reconstruction.isfinite().flatten(1).all(1).tolist()
+        broken = [key for key, is_finite in zip(keys, finite, strict=True) if not is_finite]
+        if broken:
+            raise UserError(
+                f"The model's reconstruction of {broken[0]} is not finite, so no metric means anything. "
+                "Evaluate with precision=fp32 to see whether the precision overflows, or another checkpoint."
+            )
+        return clip_to_frames(out.reconstruction), out.latents
+
+
+def evaluate_model(
+    trainer: L.Trainer,
+    model: nn.Module,
+    clips: Iterable[Batch],
+    chosen_clips: Callable[[list[str]], Iterable[Batch]],
+    lpips: Perceptual | None = None,
+    others_shown: int = 0,
+) -> tuple[EvaluationResult, dict[str, ClipFrames]]:
+    """Measure all clips, then reconstruct the best, the median, the worst and some others once more to be looked at.
+
+    Args:
+        clips: loader of this process's share of the clips.
+        chosen_clips: loader of the clips with the given keys; which they are is known only at the end.
+        others_shown: how many beside best, median and worst, the same ones whatever the model.
+
+    Returns:
+        the result and {role: frames} of the clips to look at, the same on every process.
+
+    Raises:
+        UserError: no clip, a clip met twice, or a reconstruction that is not finite.
+    """
+    evaluation = Evaluation(model, lpips)
+    trainer.test(evaluation, clips, verbose=False)
+    shown = evaluation.result.shown(others_shown)
+    batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []
+    frames = {clip.key: clip for clip in gather([clip for batch in batches for clip in batch])}
+    return evaluation.result, {role: frames[clip.key] for role, clip in shown.items()}
+
+
+def _rows(metrics: Mapping[str, Tensor]) -> list[dict[str, float]]:
+    """{name: (b, t)} to b rows of {name: mean over t}, with one copy to the host."""
+    columns = torch.stack([value.float().mean(1) for value in metrics.values()], dim=1)
+    return [dict(zip(metrics, row, strict=True)) for row in columns.tolist()]

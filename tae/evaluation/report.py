@@ -1,0 +1,230 @@
+"""What an evaluation leaves behind: metrics.json, report.md, per_clip.csv, and a table to read."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tae.evaluation.protocol import PROTOCOL
+from tae.evaluation.results import EvaluationResult, Interval
+from tae.metrics.frame import HIGHER_IS_BETTER
+from tae.runtime.environment import environment
+from tae.runtime.files import replacing, write_text
+
+LABELS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "ssim_uniform": "SSIM (uniform)",
+    "lpips": "LPIPS (VGG)",
+    "outlier_rate": "outlier rate",
+}
+FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
+NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path (an evaluation downloads nothing)"
+
+
+def write_report(
+    output_dir: Path,
+    result: EvaluationResult,
+    videos: Sequence[str],
+    *,
+    checkpoint: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write metrics.json, per_clip.csv and report.md, and return what metrics.json holds.
+
+    Args:
+        output_dir: folder of this run; made where it is missing.
+        videos: which of "best", "median" and "worst" are at videos/<role>.mp4.
+        checkpoint: {"path": ..., "sha256": ...} of what was evaluated, None for weights that are in no file.
+        config: the resolved configuration.
+        skipped: clips that could not be measured, each with its reason.
+        model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them}.
+        training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
+    """
+    document = metrics_document(
+        result, checkpoint=checkpoint, config=config, skipped=skipped, model=model, training=training
+    )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _write_per_clip(output_dir / "per_clip.csv", result)
+    write_text(output_dir / "report.md", _markdown(document, result, videos))
+    write_text(output_dir / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    return document
+
+
+def metrics_document(
+    result: EvaluationResult,
+    *,
+    checkpoint: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, Any]],
+    model: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of metrics.json: valid JSON, so what has no number is null and says why."""
+    metrics, trilinear = result.metrics(), result.trilinear()
+    for values in (metrics, trilinear):
+        values.setdefault("lpips", {"mean": None, "ci95": None, "reason": NO_LPIPS})
+    document = {
+        "protocol": PROTOCOL,
+        "num_clips": len(result.clips),
+        "num_frames": sum(clip.num_frames for clip in result.clips),
+        "metrics": metrics,
+        "baselines": {"trilinear": trilinear},
+        "skipped": [dict(clip) for clip in skipped],
+        "checkpoint": None if checkpoint is None else dict(checkpoint),
+        "config": config,
+        "environment": environment(),
+    }
+    if model is not None:
+        document["model"] = dict(model)
+    if training is not None:
+        document["training"] = dict(training)
+    return _finite(document)
+
+
+def verdict(result: EvaluationResult) -> str:
+    """In words, whether the model is worth more than a trivial codec of the same grid."""
+    parts = []
+    for name in ("psnr", "ssim"):
+        difference = result.advantage()[name]
+        amount = abs(difference["mean"])
+        if difference["ci95"] is None or difference["ci95"][0] <= 0 <= difference["ci95"][1]:
+            parts.append(f"not clearly different from it in {name.upper()} ({difference['mean']:+.3g})")
+        else:
+            side = "above" if difference["mean"] > 0 else "BELOW"
+            parts.append(f"{side} it by {amount:.3g}{' dB' if name == 'psnr' else ''} in {name.upper()}")
+    return f"Against the trilinear baseline (8x8x8 down and up, nothing learned) the model is {' and '.join(parts)}."
+
+
+def print_report(result: EvaluationResult, output_dir: Path, console: Console | None = None) -> None:
+    """The table on the terminal, the verdict in words, and where the files are."""
+    console = console or Console()
+    clips = len(result.clips)
+    frames = sum(clip.num_frames for clip in result.clips)
+    table = Table(title=f"{PROTOCOL}: {clips:,} clips, {frames:,} frames", caption="mean [95 % interval over clips]")
+    table.add_column("metric")
+    for header in ("model", "trilinear", "difference"):
+        table.add_column(header, justify="right")
+    for row in _table_rows(result):
+        table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
+    console.print(table)
+    console.print(verdict(result), highlight=False)
+    console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """The same document with null for every number that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table_rows(result: EvaluationResult) -> list[tuple[str, str, str, str]]:
+    """(metric, model, trilinear, difference) as text, for the terminal and for Markdown."""
+    trilinear, advantage = result.trilinear(), result.advantage()
+    rows = []
+    for name, value in result.metrics().items():
+        label = f"{LABELS[name]} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
+        baseline, difference = interval_text(name, trilinear.get(name)), interval_text(name, advantage.get(name), "+")
+        rows.append((label, interval_text(name, value), baseline, difference))
+    return rows
+
+
+def interval_text(name: str, value: Interval | None, sign: str = "") -> str:
+    """A mean and its interval, rounded as befits the metric."""
+    if value is None or value["mean"] is None:
+        return "-"
+    form = sign + FORMATS.get(name, ".4f")
+    interval = "" if value["ci95"] is None else f" [{value['ci95'][0]:{form}}, {value['ci95'][1]:{form}}]"
+    return f"{value['mean']:{form}}{interval}"
+
+
+def _write_per_clip(path: Path, result: EvaluationResult) -> None:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        first = result.clips[0]
+        header = ["key", "num_frames", "fps", *first.model, *(f"trilinear_{name}" for name in first.trilinear)]
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for clip in result.clips:
+            writer.writerow([clip.key, clip.num_frames, clip.fps, *clip.model.values(), *clip.trilinear.values()])
+
+
+def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequence[str]) -> str:
+    checkpoint = document["checkpoint"] or {"path": "weights that are in no file", "sha256": "-"}
+    chosen = result.chosen()
+    sections = [
+        "# Evaluation",
+        verdict(result),
+        markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
+        f"{document['num_clips']:,} clips, {document['num_frames']:,} frames; mean over frames, in brackets the 95 % "
+        "interval by bootstrap over clips. Every metric is taken per frame on uint8 RGB, the posterior's mode decoded "
+        f"(protocol `{PROTOCOL}`). ↑ higher is better, ↓ lower is better.",
+        *([] if "lpips" in result.metrics() else [f"LPIPS: {NO_LPIPS}."]),
+        "## Clips to look at",
+        markdown_table(
+            ["", "clip", "PSNR (dB)", "trilinear (dB)", "original (left), reconstruction (right)"],
+            [
+                (
+                    role,
+                    f"`{clip.key}`",
+                    f"{clip.model['psnr']:.2f}",
+                    f"{clip.trilinear['psnr']:.2f}",
+                    _link(role, roles),
+                )
+                for role, clip in chosen.items()
+            ],
+        ),
+        "To look at them closely: [index.html](index.html). All clips: [per_clip.csv](per_clip.csv), all numbers: "
+        "[metrics.json](metrics.json).",
+        "## Skipped",
+        "\n".join(f"- {_inline(clip)}" for clip in document["skipped"]) or "None.",
+        "## Run",
+        markdown_table(
+            ["", ""],
+            [
+                ("checkpoint", f"`{checkpoint['path']}`"),
+                ("sha256", f"`{checkpoint['sha256']}`"),
+                *model_lines(document),
+                *((name, f"{value}") for name, value in document.get("training", {}).items()),
+                *((name, f"{value}") for name, value in document["environment"].items()),
+            ],
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def model_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was measured, for readers."""
+    if "model" not in document:
+        return []
+    model = document["model"]
+    return [("model", f"{model['class']}: {model['input']}"), ("latents", latents_text(model))]
+
+
+def latents_text(model: Mapping[str, Any]) -> str:
+    """The latents of a clip and what they save."""
+    return f"{'x'.join(map(str, model['latents']))}, one number for {model['compression']:.4g} of the clip"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for Markdown; a bar in a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _link(role: str, written: Sequence[str]) -> str:
+    return f"[videos/{role}.mp4](videos/{role}.mp4)" if role in written else "-"
+
+
+def _inline(clip: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in clip.items())

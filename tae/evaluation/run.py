@@ -1,0 +1,134 @@
+"""Measure a model by the protocol tae-eval-1: metrics, a table, a page with synchronised videos.
+
+python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
+python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way
+python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101       both, on one page
+python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import RichProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from data.datamodule import ClipDataModule
+from data.loading.loader import JUDGED_FROM
+from tae.evaluation.page import evaluation_page, write_clips, write_page
+from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
+from tae.evaluation.protocol import evaluate_model
+from tae.evaluation.report import print_report, write_report
+from tae.evaluation.results import ClipFrames, gather
+from tae.evaluation.stored_config import evaluation_data, evaluation_precision
+from tae.losses import Perceptual
+from tae.metrics.frame import lpips_at_hand
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.pretrained import LoadedModel, load_model
+from tae.runtime.config import plain, write_config
+from tae.runtime.errors import UserError
+from tae.runtime.signals import EndOnSignal
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds."""
+    loaded = load_other(cfg.ckpt) if is_other(cfg.ckpt) else load_model(cfg.ckpt)
+    # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
+    cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
+    cfg.data = OmegaConf.merge(evaluation_data(cfg, loaded.config), {"output_dir": cfg.output_dir})
+    write_config(cfg)
+    data = instantiate(cfg.data)
+    lpips = lpips_at_hand(cfg.loss.perceptual.net, cfg.loss.perceptual.weights_path)
+    return measure(loaded, data, cfg, lpips)
+
+
+def measure(
+    loaded: LoadedModel | OtherModel,
+    data: ClipDataModule,
+    cfg: DictConfig,
+    lpips: Perceptual | None,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run the protocol on every process and write the report on the first.
+
+    Raises:
+        UserError: nothing could be measured, or too many clips failed for the mean to be of this set.
+    """
+    data.prepare_data()
+    data.setup("test")
+    trainer = L.Trainer(
+        **instantiate(
+            {key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes", "precision", "strategy")}
+        ),
+        logger=False,
+        use_distributed_sampler=False,
+        callbacks=[RichProgressBar(), EndOnSignal()],
+        default_root_dir=cfg.output_dir,
+    )
+    data.trainer = trainer
+    clips = data.test_dataloader()
+    result, shown = evaluate_model(
+        trainer,
+        loaded.model,
+        clips,
+        lambda keys: data.eval_dataloader("test", only=keys),
+        lpips,
+        others_shown=cfg.page.clips,
+    )
+    skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own
+    document: dict[str, Any] = {}
+    if trainer.is_global_zero:
+        output_dir = Path(cfg.output_dir)
+        document = write_report(
+            output_dir,
+            result,
+            list(shown),
+            checkpoint={
+                "path": loaded.source,
+                "sha256": loaded.sha256,
+                "starting_weights": getattr(loaded.model, "starting_weights", None),  # of ours alone
+            },
+            model=describe(loaded.model, next(iter(shown.values()))),
+            config=plain(cfg),
+            skipped=skipped,
+            training=training,
+        )
+        write_page(output_dir, evaluation_page(document, result, write_clips(output_dir, shown)))
+        print_report(result, output_dir)
+    document = trainer.strategy.broadcast(document)
+    check_skipped(
+        skipped, len(result.clips), data.max_skipped, Path(cfg.output_dir)
+    )  # the report is there all the same
+    return document
+
+
+def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: float, output_dir: Path) -> None:
+    """Refuse a mean over too little of a large test set; as in training, one broken file of a few is no large share.
+
+    Raises:
+        UserError: a larger share of the clips failed than `allowed`.
+    """
+    clips = measured + len(skipped)
+    if clips >= JUDGED_FROM and len(skipped) > allowed * clips:
+        raise UserError(
+            f"{len(skipped)} of {clips} test clips could not be decoded ({len(skipped) / clips:.1%}); data.max_skipped "
+            f"allows {allowed:.1%}. The reasons are in {output_dir / 'skipped.jsonl'}: prepare the data again without these "
+            "files, or allow more and evaluate again. The report is there, but is not of this test set."
+        )
+
+
+def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:
+    """What was measured: its class, what it takes, and how much smaller its latents are than the clip."""
+    assert clip.latents is not None
+    if isinstance(model, TemporalAutoencoder):
+        name, takes = "TemporalAutoencoder", "takes any number of frames of any size"
+    else:
+        name, takes = model.name, model.about_input(*clip.original.shape[:3])
+    return {
+        "class": name,
+        "input": takes,
+        "latents": list(clip.latents.shape),
+        "compression": clip.original.numel() / clip.latents.numel(),
+    }

@@ -1,0 +1,85 @@
+"""The finished and failed runs of a sweep, read back from their folders."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tae.evaluation.page import measured
+from tae.evaluation.results import Interval
+
+RECORD = "run.json"  # one in each run's folder: what Hydra knows of a run, above all of one that failed
+CURVE = "val/psnr"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep."""
+
+    folder: Path
+    overrides: dict[str, str]
+    status: str  # "completed" or "failed"
+    error: str | None
+    document: dict[str, Any]  # its metrics.json; empty for a failed run
+    curve: list[tuple[int, float]]  # (step, validation PSNR)
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """Those that were measured."""
+        return measured(self.document.get("metrics", {}))
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        return self.document.get("training", {}).get("seconds_per_step")
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs below `folder` in the order of their job numbers."""
+    records = [(json.loads(path.read_text(encoding="utf-8")), path.parent) for path in folder.rglob(RECORD)]
+    return [_read_run(record, run_folder) for record, run_folder in sorted(records, key=lambda item: item[0]["job"])]
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Keys of the overrides that are not the same in all runs; all of them where nothing differs."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
+    return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1] or keys
+
+
+def run_label(run: Run, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key}={run.overrides[key]}" for key in keys if key in run.overrides) or run.folder.name
+
+
+def read_per_clip(run: Run) -> dict[str, dict[str, str]]:
+    """A run's per_clip.csv by key."""
+    path = run.folder / "per_clip.csv"
+    if run.error is not None or not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["key"]: row for row in csv.DictReader(file)}
+
+
+def read_json(path: Path, otherwise: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise
+
+
+def _read_run(record: Mapping[str, Any], folder: Path) -> Run:
+    document = read_json(folder / "metrics.json", {}) if record["error"] is None else {}  # an older run's, if any
+    return Run(
+        folder=folder,
+        overrides=record["overrides"],
+        status="completed" if record["error"] is None else "failed",
+        error=record["error"],
+        document=document,
+        curve=_read_curve(folder),
+    )
+
+
+def _read_curve(folder: Path) -> list[tuple[int, float]]:
+    """Validation PSNR over steps from the newest file of Lightning's CSVLogger, where one is there."""
+    files = sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return []
+    with files[-1].open(newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), float(row[CURVE])) for row in csv.DictReader(file) if row.get(CURVE)]

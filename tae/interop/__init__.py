@@ -1,0 +1,1 @@
+"""Models in the forms of other software: diffusers, ONNX, torch.export, the hub."""

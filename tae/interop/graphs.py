@@ -1,0 +1,143 @@
+"""Encoder and decoder as graphs without Python: `torch.export` programs and ONNX files, for any t, h and w.
+
+The graphs do what `TemporalAutoencoder.encode` and `decode` do, padding of height and width included. What they leave to
+their user: a decoded clip has 8 frames, rows and columns for each of the latents', the surplus is to be cut off.
+"""
+
+import copy
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.fx.experimental._config as fx_config
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.posterior import DiagonalGaussian
+from tae.runtime.errors import UserError
+
+FORMATS = ("torch_export", "onnx")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Beyond what float32 rounds (under 1e-5 was seen on tiny and full models); a wrong frame is off by a tenth and more.
+TOLERANCE = 1e-3
+
+
+class EncoderGraph(nn.Module):
+    """(b, 3, t, h, w) in [-1, 1] -> mean and std (b, c, ceil(t / 8), ceil(h / 8), ceil(w / 8)), in float32."""
+
+    def __init__(self, model: TemporalAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        # Always padded, by nothing where nothing is missing: `encode` asks first, which a graph cannot.
+        factor, (height, width) = self.model.factor, clip.shape[3:]
+        clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
+        mean, logvar = self.model.encoder(clip).float().chunk(2, dim=1)
+        posterior = DiagonalGaussian(mean, logvar)
+        return posterior.mean, torch.exp(0.5 * posterior.logvar)
+
+
+class DecoderGraph(nn.Module):
+    """Latents (b, c, t', h', w') -> clip (b, 3, 8 t', 8 h', 8 w'), not clamped."""
+
+    def __init__(self, model: TemporalAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.model.decoder(latents)
+
+
+@torch.no_grad()
+def export_graphs(model: TemporalAutoencoder, folder: Path, format: str) -> list[Path]:
+    """Write `encoder` and `decoder` in this format (.pt2 or .onnx), each checked against the model before it is kept.
+
+    Raises:
+        UserError: the packages for ONNX are missing.
+        RuntimeError: a graph does not give what the model gives.
+    """
+    check_format(format)
+    # A copy, with its weights in the order of their axes, in which torch.export stores them.
+    model = copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)
+    factor, channels = model.factor, model.latent_channels
+    clips = [
+        torch.rand(2, 3, 2 * factor + 3, 5 * factor + 3, 6 * factor + 5) * 2 - 1,
+        torch.zeros(1, 3, 1, 2 * factor, factor),
+    ]
+    latents = [torch.randn(2, channels, 3, 5, 7), torch.randn(1, channels, 1, 2, 1)]
+    paths = []
+    graphs: tuple[tuple[str, nn.Module, list[Tensor], list[str], list[str]], ...] = (
+        ("encoder", EncoderGraph(model), clips, ["clip"], ["mean", "std"]),
+        ("decoder", DecoderGraph(model), latents, ["latents"], ["clip"]),
+    )
+    for name, module, examples, inputs, outputs in graphs:
+        program = export_program(module, examples[0])
+        if format == "onnx":
+            path = folder / f"{name}.onnx"
+            write_onnx(program, path, inputs, outputs)
+        else:
+            path = folder / f"{name}.pt2"
+            torch.export.save(program, path)
+        check_graph(path, module, examples)
+        paths.append(path)
+    return paths
+
+
+def check_format(format: str) -> None:
+    """Refuse a format that is unknown or cannot be written here."""
+    if format not in FORMATS:
+        raise UserError(f"format={format} is unknown. Choose one of: safetensors, {', '.join(FORMATS)}.")
+    missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
+    if format == "onnx" and missing:
+        raise UserError(f"format=onnx needs packages that are not installed: pip install {' '.join(missing)}.")
+
+
+def export_program(module: nn.Module, example: Tensor) -> ExportedProgram:
+    """A graph with batch, t, h and w left open. The setting keeps sizes of 1 open too, which are otherwise ruled out."""
+    dynamic = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)
+    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        return torch.export.export(module, (example,), dynamic_shapes=(dynamic,), strict=False)
+
+
+def write_onnx(program: ExportedProgram, path: Path, inputs: list[str], outputs: list[str]) -> None:
+    for talkative in ("onnx_ir", "onnxscript"):  # they tell of every constant that they look at
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    onnx_program = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+    assert onnx_program is not None
+    onnx_program.save(path)
+
+
+def load_graph(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """A written graph as a function, run by the reference runtime of its format."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda example: [torch.from_numpy(out) for out in session.run(None, {name: example.numpy()})]
+    # Its guards tell what it was traced with (no size of 1), not what it is right for.
+    module = torch.export.load(path).module(check_guards=False)
+    return lambda example: as_list(module(example))
+
+
+def as_list(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def check_graph(path: Path, module: nn.Module, examples: Iterable[Tensor]) -> None:
+    """Compare a written graph with the module that it was made of.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    graph = load_graph(path)
+    for example in examples:
+        for ours, theirs in zip(as_list(module(example)), graph(example), strict=True):
+            difference = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else float("inf")
+            if not difference < TOLERANCE:
+                raise RuntimeError(f"{path} differs from the model by {difference:.2g} on {tuple(example.shape)}.")

@@ -1,0 +1,116 @@
+"""The model card: what a shared model is, how it was measured, and how to use it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from tae.evaluation.report import LABELS, interval_text, markdown_table
+from tae.latents.stats import STATS, LatentStats
+from tae.model.pretrained import LoadedModel
+from tae.runtime.errors import UserError
+
+CARD = "README.md"
+USE = """```python
+from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
+
+model = TemporalAutoencoder.from_pretrained("{name}")
+clip = frames_to_clip(frames)  # uint8 (b, t, h, w, 3) -> (b, 3, t, h, w) in [-1, 1]
+latents = model.encode(clip).mode()  # (b, {channels}, ceil(t / {factor}), ceil(h / {factor}), ceil(w / {factor}))
+frames = clip_to_frames(model.decode(latents, num_frames=clip.shape[2], size=clip.shape[3:]))
+```"""
+
+
+def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | None:
+    """The metrics of an evaluation of this very file: the given ones, else those of the run that it lies in.
+
+    Raises:
+        UserError: the given file cannot be read, or speaks of another checkpoint.
+    """
+    source = Path(loaded.source).expanduser()
+    nearby = (
+        [source / "metrics.json"] if source.is_dir() else [folder / "metrics.json" for folder in source.parents[:2]]
+    )
+    for path in [Path(given).expanduser()] if given else [path for path in nearby if path.is_file()]:
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            evaluated = metrics["checkpoint"]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"metrics={path} is not what an evaluation writes ({error!r}).") from error
+        if evaluated == loaded.sha256:
+            return metrics
+        if given:
+            raise UserError(
+                f"metrics={path} is about another file (SHA-256 {str(evaluated)[:12]}..., ckpt={loaded.source} has "
+                f"{str(loaded.sha256)[:12]}...). Evaluate this one: python evaluate.py ckpt={loaded.source}"
+            )
+        print(f"{path} is about another checkpoint, and is left out.")
+    print("No metrics of this checkpoint are at hand, the card will have none: evaluate it, or give metrics=PATH.")
+    return None
+
+
+def model_card(
+    loaded: LoadedModel,
+    metrics: Mapping[str, Any] | None,
+    stats: LatentStats | None,
+    graphs: list[Path],
+    name: str,
+    license: str | None,
+    dtype: str,
+) -> str:
+    """The README of the folder: what it is, how to use it, how it was measured, what it was made from."""
+    model = loaded.model
+    header = ModelCardData(license=license, library_name="temporal-autoencoder", tags=["video", "autoencoder", "vae"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sections = [
+        f"---\n{header.to_yaml()}\n---\n\n# {name}",
+        f"A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720)): compresses video {model.factor}x in time, "
+        f"height and width into {model.latent_channels} channels, and back. {parameters / 1e6:.2f} M parameters.",
+        USE.format(name=name, channels=model.latent_channels, factor=model.factor),
+        "## Quality\n\n" + ("Not measured." if metrics is None else quality(metrics)),
+    ]
+    if stats is not None:
+        sections.append(
+            f"## Latents\n\nOver {stats.num_clips:,} clips, samples of the posterior have mean 0 and variance 1 after "
+            f"`(latents - {stats.shift:.5f}) * {stats.scale:.5f}` (`shift_factor`, `scaling_factor`; `{STATS}` has each "
+            f"channel). Outlier rate {stats.outlier_rate:.3%}."
+        )
+    if graphs:
+        sections.append(
+            f"## Without Python\n\n`{graphs[0].name}`: `clip` to `mean` and `std`; `{graphs[1].name}`: `latents` to `clip`. "
+            "Batch, time, height and width are free; cut a decoded clip to the size that went in."
+        )
+    sections.append("## Origin\n\n" + origin(loaded) + ("" if dtype == "fp32" else f"\n- weights rounded to {dtype}"))
+    return "\n\n".join(sections) + "\n"
+
+
+def quality(metrics: Mapping[str, Any]) -> str:
+    """The table of an evaluation beside its baseline, and how it was measured."""
+    baseline = metrics["baselines"]["trilinear"]
+    rows = [
+        (LABELS.get(key, key), interval_text(key, value), interval_text(key, baseline.get(key)))
+        for key, value in metrics["metrics"].items()
+        if value["mean"] is not None
+    ]
+    data = metrics["config"].get("data", {})
+    words = {"num_frames": "{} frames", "resolution": "{} pixels each way", "frame_stride": "stride {}"}
+    window = ", ".join(text.format(data[key]) for key, text in words.items() if data.get(key) is not None)
+    skipped = len(metrics["skipped"])
+    return markdown_table(["metric", "this model", "trilinear 8x8x8"], rows) + (
+        f"\n\nProtocol `{metrics['protocol']}`: {metrics['num_clips']:,} clips, {metrics['num_frames']:,} frames"
+        f"{f' ({window})' if window else ''}, mean [95 % interval over clips]; {skipped} clips could not be read. The "
+        "posterior's mode is decoded, both sides are rounded to uint8, each metric is the mean over frames. The baseline "
+        "resamples trilinearly on the same grid and learns nothing."
+    )
+
+
+def origin(loaded: LoadedModel) -> str:
+    """The file that was exported, and what its training started from."""
+    lines = [f"- exported from a file with SHA-256 `{loaded.sha256}`"]
+    if start := loaded.model.starting_weights:
+        (kind, source), (_, digest) = start.items()
+        name = Path(source).name if source and Path(source).exists() else source  # no paths of one's own machine
+        lines.append(f"- training started from `{kind}={name}`, SHA-256 `{digest}`")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Triton kernels of the memory-bound parts, used on a GPU."""

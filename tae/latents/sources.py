@@ -1,0 +1,214 @@
+"""What `tae.encode` reads: the videos of a folder, a list or shards, and their frames piece by piece."""
+
+import itertools
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from data.decode import as_path
+from data.ingest.sources import find_videos, unique_key
+from data.sampling.transforms import Square
+from data.shards.format import VIDEO_EXTENSIONS, Shard
+from data.shards.index import find_shards
+from data.shards.reader import open_samples
+from tae.runtime.errors import UserError
+from tae.video.reader import Frame, VideoReader
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video to encode: a file, or a sample of a shard.
+
+    key:  of its latents, unique
+    name: for people, and for `rejected.csv`
+    """
+
+    key: str
+    name: str
+    path: Path | None = None
+    label: str = ""
+    shard: Shard | None = None
+    member: str = ""
+
+    @property
+    def content(self) -> str:
+        """Tells other content under the same name, without reading it: a file's size, or the hash of the sample's shard."""
+        if self.shard is not None:
+            return self.shard.sha256 or str(self.shard.bytes)
+        return str(self.path.stat().st_size) if self.path is not None else ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What becomes of a video's frames before they are encoded; see conf/encode.yaml."""
+
+    resolution: int | None
+    frame_stride: int
+    piece: int  # frames that are encoded together
+    smallest: int  # height and width that the model takes
+
+
+class Piece(NamedTuple):
+    """What a decoding process hands on: some frames of the clip at hand, the end of a clip, or the end of a shard.
+
+    frames: (t, h, w, 3) uint8
+    name:   of the clip that the frames are of, for messages
+    clip:   {"key", "name", and either "metadata" or "fault"}: the clip has ended, well or not
+    """
+
+    shard: int
+    frames: Tensor | None = None
+    clip: dict[str, Any] | None = None
+    name: str = ""
+
+
+def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[str, str]]]:
+    """The videos of a folder, a list, a file or shards in a fixed order, and (name, reason) of what is none.
+
+    Raises:
+        UserError: there is no video.
+    """
+    taken: set[str] = set()
+    rejected: list[tuple[str, str]] = []
+    path = Path(source).expanduser() if isinstance(source, str) else None
+    if path is not None and path.is_dir() and not any(path.glob("*.tar")):
+        videos, rejected = find_videos(path, "folder")
+        sources = [Source(video.key, video.path, path / video.path, video.label) for video in videos]
+    elif path is not None and path.is_file() and path.suffix != ".tar":
+        listed = [path] if path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS else read_list(path)
+        rejected = [(str(video), "no such file") for video in listed if not video.is_file()]
+        there = [video for video in listed if video.is_file()]
+        sources = [Source(claim(video.stem, taken), str(video), video, video.parent.name) for video in there]
+    elif path is None or path.is_dir() or ".tar" in path.name:
+        patterns = list(source) if path is None else str(path / "*.tar") if path.is_dir() else str(source)
+        pairs = [(shard, key) for shard in find_shards(patterns, "source") for key in shard.frames]
+        sources = [Source(claim(key, taken), f"{shard.url}: {key}", shard=shard, member=key) for shard, key in pairs]
+    else:
+        sources = []
+    if not sources:
+        raise UserError(
+            f"source={source} does not exist or holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}). Give "
+            "a folder, a text file with a path on each line, a video, or shards that `python -m data.prepare` wrote."
+        )
+    return sources, rejected
+
+
+def claim(stem: str, taken: set[str]) -> str:
+    """A key for this name that no other sample has."""
+    key = unique_key(stem, taken)
+    taken.add(key)
+    return key
+
+
+def read_list(path: Path) -> list[Path]:
+    """The paths in a text file, one on each line, relative to where the file lies."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"source={path} is neither a video nor a text file with a path on each line ({error})."
+        ) from error
+    return [path.parent / Path(line.strip()).expanduser() for line in lines if line.strip()]
+
+
+class Pieces(IterableDataset):
+    """The frames of one process's videos, piece by piece. Workers take whole shards, so a shard is in order."""
+
+    def __init__(self, shards: Mapping[int, Sequence[Source]], reading: Reading) -> None:
+        self.shards = shards
+        self.reading = reading
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for number in sorted(self.shards)[worker::workers]:
+            for source, video, metadata, fault in open_sources(self.shards[number]):
+                clip = {"key": source.key, "name": source.name}
+                try:
+                    if fault:
+                        raise UserError(fault)
+                    facts: dict[str, Any] = {}
+                    for frames in read_pieces(video, self.reading, facts):
+                        yield Piece(number, frames=frames, name=source.name)
+                    yield Piece(number, clip=clip | {"metadata": metadata | facts | {"source": source.name}})
+                except Exception as error:  # whatever a broken file provokes in a library must not stop the others
+                    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                    yield Piece(number, clip=clip | {"fault": kind + str(error).removeprefix(f"{video} ")})
+            yield Piece(number)
+
+
+def batched(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
+    """Lists of `count` items, the last one shorter (itertools.batched of Python 3.12)."""
+    rest = iter(items)
+    return iter(lambda: list(itertools.islice(rest, count)), [])
+
+
+def open_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, Path, dict[str, Any], str]]:
+    """For each source a path to its video, for as long as it is the current one, its metadata, or a fault instead."""
+    for shard, group in itertools.groupby(sources, key=lambda source: source.shard):
+        if shard is None:
+            yield from ((source, source.path or Path(), {"label": source.label}, "") for source in group)
+        else:
+            yield from open_members(shard, {source.member: source for source in group})
+
+
+def open_members(shard: Shard, waiting: dict[str, Source]) -> Iterator[tuple[Source, Path, dict[str, Any], str]]:
+    """`open_sources` for the samples of one shard."""
+    fault = "not in the shard, though its index lists it"
+    try:
+        with open_samples(shard, set(waiting)) as samples:
+            for sample in samples:
+                if source := waiting.pop(sample["__key__"], None):
+                    videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
+                    if len(videos) != 1 or "json" not in sample:
+                        yield (
+                            source,
+                            Path(),
+                            {},
+                            f"{len(videos)} video files under one key, one with its .json is expected",
+                        )
+                        continue
+                    with as_path(videos[0]) as path:
+                        yield source, Path(path), json.loads(sample["json"]), ""
+                if not waiting:
+                    return
+    except (OSError, tarfile.TarError, ValueError) as error:
+        fault = f"the shard cannot be read: {error}"
+    for source in waiting.values():
+        yield source, Path(), {}, fault
+
+
+def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator[Tensor]:
+    """The frames of a video, (t, h, w, 3) uint8, as many at once as are encoded together; fills `facts` on the way.
+
+    Raises:
+        UserError: the file cannot be read as a video, or its frames are too small.
+    """
+    with VideoReader(path) as reader:
+        if not reading.resolution and min(reader.size) < reading.smallest:
+            height, width = reader.size
+            raise UserError(f"frames of {height}x{width} are too small; the model needs {reading.smallest} each way.")
+        square = Square(*reader.size, reading.resolution) if reading.resolution else None
+        frames: Iterator[Frame] = itertools.islice(reader.frames(), 0, None, reading.frame_stride)
+        count = 0
+        for batch in batched(frames, reading.piece):
+            images = [square(frame.rgb) if square else frame.rgb for frame in batch]
+            piece = torch.from_numpy(np.stack(images))
+            count += len(piece)
+            yield piece
+        height, width = piece.shape[1:3]
+        facts |= {
+            "num_frames": count,
+            "stated_frames": reader.stated_frames,  # of the header: far more than were read is a damaged file
+            "height": height,
+            "width": width,
+            "fps": float(reader.rate / reading.frame_stride),
+        }

@@ -1,0 +1,103 @@
+"""Per-frame quality metrics, each with one definition, and the trivial codec that every model is compared with.
+
+All take uint8 RGB frames (n, h, w, 3), as a viewer sees them, so there is no value range to guess, and return one float
+value for each frame: (n,). They run in float32, outside autocast; on CUDA in float64, which TF32 cannot round.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tae.losses import Perceptual
+from tae.losses.lpips import torchvision_file
+from tae.model.clip import frames_to_clip
+
+PSNR_CAP = 100.0  # dB; an exact frame's PSNR is infinite, which no mean survives
+HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "ssim_uniform": True, "lpips": False, "outlier_rate": False}
+
+
+def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, from the mean squared error over a frame's 3 h w values; at most 100.
+
+    Shapes: (n, h, w, 3) uint8 twice -> (n,) float32.
+    """
+    error = original.int() - reconstruction.int()
+    mean_square = error.square().flatten(1).sum(1) / error[0].numel()
+    return (20 * math.log10(255) - 10 * torch.log10(mean_square)).clamp(max=PSNR_CAP)
+
+
+def ssim(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Structural similarity with torchmetrics' defaults: Gaussian window 11x11, sigma 1.5.
+
+    Shapes: (n, h, w, 3) uint8 twice -> (n,) float. Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    with torch.autocast(original.device.type, enabled=False):
+        x, y = _unit_range(original), _unit_range(reconstruction)
+        values = structural_similarity_index_measure(y, x, data_range=1.0, reduction="none")
+    assert isinstance(values, Tensor)  # a pair only when asked for the full image
+    return values
+
+
+def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Structural similarity with scikit-image's defaults: 7x7 uniform window, sample covariance.
+
+    The mean runs over the positions whose window lies inside the frame, and over channels. Many published figures
+    are this one; it differs from `ssim` by about 0.01.
+
+    Shapes: (n, h, w, 3) uint8 twice -> (n,) float.
+    """
+    window, c1, c2 = 7, 0.01**2, 0.03**2
+    with torch.autocast(original.device.type, enabled=False):
+        x, y = _unit_range(original), _unit_range(reconstruction)
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = (
+            F.avg_pool2d(values, window, stride=1) for values in (x, y, x * x, y * y, x * y)
+        )
+        sample = window**2 / (window**2 - 1)
+        var_x, var_y = sample * (mean_xx - mean_x**2), sample * (mean_yy - mean_y**2)
+        covariance = sample * (mean_xy - mean_x * mean_y)
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+
+
+def lpips_at_hand(net: str, weights_path: str | None) -> Perceptual | None:
+    """The metric's own LPIPS (always VGG-16) where that needs no download, else None.
+
+    Args:
+        net, weights_path: of the training objective; its file serves here too where it is VGG-16's.
+
+    Raises:
+        UserError: the file does not hold these weights.
+    """
+    path = weights_path if net == "vgg" else None
+    if path is None and not torchvision_file("vgg").exists():
+        return None
+    return Perceptual(weight=1.0, net="vgg", weights_path=path)
+
+
+def frame_metrics(original: Tensor, reconstruction: Tensor, lpips: Perceptual | None = None) -> dict[str, Tensor]:
+    """Every metric of every frame.
+
+    Args:
+        original, reconstruction: (b, t, h, w, 3) uint8.
+        lpips: the network to measure perceptual distance with, or None to leave that metric out.
+
+    Returns:
+        {name: (b, t) float}
+    """
+    b = len(original)
+    x, y = original.flatten(0, 1), reconstruction.flatten(0, 1)
+    values = {"psnr": psnr(x, y), "ssim": ssim(x, y), "ssim_uniform": ssim_uniform(x, y)}
+    if lpips is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            values["lpips"] = lpips.per_frame(frames_to_clip(original), frames_to_clip(reconstruction)).flatten()
+    return {name: value.unflatten(0, (b, -1)) for name, value in values.items()}
+
+
+def _unit_range(frames: Tensor) -> Tensor:
+    """(n, h, w, 3) uint8 to (n, 3, h, w) in [0, 1]."""
+    dtype = torch.float64 if frames.is_cuda else torch.float32
+    return frames.movedim(-1, 1).to(dtype) / 255

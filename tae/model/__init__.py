@@ -1,0 +1,1 @@
+"""The model: network, inflation, pretrained weights, posterior, tiling."""

@@ -1,0 +1,223 @@
+"""The Temporal Autoencoder: encoder, decoder and the model that users hold.
+
+Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffusion 3.5 image autoencoder.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from tae.model.bundled import BUNDLED
+from tae.model.checks import check_architecture, check_clip, check_latents
+from tae.model.layers import ResidualBlock
+from tae.model.network import Decoder, Encoder
+from tae.model.posterior import DiagonalGaussian
+from tae.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from tae.model.inflate import InflationReport
+
+
+CHECKPOINTED = 2  # levels, of four: the next one's blocks hold a sixteenth of the first one's bytes
+
+
+@dataclass(frozen=True)
+class AutoencoderOutput:
+    """What a forward pass gives.
+
+    reconstruction: (b, 3, t, h, w), the size of the clip that went in
+    posterior:      over latents (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8))
+    latents:        what was decoded: a sample of the posterior, or its mode
+    """
+
+    reconstruction: Tensor
+    posterior: DiagonalGaussian
+    latents: Tensor
+
+
+class TemporalAutoencoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="temporal-autoencoder",
+    tags=["video", "autoencoder", "vae"],
+):
+    """Compress video 8x in time, height and width into a few latent channels, and back.
+
+    The defaults are the paper's: the Stable Diffusion 3.5 image autoencoder with temporal parts, 114.06 M parameters.
+    A fresh temporal part does nothing, so with an image autoencoder's weights (`from_image_vae`) latent frame i is the
+    image latent of frame 8 i, and decoding repeats every decoded latent frame 8 times, until training changes it.
+
+    Args:
+        base_channels: channels of the first level.
+        channel_multipliers: one for each level; every level but the last halves time, height and width.
+        latent_channels: channels of the latent.
+        encoder_blocks, decoder_blocks: residual blocks in each level.
+        norm_groups: groups of every GroupNorm; divides the channels of every level.
+        group_norm: "frame" takes normalisation statistics of each frame alone, "clip" of the whole clip.
+
+    Raises:
+        UserError: the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        latent_channels: int = 16,
+        encoder_blocks: int = 2,
+        decoder_blocks: int = 3,
+        norm_groups: int = 32,
+        group_norm: str = "frame",
+    ) -> None:
+        super().__init__()
+        widths = [base_channels * multiplier for multiplier in channel_multipliers]
+        check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
+        # Goes to config.json and into checkpoints, whole and as plain values whatever types were given.
+        self.architecture: dict[str, Any] = {
+            "base_channels": base_channels,
+            "channel_multipliers": list(channel_multipliers),
+            "latent_channels": latent_channels,
+            "encoder_blocks": encoder_blocks,
+            "decoder_blocks": decoder_blocks,
+            "norm_groups": norm_groups,
+            "group_norm": group_norm,
+        }
+        self._hub_mixin_config = self.architecture
+        self.latent_channels = latent_channels
+        self.factor = 2 ** (len(widths) - 1)
+        self.inflation: InflationReport | None = None  # of `from_image_vae`
+        # Where training started from: {"image_vae" or "init_from": source, "sha256": of its file}. Kept in checkpoints.
+        self.starting_weights: dict[str, str | None] | None = None
+        self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, group_norm)
+        self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, group_norm)
+        self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
+
+    @classmethod
+    def from_image_vae(cls, path_or_repo_id: str | Path, **architecture) -> Self:
+        """Build a model and fill its spatial part from an image autoencoder.
+
+        Args:
+            path_or_repo_id: a diffusers folder (its `vae` subfolder is found), a `.safetensors` file in diffusers' or in
+                the original Stable Diffusion layout (with or without a prefix), or a repository id on the hub.
+            **architecture: arguments of this class; the defaults fit Stable Diffusion 3 and 3.5.
+
+        The model carries an `inflation` report: which parameters were copied, which are new, which were ignored.
+
+        Raises:
+            UserError: the weights cannot be had or are of another shape or layout.
+        """
+        from tae.model.inflate import inflate  # here, since it needs this class's names only when asked for
+
+        model = cls(**architecture)
+        model.inflation = inflate(model, path_or_repo_id)
+        model.starting_weights = {"image_vae": model.inflation.source, "sha256": model.inflation.sha256}
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """What `save_pretrained` wrote: a folder or a hub repository id; "tiny": the weights that come along.
+
+        Args:
+            pretrained_model_name_or_path: as huggingface_hub calls it.
+            **options: of huggingface_hub (`revision`, `token`, `local_files_only`, ...).
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError, OSError: nothing is found there; RuntimeError: the weights do not fit.
+        """
+        source = BUNDLED.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
+        return super().from_pretrained(source, **options)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:
+        """huggingface_hub's loader, but a file that does not fit is refused instead of half loaded."""
+        return super()._from_pretrained(strict=True, **kwargs)
+
+    @classmethod
+    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        """huggingface_hub's way out where a repository has no safetensors."""
+        raise UserError(f"{model_file} is a pickle, which is not opened; the repository has no model.safetensors.")
+
+    def encode(self, clip: Tensor) -> DiagonalGaussian:
+        """Give the posterior over latents.
+
+        Shapes:
+            clip:    (b, 3, t, h, w) in [-1, 1], with t >= 1 and h, w >= 8 (of any remainder)
+            returns: over (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8)), in float32
+
+        Height and width that are no multiple of 8 are padded by repeating the last row and column. Time needs no padding:
+        three halvings that round up give ceil(t / 8).
+
+        Raises:
+            ValueError: not of that shape; TypeError: not floating-point values.
+        """
+        check_clip(clip, smallest=self.factor)
+        height, width = clip.shape[-2:]
+        padding = (0, -width % self.factor, 0, -height % self.factor, 0, 0)
+        if any(padding):
+            clip = F.pad(clip, padding, mode="replicate")
+        clip = clip.contiguous(memory_format=torch.channels_last_3d)
+        mean, logvar = self.encoder(clip).float().chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar)
+
+    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Give the clip of these latents.
+
+        Shapes:
+            latents: (b, latent_channels, t', h', w')
+            returns: (b, 3, num_frames, *size), by default (b, 3, 8 t', 8 h', 8 w'), in the weights' type; not clamped
+
+        Args:
+            num_frames: how many frames to keep, from the start.
+            size: height and width to keep, from the upper left.
+
+        Raises:
+            ValueError: not latents of this model, or fewer frames, rows or columns than are to be kept.
+        """
+        check_latents(latents, self.latent_channels)
+        held = tuple(extent * self.factor for extent in latents.shape[2:])
+        frames, height, width = wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
+        if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):
+            raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {held}.")
+        weight = self.decoder.conv_in.spatial.weight  # whose type latents need not have: posteriors are float32
+        latents = latents.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return self.decoder(latents)[:, :, :frames, :height, :width]
+
+    def forward(self, clip: Tensor, sample_posterior: bool = True) -> AutoencoderOutput:
+        """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded."""
+        posterior = self.encode(clip)
+        latents = posterior.sample() if sample_posterior else posterior.mode()
+        reconstruction = self.decode(latents, num_frames=clip.shape[2], size=(clip.shape[3], clip.shape[4]))
+        return AutoencoderOutput(reconstruction, posterior, latents)
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(channels, frames, height, width) of the latent of a clip of this size."""
+        return (self.latent_channels, *(math.ceil(extent / self.factor) for extent in (num_frames, height, width)))
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the residual blocks of the largest resolutions are computed again in the backward pass.
+
+        Their outputs are nearly all of a step's memory; the other blocks would only cost time.
+        """
+        return bool(self.encoder.levels[0].checkpointing)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for level in (*self.encoder.levels[:CHECKPOINTED], *self.decoder.levels[-CHECKPOINTED:]):
+            level.checkpointing = on
+
+    def compile_blocks(self) -> None:
+        """Compile the residual blocks, each shape once; the names in the state dict stay as they are."""
+        # The blocks share one forward, so their shapes count together; past the limit they would run uncompiled.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.compile(dynamic=False)

@@ -1,0 +1,98 @@
+"""Encoder and decoder: read this first.
+
+Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffusion 3.5 image autoencoder.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tae.model.layers import Attention, Conv2_5d, Downsample, GroupNorm, ResidualBlock, Upsample
+
+if TYPE_CHECKING:
+    pass
+
+
+class Middle(nn.Module):
+    """The lowest resolution: residual block, attention over space, then over time, residual block."""
+
+    def __init__(self, channels: int, groups: int, group_norm: str) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, groups, group_norm)
+        self.attention = Attention(channels, groups, group_norm, over="space")
+        self.temporal_attention = Attention(channels, groups, group_norm, over="time")
+        self.block_2 = ResidualBlock(channels, channels, groups, group_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.block_1(x))
+        return self.block_2(self.temporal_attention(x))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then a change of resolution (none at the last level)."""
+
+    def __init__(self, blocks: list[ResidualBlock], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+        self.checkpointing = False  # keep only each block's input for the backward pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        checkpointing = self.checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
+        return x if self.resample is None else self.resample(x)
+
+
+def make_blocks(count: int, in_channels: int, out_channels: int, groups: int, group_norm: str) -> list[ResidualBlock]:
+    """Residual blocks in a row, the first of which changes the number of channels."""
+    inputs = [in_channels] + [out_channels] * (count - 1)
+    return [ResidualBlock(channels, out_channels, groups, group_norm) for channels in inputs]
+
+
+class Encoder(nn.Module):
+    """A clip (b, 3, t, h, w) to the parameters of its posterior (b, 2 latent, ceil(t / f), h / f, w / f)."""
+
+    def __init__(self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str) -> None:
+        super().__init__()
+        self.conv_in = Conv2_5d(3, widths[0])
+        levels = []
+        for i, width in enumerate(widths):
+            row = make_blocks(blocks, widths[max(i - 1, 0)], width, groups, group_norm)
+            levels.append(Level(row, Downsample(width) if i < len(widths) - 1 else None))
+        self.levels = nn.ModuleList(levels)
+        self.middle = Middle(widths[-1], groups, group_norm)
+        self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
+        self.conv_out = Conv2_5d(widths[-1], 2 * latent_channels)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.conv_in(clip)
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.middle(x)))
+
+
+class Decoder(nn.Module):
+    """Latents (b, latent, t, h, w) to a clip (b, 3, f t, f h, f w). Levels are listed in the order they run."""
+
+    def __init__(self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str) -> None:
+        super().__init__()
+        widths = list(reversed(widths))
+        self.conv_in = Conv2_5d(latent_channels, widths[0])
+        self.middle = Middle(widths[0], groups, group_norm)
+        levels = []
+        for i, width in enumerate(widths):
+            row = make_blocks(blocks, widths[max(i - 1, 0)], width, groups, group_norm)
+            levels.append(Level(row, Upsample(width) if i < len(widths) - 1 else None))
+        self.levels = nn.ModuleList(levels)
+        self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
+        self.conv_out = Conv2_5d(widths[-1], 3)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(latents))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(self.norm_out(x))

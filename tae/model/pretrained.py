@@ -1,0 +1,124 @@
+"""Checkpoints: what a training run adds to Lightning's, and strict loading of a model from any of its homes.
+
+A checkpoint carries, beside Lightning's own entries, `architecture` (the constructor's arguments of the model) and `config`
+(the resolved configuration). Whoever made the file may be a stranger: it is read with `weights_only=True`, its config may
+hold plain values only, and a model is built from constructor arguments within bounds, never from a class name in the file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.bundled import BUNDLED
+from tae.model.checkpoint_file import model_weights, read_checkpoint
+from tae.runtime.errors import UserError
+from tae.runtime.files import file_sha256
+from tae.runtime.hub import download, may_be_repository
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+WAYS_TO_GIVE_A_MODEL = (
+    "Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub repository id, or "
+    f"{' or '.join(BUNDLED)}, which comes along."
+)
+WITHOUT_NETWORK = (
+    "On a machine with network run `hf download {repo_id} --local-dir DIR`, copy DIR here and give its path in place of "
+    "{repo_id}."
+)
+SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and where it came from. `config` is None where no training run stands behind the weights."""
+
+    model: TemporalAutoencoder
+    source: str
+    sha256: str | None
+    config: Mapping[str, Any] | None
+
+
+def load_model(source: str | Path) -> LoadedModel:
+    """Load a model for use, in evaluation mode.
+
+    Args:
+        source: a Lightning checkpoint (`.ckpt`), a folder that `save_pretrained` wrote, a hub repository id, or `tiny`,
+            the weights that come along.
+
+    Raises:
+        UserError: there is no such thing, it is damaged, or it is something else.
+    """
+    path = BUNDLED.get(str(source), Path(source).expanduser())
+    if path.is_file():
+        checkpoint = read_checkpoint(path)
+        model = build_model(checkpoint["architecture"], path)
+        load_weights(model, model_weights(checkpoint), path)
+        model.starting_weights = checkpoint.get("starting_weights")
+        return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"])
+    folder = path if path.is_dir() else download_pretrained(str(source))
+    return LoadedModel(read_pretrained(folder, source), str(source), file_sha256(folder / WEIGHTS_FILE), None)
+
+
+def download_pretrained(repo_id: str) -> Path:
+    """The folder in the hub's cache that holds a repository's model.
+
+    Raises:
+        UserError: this is no repository, or the hub does not give it.
+    """
+    if not may_be_repository(repo_id):
+        raise UserError(f"{repo_id}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
+    paths = [download(repo_id, [name], WAYS_TO_GIVE_A_MODEL, WITHOUT_NETWORK) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return paths[-1].parent
+
+
+def read_pretrained(folder: Path, source: str | Path) -> TemporalAutoencoder:
+    """`TemporalAutoencoder.from_pretrained` of a folder, with every failure turned into what the user can do."""
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote."
+        )
+    try:
+        return TemporalAutoencoder.from_pretrained(folder).eval()
+    except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source} is not a folder that save_pretrained wrote, or it is damaged: {error}") from error
+
+
+def build_model(architecture: Mapping[str, Any], source: str | Path) -> TemporalAutoencoder:
+    """The model that a file describes.
+
+    Raises:
+        UserError: these are not the arguments of one, or it would be beyond all bounds.
+    """
+    try:
+        return TemporalAutoencoder(**architecture)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source} describes no model that can be built: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Fill every parameter of `model`, or refuse with the first names and shapes that differ.
+
+    Raises:
+        UserError: the weights are of another shape.
+    """
+    own = model.state_dict()
+    differences = [f"{name}: not in the model" for name in weights if name not in own]
+    for name, tensor in own.items():
+        if name not in weights:
+            differences.append(f"{name}: not in the checkpoint")
+        elif weights[name].shape != tensor.shape:
+            differences.append(f"{name}: checkpoint {tuple(weights[name].shape)}, model {tuple(tensor.shape)}")
+    if differences:
+        shown = "\n  ".join(islice(differences, SHOWN_DIFFERENCES))
+        raise UserError(
+            f"{source} does not fit this model: {len(differences)} parameters differ.\n  {shown}\n"
+            "Choose the model that it was trained with (model=...), or another checkpoint; a training starts at "
+            "random with init_from=null."
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,283 @@
+"""Video of any length and size in pieces: tiles in time and in space, blended where they overlap.
+
+Everything goes through two functions on one axis: `windows` cuts a stream into overlapping tiles, `stitch` blends tiles
+back into a stream. Neither holds more than a tile and a piece, so with small pieces memory does not depend on the length.
+A tile of 4K frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
+
+Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.factor` times fewer).
+
+Source: Movie Gen (arXiv 2410.13720), section 3.1.1, "temporal tiling": tiles of 32 pixel frames, no overlap for
+encoding, 16 pixel frames (2 latent frames) blended linearly for decoding. Spatial tiles are the same along
+height and width.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.checks import check_clip
+from tae.model.posterior import DiagonalGaussian
+from tae.runtime.errors import UserError
+
+TIME, HEIGHT, WIDTH = 2, 3, 4  # axes of clips and latents, (b, c, t, h, w)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a video is cut. All are multiples of the model's factor, and an overlap is smaller than its tile.
+
+    Args:
+        tile_pixel_frames: length of a tile in time.
+        overlap_pixel_frames: what neighbouring tiles share in time when decoding; encoding has no overlap and does not
+            look at it.
+        tile_pixels: largest height and width of a tile; None leaves frames whole.
+        overlap_pixels: what neighbouring tiles share in height and width, when encoding and decoding.
+    """
+
+    tile_pixel_frames: int = 32
+    overlap_pixel_frames: int = 16
+    tile_pixels: int | None = None
+    overlap_pixels: int = 64
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if not isinstance(size, int) and (size is not None or name != "tile_pixels"):
+                raise UserError(f"{name}={size} cannot be used: give a whole number.")
+
+    def check(self, factor: int, decoding: bool = False) -> None:
+        """Refuse what does not fit a model of this factor, for encoding alone or for `decoding` as well.
+
+        Raises:
+            UserError: a size is no multiple of `factor`, or an overlap does not leave a tile anything of its own.
+        """
+        axes = [("pixel_frames", self.tile_pixel_frames, self.overlap_pixel_frames if decoding else 0)]
+        if self.tile_pixels is not None:
+            axes.append(("pixels", self.tile_pixels, self.overlap_pixels))
+        for unit, tile, overlap in axes:
+            if tile % factor or overlap % factor or not 0 <= overlap < tile:
+                raise UserError(
+                    f"tile_{unit}={tile} with overlap_{unit}={overlap} cannot be used: both must be multiples of "
+                    f"{factor}, and the overlap at least 0 and smaller than the tile."
+                )
+
+
+def encode_stream(
+    model: TemporalAutoencoder, clips: Iterable[Tensor], tiling: Tiling | None = None
+) -> Iterator[DiagonalGaussian]:
+    """Encode a video that comes in pieces.
+
+    Shapes:
+        clips:  pieces (b, 3, any t, h, w) in [-1, 1], in order
+        yields: posteriors over (b, latent_channels, at most tile_pixel_frames / 8, ceil(h / 8), ceil(w / 8)), in order;
+                together ceil(t / 8) latent frames for t frames in all
+
+    Without gradient. A video of one tile gives exactly `model.encode`.
+
+    Raises:
+        UserError: the tiling does not fit the model.
+    """
+    tiling = tiling or Tiling()
+    tiling.check(model.factor)
+    tiles = windows(clips, tiling.tile_pixel_frames, overlap=0, dim=TIME)
+    yield from map(partial(encode_in_space, model, tiling=tiling), tiles)
+
+
+def decode_stream(
+    model: TemporalAutoencoder,
+    latents: Iterable[Tensor],
+    num_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    tiling: Tiling | None = None,
+) -> Iterator[Tensor]:
+    """Decode latents that come in pieces.
+
+    Shapes:
+        latents: pieces (b, latent_channels, any t', h', w'), in order
+        yields:  clips (b, 3, at most tile_pixel_frames, *size), in order, together `num_frames` frames; not clamped
+
+    Args:
+        num_frames: how many frames to give in all, from the start; None gives all 8 t'.
+        size: height and width to keep, from the upper left; None keeps 8 h', 8 w'.
+
+    Without gradient. Latents of one tile give exactly `model.decode`.
+
+    Raises:
+        UserError: the tiling does not fit the model.
+        ValueError: the latents hold fewer than `num_frames` frames, or less than `size`.
+    """
+    tiling = tiling or Tiling()
+    tiling.check(model.factor, decoding=True)
+    overlap = tiling.overlap_pixel_frames
+    tiles = windows(latents, tiling.tile_pixel_frames // model.factor, overlap // model.factor, dim=TIME)
+    decoded = (decode_in_space(model, tile, size, tiling) for tile in tiles)
+    yield from first_frames(stitch(decoded, overlap, dim=TIME), num_frames)
+
+
+@torch.no_grad()
+def encode_in_space(model: TemporalAutoencoder, clip: Tensor, tiling: Tiling) -> DiagonalGaussian:
+    """`model.encode`, with blended tiles in height and width where the clip is larger than one."""
+    if tiling.tile_pixels is None:
+        return model.encode(clip)
+
+    def encode_tile(tile: Tensor) -> Tensor:
+        posterior = model.encode(tile)
+        return torch.cat([posterior.mean, posterior.logvar], dim=1)
+
+    factor, (height, width) = model.factor, clip.shape[3:]
+    check_clip(clip, smallest=factor)
+    if width % factor or height % factor:  # no tile is too small then
+        clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
+    moments = in_tiles(encode_tile, clip, tiling.tile_pixels, tiling.overlap_pixels, unit=factor, scale=1 / factor)
+    return DiagonalGaussian(*moments.chunk(2, dim=1))
+
+
+@torch.no_grad()
+def decode_in_space(
+    model: TemporalAutoencoder, latents: Tensor, size: tuple[int, int] | None, tiling: Tiling
+) -> Tensor:
+    """`model.decode`, with blended tiles in height and width where the latents are larger than one."""
+    if tiling.tile_pixels is None:
+        return model.decode(latents, size=size)
+    factor = model.factor
+    tile, overlap = tiling.tile_pixels // factor, tiling.overlap_pixels // factor
+    clip = in_tiles(model.decode, latents, tile, overlap, unit=1, scale=factor)
+    height, width = size or clip.shape[3:]
+    if height > clip.shape[3] or width > clip.shape[4]:
+        raise ValueError(f"size={size} was asked for; these latents hold {tuple(clip.shape[3:])}.")
+    return clip[..., :height, :width]
+
+
+def in_tiles(
+    function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, unit: int, scale: float
+) -> Tensor:
+    """Apply a function to blended tiles over height and width.
+
+    Shapes:
+        x:       (b, c, t, h, w), with h and w multiples of `unit`
+        returns: (b, c', t', h * scale, w * scale), as the function scales
+
+    Args:
+        tile, overlap: in rows and columns of `x`; the tiles of one axis are of nearly equal size, at most `tile`.
+        unit: what a tile's size is a multiple of.
+    """
+
+    def along(dim: int, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def tiled(x: Tensor) -> Tensor:
+            if x.shape[dim] <= tile:
+                return function(x)
+            length = even_tile(x.shape[dim], tile, overlap, unit)
+            tiles = map(function, windows([x], length, overlap, dim))
+            return join(stitch(tiles, round(overlap * scale), dim), round(x.shape[dim] * scale), dim)
+
+        return tiled
+
+    return along(HEIGHT, along(WIDTH, function))(x)
+
+
+def join(parts: Iterable[Tensor], extent: int, dim: int) -> Tensor:
+    """What torch.cat gives, without ever holding all parts beside the whole; they have `extent` in all along `dim`."""
+    whole, start = None, 0
+    for part in parts:
+        if whole is None:
+            whole = part.new_empty([extent if axis == dim else side for axis, side in enumerate(part.shape)])
+        whole.narrow(dim, start, part.shape[dim]).copy_(part)
+        start += part.shape[dim]
+    assert whole is not None  # there is always a tile
+    return whole
+
+
+def even_tile(extent: int, tile: int, overlap: int, unit: int) -> int:
+    """The smallest tile that covers `extent`, which is more than `tile`, in as few tiles as `tile` does.
+
+    A last tile of a few columns would have statistics of its own (normalisation, attention) and leave a visible seam.
+    """
+    count = math.ceil((extent - overlap) / (tile - overlap))
+    return math.ceil((extent + (count - 1) * overlap) / count / unit) * unit
+
+
+def windows(pieces: Iterable[Tensor], length: int, overlap: int, dim: int) -> Iterator[Tensor]:
+    """Cut a stream anew into windows that overlap.
+
+    Yields windows of `length` along `dim`, each starting `length - overlap` after the one before, and what remains at
+    the end: a last window that holds more than the overlap alone, or all there is where that is less than one window.
+    """
+    pending: list[Tensor] = []
+    seen = 0  # how much of what is pending has been in a window
+    for piece in pieces:
+        pending.append(piece)
+        if sum(part.shape[dim] for part in pending) < length:
+            continue
+        ready, rest = cut(torch.cat(pending, dim) if len(pending) > 1 else piece, length, overlap, dim)
+        pending, seen = [rest] if rest.shape[dim] else [], overlap
+        del piece, rest
+        while ready:
+            yield ready.pop(0)
+    if sum(part.shape[dim] for part in pending) > seen:
+        yield torch.cat(pending, dim)
+
+
+def cut(x: Tensor, length: int, overlap: int, dim: int) -> tuple[list[Tensor], Tensor]:
+    """The windows that lie in `x`, as views of it, and a copy of what the next one begins with."""
+    starts = range(0, x.shape[dim] - length + 1, length - overlap)
+    begun = starts[-1] + length - overlap
+    return [x.narrow(dim, start, length) for start in starts], x.narrow(dim, begun, x.shape[dim] - begun).clone()
+
+
+def stitch(tiles: Iterable[Tensor], overlap: int, dim: int) -> Iterator[Tensor]:
+    """Blend tiles, each of which starts `overlap` before the end of the one before, into a stream without overlap.
+
+    A tile may be shorter than the overlap only where it is the only one. Tiles are overwritten.
+    """
+    tail = None
+    for tile in tiles:
+        if tail is not None:
+            fade_in(tile.narrow(dim, 0, overlap), tail, dim)
+        finished = max(tile.shape[dim] - overlap, 0)
+        tail = tile.narrow(dim, finished, tile.shape[dim] - finished).clone()
+        ready = [tile.narrow(dim, 0, finished)] if finished else []
+        del tile
+        while ready:
+            yield ready.pop()
+    if tail is not None and tail.shape[dim]:
+        yield tail
+
+
+def fade_in(after: Tensor, before: Tensor, dim: int) -> None:
+    """Overwrite `after` by the fade from `before` over what both hold. Where they are equal that value stays exactly."""
+    weights = blending_weights(before.shape[dim]).to(before)
+    torch.lerp(before, after, weights.view([-1] + [1] * (before.ndim - 1 - dim)), out=after)
+
+
+def blending_weights(length: int) -> Tensor:
+    """Share of the later tile in each of `length` shared frames (rows, columns): a linear ramp inside (0, 1).
+
+    (i + 1) / (length + 1): even steps from the earlier tile alone, just before, to the later tile alone, just after.
+    The earlier tile's share is the same ramp mirrored.
+    """
+    return torch.arange(1, length + 1) / (length + 1)
+
+
+def first_frames(clips: Iterable[Tensor], num_frames: int | None) -> Iterator[Tensor]:
+    """The first `num_frames` frames of a stream of clips, all where it is None.
+
+    Raises:
+        ValueError: the stream ends before.
+    """
+    if num_frames is None:
+        yield from clips
+        return
+    given = 0
+    for clip in clips:
+        wanted = min(clip.shape[TIME], num_frames - given)
+        if wanted == 0:
+            return
+        given += wanted
+        yield clip[:, :, :wanted]
+    if given < num_frames:
+        raise ValueError(f"num_frames={num_frames} was asked for; these latents hold {given}.")

@@ -1,0 +1,234 @@
+"""What a model costs before anything is run: parameters, FLOPs, peak memory, and the largest clip that fits.
+
+python -m tae.plan model=sd35 data.num_frames=32 data.resolution=256 data.batch_size=1 precision=bf16 memory_gb=80
+
+Nothing is estimated by formula. The training code itself runs on fake tensors, which have shapes and no values, and
+every allocation and release that it makes is counted; so the figures follow the code. No GPU is needed to plan for one.
+Tensors are counted, and not what the libraries need beside them: a GPU's context, cuDNN's workspaces, compiled kernels.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+
+from tae.losses import AutoencoderLoss
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.clip import frames_to_clip
+from tae.planning.meter import Cost, Meter, rehearsal
+from tae.runtime.config import plain
+from tae.runtime.errors import UserError
+
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+DEVICES = ("cuda", "cpu")
+GB = 1e9
+FRAMES_UNIT, PIXELS_UNIT = 8, 16  # steps in which the largest clip is looked for
+Shape = tuple[int, int, int, int]  # b, t, h, w
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Rehearses steps, encoding and decoding of one model on one device.
+
+    Args:
+        make_model: builds the model; called on the meta device, so that no real weights are made.
+        make_optimizer: builds the optimizer of the parameters.
+        device: "cuda" or "cpu".
+        autocast: what convolutions run in, None for float32.
+    """
+
+    make_model: Callable[[], TemporalAutoencoder]
+    make_optimizer: Callable[[Any], torch.optim.Optimizer]
+    device: str
+    autocast: torch.dtype | None
+
+    def step(self, shape: Shape, loss: AutoencoderLoss) -> Cost:
+        """A whole training step: forward, losses, backward, clipping, update."""
+        with self.rehearsal() as (meter, model):
+            optimizer = self.make_optimizer(model.parameters())
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # from now on its moments are there, as in every step but the first
+            optimizer.zero_grad()
+            meter.start()
+            frames = torch.empty(*shape, 3, dtype=torch.uint8)
+            training_step(model, optimizer, loss, frames, self.precision())
+            return meter.cost
+
+    @torch.no_grad()
+    def encode(self, shape: Shape) -> Cost:
+        """Encoding a clip, weights included."""
+        with self.rehearsal() as (meter, model), self.precision():
+            meter.start()
+            model.encode(fake_clip(shape))
+            return meter.cost
+
+    @torch.no_grad()
+    def decode(self, shape: Shape) -> Cost:
+        """Decoding the latents of a clip of this shape, weights included."""
+        with self.rehearsal() as (meter, model), self.precision():
+            meter.start()
+            batch, *size = shape
+            model.decode(torch.empty(batch, *model.latent_shape(*size)), size[0], (size[1], size[2]))
+            return meter.cost
+
+    def num_parameters(self) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.make_model().parameters())
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[tuple[Meter, TemporalAutoencoder]]:
+        """A rehearsal whose meter has counted the model's parameters."""
+        with torch.device("meta"):
+            model = self.make_model()
+        with rehearsal(self.device) as meter:
+            for module in model.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    values = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
+                    module.register_parameter(name, nn.Parameter(values))
+            yield meter, model
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
+
+
+def training_step(
+    model: TemporalAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    loss: AutoencoderLoss,
+    frames: Tensor,
+    precision: torch.autocast,
+) -> None:
+    """What Lightning makes of the training module: (b, t, h, w, 3) uint8 frames to updated weights."""
+    clip = frames_to_clip(frames)
+    with precision:
+        total, _ = loss(clip, model(clip))
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def fake_clip(shape: Shape) -> Tensor:
+    """(b, 3, t, h, w), from frames as the data road gives them."""
+    return frames_to_clip(torch.empty(*shape, 3, dtype=torch.uint8))
+
+
+def largest(peak: Callable[[int], int], memory: float, start: int, unit: int, power: int) -> int:
+    """The largest multiple of `unit` whose peak fits into `memory` bytes; 0 where not even one does.
+
+    Args:
+        peak: bytes at a size.
+        start: a size to start from.
+        power: how the peak grows with the size, beside what is constant: 1 for frames, 2 for a square's side.
+    """
+    start = max(start // unit, 1) * unit
+    low, high = peak(start), peak(2 * start)
+    per_size = (high - low) / ((2 * start) ** power - start**power)
+    room = memory - low + per_size * start**power
+    size = int(max(room / per_size, 0) ** (1 / power)) // unit * unit
+    while size > 0 and peak(size) > memory:
+        size -= unit
+    while size > 0 and peak(size + unit) <= memory:
+        size += unit
+    return size
+
+
+def random_lpips_weights(folder: Path) -> Path:
+    """A VGG-16 file in torchvision's layout: memory and FLOPs do not depend on its values."""
+    from safetensors.torch import save_file
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in vgg16().state_dict().items() if name.startswith("features.")}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "vgg16.safetensors")
+    return folder / "vgg16.safetensors"
+
+
+def build_losses(cfg: DictConfig) -> dict[str, AutoencoderLoss]:
+    """The configured objective with LPIPS and without."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = None if cfg.perceptual.weight == 0 else str(random_lpips_weights(Path(folder)))
+        net = {"net": "vgg", "weights_path": weights}
+        losses = {"without LPIPS": instantiate(cfg, perceptual={"weight": 0.0, **net})}
+        if weights is not None:
+            losses["with LPIPS"] = instantiate(cfg, perceptual=net)
+    return losses
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot be planned.
+
+    Raises:
+        UserError: a size that is not positive, or a device or precision that is not known.
+    """
+    plain(cfg)
+    for name in ("num_frames", "resolution", "batch_size"):
+        if not isinstance(cfg.data[name], int) or cfg.data[name] < 1:
+            raise UserError(f"data.{name}={cfg.data[name]} must be a whole number, 1 or more.")
+    if cfg.device not in DEVICES:
+        raise UserError(f"device={cfg.device} is unknown. Choose one of: {', '.join(DEVICES)}.")
+    if cfg.trainer.precision not in AUTOCAST:
+        raise UserError(f"precision={cfg.trainer.precision} is unknown. Choose one of: bf16, fp16, fp32.")
+    if cfg.loss.perceptual.weight and cfg.loss.perceptual.net != "vgg":
+        raise UserError(
+            f"loss.perceptual.net={cfg.loss.perceptual.net} is not planned: give vgg, or weight 0 for none."
+        )
+    if cfg.memory_gb is not None and cfg.memory_gb <= 0:
+        raise UserError(f"memory_gb={cfg.memory_gb} must be more than 0; null leaves the largest clip out.")
+
+
+def make_planner(cfg: DictConfig) -> Planner:
+    with open_dict(cfg):
+        cfg.model.image_vae = cfg.model.init_from = (
+            None  # where the weights come from does not matter to what they cost
+        )
+    return Planner(
+        partial(instantiate, cfg.model), instantiate(cfg.optimizer), cfg.device, AUTOCAST[cfg.trainer.precision]
+    )
+
+
+def plan(cfg: DictConfig) -> dict[str, Any]:
+    """Every figure of `python -m tae.plan`: {"parameters": n, "costs": {what: Cost}, "largest": {what: (t, side)}}."""
+    check(cfg)
+    planner, losses = make_planner(cfg), build_losses(cfg.loss)
+    shape = (cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution, cfg.data.resolution)
+    tasks = tasks_of(planner, losses)
+    costs = {name: task(shape) for name, task in tasks.items()}
+    if planner.device == "cuda":  # its Triton kernels are not launched, so what they compute is counted elsewhere
+        plainly = tasks_of(replace(planner, device="cpu"), losses)
+        costs = {name: replace(cost, flops=plainly[name](shape).flops) for name, cost in costs.items()}
+    return {"parameters": planner.num_parameters(), "costs": costs, "largest": find_largest(cfg, tasks)}
+
+
+def tasks_of(planner: Planner, losses: dict[str, AutoencoderLoss]) -> dict[str, Callable[[Shape], Cost]]:
+    """What is planned, by name."""
+    tasks: dict[str, Callable[[Shape], Cost]] = {"encoding": planner.encode, "decoding": planner.decode}
+    return tasks | {f"training step, {name}": partial(planner.step, loss=loss) for name, loss in losses.items()}
+
+
+def find_largest(cfg: DictConfig, tasks: dict[str, Callable[[Shape], Cost]]) -> dict[str, tuple[int, int]]:
+    """{task: (most frames, largest square)} that fit into `memory_gb`; of training steps only the objective's own."""
+    if cfg.memory_gb is None:
+        return {}
+    memory = cfg.memory_gb * GB
+    batch, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
+    found = {}
+    for name in ("encoding", "decoding", list(tasks)[-1]):
+
+        @cache
+        def peak(t: int, s: int, task: Callable[[Shape], Cost] = tasks[name]) -> int:
+            return task((batch, t, s, s)).peak_bytes
+
+        most_frames = largest(partial(peak, s=side), memory, frames, FRAMES_UNIT, power=1)
+        largest_side = largest(partial(peak, frames), memory, side, PIXELS_UNIT, power=2)
+        found[name] = (most_frames, largest_side)
+    return found

@@ -1,0 +1,174 @@
+"""What every entry point shares: Hydra around a task, user errors in one message, the output folder settled."""
+
+import functools
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
+from tae.runtime.errors import UserError
+from tae.runtime.files import NO_SPACE, check_writable
+
+CONFIG_FOLDER = str(Path(__file__).resolve().parents[2] / "conf")
+Task = Callable[[DictConfig], Any]
+
+
+def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make an entry point of `task(cfg)`: like `hydra.main`, on `conf/<config_name>.yaml`.
+
+    A mistake of the user ends in one message on standard error and exit code 1, without a traceback. Inside a sweep it is
+    raised to Hydra instead, so that the other runs go on. Ctrl-C ends in one message and exit code 130, a sweep too.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            settle_output_folder(cfg, task.__code__.co_filename)
+            logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
+            try:
+                defaults: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml"))
+                check_switches(cfg, defaults)
+                check_accelerator(OmegaConf.select(cfg, "trainer.accelerator"))
+                with undone_process_group():
+                    return task(cfg)
+            except KeyboardInterrupt:
+                print("stopped by Ctrl-C", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
+            except Exception as error:
+                mistake = find_user_error(error)
+                if mistake is None:
+                    raise
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise CompactHydraException(str(mistake)) from error
+                fail(str(mistake))
+
+        return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=config_name)(guarded)
+
+    return decorate
+
+
+@contextmanager
+def undone_process_group() -> Iterator[None]:
+    """Leave no trace of a run's process group: the next run of a sweep would take itself for a further process of it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning's log recommends products of its makers at every start."""
+    return "Tip:" not in record.getMessage()
+
+
+def check_switches(cfg: DictConfig, defaults: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse anything but true and false where the default is one of them: as a text, even "no" would count as true.
+
+    Raises:
+        UserError: with the first one.
+    """
+    for name, default in defaults.items():
+        if isinstance(default, Mapping):
+            check_switches(cfg, default, f"{prefix}{name}.")
+        elif isinstance(default, bool):
+            given = OmegaConf.select(cfg, f"{prefix}{name}", default=default)
+            if not isinstance(given, bool):
+                raise UserError(f"{prefix}{name}={given} is not allowed: give true or false.")
+
+
+def check_accelerator(name: Any) -> None:
+    """Refuse a device that this machine does not have, which Lightning would find late, or say in words of its own.
+
+    Raises:
+        UserError: no such device, or none of this name.
+    """
+    if not isinstance(name, str) or name in ("auto", "cpu"):
+        return
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    gpus = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
+    if not gpus.get(name):
+        reason = "PyTorch finds no such device here" if name in gpus else "there is no such kind of device"
+        allowed = ", ".join(["auto", "cpu", *(kind for kind, is_here in gpus.items() if is_here)])
+        raise UserError(f"trainer.accelerator={name}: {reason}. Give one of: {allowed}.")
+
+
+def fail(message: str) -> NoReturn:
+    """End the process with one message. Further processes of a run start late, so each has its own to say."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def find_user_error(error: BaseException | None) -> BaseException | None:
+    """The user's mistake behind an exception, if there is one; Hydra wraps what a constructor raises."""
+    kinds: tuple[type[BaseException], ...] = (UserError,)
+    if (
+        "lightning" in sys.modules
+    ):  # its own word for a Trainer argument that cannot be served, such as too many devices
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        kinds += (MisconfigurationException,)
+    while error is not None and not isinstance(error, kinds):
+        if isinstance(error, OSError) and error.errno in NO_SPACE:  # in a file that is no checkpoint, video or report
+            return UserError(f"There is no space left for what this run writes ({error}).")
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def settle_output_folder(cfg: DictConfig, script: str) -> None:
+    """Make `output_dir` the folder of this very run, and let further processes of it start with the same settings.
+
+    Lightning starts the processes of a node by repeating this command line with `hydra.run.dir` added. Inside a sweep that
+    would repeat the whole sweep; there the command line becomes that of this one run.
+    """
+    hydra_config: Any = HydraConfig.instance().cfg
+    output_dir = hydra_config.hydra.runtime.output_dir
+    with read_write(cfg), open_dict(cfg):
+        cfg.output_dir = output_dir
+    if hydra_config.hydra.mode == RunMode.MULTIRUN:
+        with read_write(hydra_config.hydra):
+            hydra_config.hydra.run.dir = output_dir
+        sys.argv = [script, *hydra_config.hydra.overrides.task]
+        # A launcher's job runs inside `python -m` of a module of the launcher, which Lightning would repeat.
+        sys.modules["__main__"].__spec__ = None
+
+
+class CheckStart(Callback):
+    """Hydra callback: refuse what Hydra or its launcher would fail on with a traceback, before the task begins."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_start(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_start(Path(config.hydra.sweep.dir), launcher=config.hydra.launcher._target_)
+
+
+def check_start(output_dir: Path, launcher: str = "") -> None:
+    """End the process unless files can be made in `output_dir` and the launcher finds what it starts jobs with."""
+    try:
+        check_writable(output_dir, "output_dir")
+        if launcher.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+            raise UserError(
+                "launcher=slurm finds no SLURM here (no command srun). Start it on a machine of the cluster; without one, "
+                "launcher=local runs one after another, and launcher=submitit_local all at once."
+            )
+    except UserError as error:
+        fail(str(error))

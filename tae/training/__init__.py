@@ -1,0 +1,1 @@
+"""Training: the LightningModule, checkpoints, resume, callbacks, loggers."""

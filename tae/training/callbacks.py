@@ -1,0 +1,112 @@
+"""What happens around training: timing, the progress bar's figures, reconstruction videos."""
+
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+
+from tae.evaluation.pictures import side_by_side
+from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.training.loggers import is_logged_step
+from tae.video.writer import write_video
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar of the epoch's batches, with the step and the training figures behind it."""
+
+    def __init__(self, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate, theme=RichProgressBarTheme(metrics_format=".3g"))
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        figures = super().get_metrics(trainer, pl_module)
+        shown = {name.removeprefix("train/"): value for name, value in figures.items() if name.startswith("train/")}
+        return {"step": f"{trainer.global_step}/{trainer.max_steps}"} | shown
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Lightning writes "Epoch 0/-2" where training is counted in steps."""
+        return f"Epoch {current_epoch}"
+
+
+class StepTimer(Callback):
+    """Seconds of a training step from the end of one step to the end of the next: all of its batches
+    (`accumulate_grad_batches`), loading and the writing of checkpoints included.
+
+    No device is waited for: over many steps the launches cannot run ahead of the work. The first steps (compilation,
+    autotuning, filling of queues) and those with a validation in between are left out. What is logged is the mean since
+    it was logged before.
+    """
+
+    WARM_UP_STEPS = 3
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = 0.0
+        self.seen = 0
+        self.unlogged: list[float] = []
+        self.last_end: float | None = None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        return self.seconds / self.steps if self.steps else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.between_steps:
+            return
+        now = time.perf_counter()
+        self.seen += 1
+        if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
+            self.steps += 1
+            self.seconds += now - self.last_end
+            self.unlogged.append(now - self.last_end)
+        self.last_end = now
+        if self.unlogged and is_logged_step(trainer):
+            step_time = mean(self.unlogged)
+            self.unlogged.clear()
+            clips, frames = batch["frames"].shape[:2]
+            batches = trainer.world_size * trainer.accumulate_grad_batches  # all of as many clips
+            rate = clips * batches / step_time
+            pl_module.log("train/step_time", step_time, prog_bar=True)
+            pl_module.log_dict({"train/clips_per_second": rate, "train/frames_per_second": rate * frames})
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.last_end = None
+
+
+class ReconstructionVideos(Callback):
+    """At each validation write the first clips beside their reconstructions, to `videos/` and to loggers that take videos.
+
+    Args:
+        folder: where the MP4 files go, named by step and clip.
+        num_clips: how many clips, taken from the first validation batch of the first process; 0 writes none.
+    """
+
+    def __init__(self, folder: str, num_clips: int) -> None:
+        self.folder = Path(folder)
+        self.num_clips = num_clips
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        if self.num_clips and batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
+            self.write(trainer, pl_module, batch)
+
+    @torch.no_grad()
+    def write(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
+        frames = batch["frames"][: self.num_clips]
+        with trainer.precision_plugin.forward_context():
+            reconstructed = clip_to_frames(pl_module(frames_to_clip(frames)))
+        for original, other, key, fps in zip(
+            frames.cpu(), reconstructed.cpu(), batch["keys"], batch["fps"], strict=False
+        ):
+            path = self.folder / f"step{trainer.global_step:07d}_{key}.mp4"
+            write_video(path, side_by_side(original, other), fps)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_video"):
+                    logger.log_video(f"val/{key}", [str(path)], step=trainer.global_step)

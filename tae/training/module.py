@@ -1,0 +1,190 @@
+"""Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from tae.losses import AutoencoderLoss
+from tae.losses.outlier import outlier_rate
+from tae.metrics.frame import psnr, ssim
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.runtime.errors import UserError
+from tae.runtime.files import write_text
+from tae.training.loggers import is_logged_step
+from tae.training.nonfinite import ADVICE, FiniteFlag, StepRecord, written
+
+
+class AutoencoderModule(L.LightningModule):
+    """One optimizer, four losses, three validation metrics.
+
+    Args:
+        model: the autoencoder to train.
+        loss: gives (objective, {term: value}) for a clip and the model's output.
+        optimizer: makes the optimizer of the parameters (a partial).
+        scheduler: makes the learning rate's schedule of the optimizer, stepped every step (a partial), or None.
+        seed: of the posterior's noise.
+        config: the resolved configuration, as plain values, to be carried in every checkpoint.
+        output_dir: where a stopped run leaves its evidence.
+    """
+
+    def __init__(
+        self,
+        model: TemporalAutoencoder,
+        loss: AutoencoderLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        seed: int,
+        config: Mapping[str, Any],
+        output_dir: str | Path,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.seed = seed
+        self.config = config
+        self.output_dir = Path(output_dir)
+        self.val_psnr, self.val_ssim, self.val_outlier_rate = MeanMetric(), MeanMetric(), MeanMetric()
+        self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
+        self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
+        return self.model(clip, sample_posterior=False).reconstruction
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Make the posterior's noise a function of seed, process and batch, so that a resumed run draws the same."""
+        self.between_steps = True
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.global_rank, batches]).generate_state(1)[0]))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        clip = frames_to_clip(batch["frames"])
+        out = self.model(clip)
+        total, terms = self.loss(clip, out)
+        self.judge_last_step()
+        self.unjudged = StepRecord(self.global_step, batch["keys"], total.detach(), terms)
+        if is_logged_step(self.trainer):  # Lightning would record every step's figures and throw the others away
+            self.log_step(batch["frames"], out.reconstruction, total, terms)
+        return total
+
+    def log_step(self, frames: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> None:
+        quality = psnr(frames.flatten(0, 1), clip_to_frames(reconstruction.detach()).flatten(0, 1)).mean()
+        figures = {"loss": total.detach(), **terms, "psnr": quality}
+        self.log_dict(
+            {f"train/{name}": value for name, value in figures.items()}, prog_bar=True, batch_size=len(frames)
+        )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.between_steps = False
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip here: Lightning refuses a fused optimizer under any mixed precision, though only fp16's scaler minds."""
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            # fp16's scaler finds gradients that are not finite by itself, and leaves such a step out.
+            if self.unjudged is not None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+                self.unjudged.gradient_is_finite = FiniteFlag(norm)
+
+    def judge_last_step(self, together: bool = False) -> None:
+        """Stop on a loss or a gradient that was not finite, and say which clips gave it.
+
+        A step's loss is looked at during the next step, and before anything is saved or validated. To look at it at once
+        would make the host wait for the device in every step, and the device for the host after it.
+
+        Args:
+            together: stop where any process has to: the gradient is everybody's, so one bad loss is in all weights. All
+                processes must call it then.
+
+        Raises:
+            UserError: the loss or the gradient was not finite.
+        """
+        step, self.unjudged = self.unjudged, None
+        what = None if step is None else step.not_finite
+        if step is not None and what is not None:
+            # Before the others are asked: they name this file.
+            self.write_evidence(step)
+        if together and not self.trainer.strategy.reduce_boolean_decision(what is None) and what is None:
+            raise UserError(
+                "The loss of another process is not finite; nothing that came of it was saved. The clips of its step are in "
+                f"{self.output_dir / 'nonfinite_rank*.json'}. {ADVICE}"
+            )
+        if step is not None and what is not None:
+            raise UserError(self.about(step, what))
+
+    def write_evidence(self, step: StepRecord) -> None:
+        document = {"step": step.number, "keys": step.keys, "terms": written(step.terms)}
+        write_text(self.evidence, json.dumps(document, indent=2))
+
+    @property
+    def evidence(self) -> Path:
+        return self.output_dir / f"nonfinite_rank{self.global_rank}.json"
+
+    def about(self, step: StepRecord, what: str) -> str:
+        """The message of a step whose loss or gradient was not finite."""
+        terms = ", ".join(f"{name}={value}" for name, value in written(step.terms).items())
+        others = ""
+        if what == "gradient" and self.trainer.world_size > 1:
+            others = " Another process' loss may have caused it: see the files of the others beside it."
+        return (
+            f"The {what} is not finite at step {step.number} ({terms}); nothing that came of it was saved. The clips of "
+            f"this step are in {self.evidence}.{others} {ADVICE}"
+        )
+
+    def on_validation_start(self) -> None:
+        self.judge_last_step(together=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Here, not at the end: a validation on its own runs in inference mode, whose tensors the next could not use."""
+        for metric in self.validation_metrics().values():
+            metric.reset()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
+        original, reconstruction = batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction).flatten(0, 1)
+        self.val_psnr.update(psnr(original, reconstruction))
+        self.val_ssim.update(ssim(original, reconstruction))
+        # Weighed by frames, so that the three are averaged over the same thing.
+        self.val_outlier_rate.update(outlier_rate(out.latents), weight=len(original))
+
+    def on_validation_epoch_end(self) -> None:
+        """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
+        for name, metric in self.validation_metrics().items():
+            self.log(f"val/{name}", metric.compute(), sync_dist=True)  # equal already; Lightning warns without
+
+    def validation_metrics(self) -> dict[str, MeanMetric]:
+        return {"psnr": self.val_psnr, "ssim": self.val_ssim, "outlier_rate": self.val_outlier_rate}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.model.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.judge_last_step(together=True)
+        checkpoint["architecture"] = self.model.architecture
+        checkpoint["config"] = dict(self.config)
+        checkpoint["between_steps"] = self.between_steps
+        checkpoint["starting_weights"] = self.model.starting_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.model.starting_weights = checkpoint.get("starting_weights")

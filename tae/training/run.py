@@ -1,0 +1,117 @@
+"""Train a Temporal Autoencoder, then evaluate its best checkpoint.
+
+python train.py                                              the demo: no download, no GPU, no account
+python train.py experiment=ucf101 trainer.devices=8          a named run of conf/experiment/
+python train.py -m experiment=ucf101 loss.opl.weight=0,1     a sweep
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.datamodule import ClipDataModule
+from tae.evaluation.run import measure
+from tae.metrics.frame import lpips_at_hand
+from tae.model.checkpoint_file import read_checkpoint
+from tae.model.pretrained import load_model
+from tae.runtime.config import plain, write_config
+from tae.runtime.errors import UserError
+from tae.runtime.files import remove_leftovers
+from tae.training.callbacks import StepTimer
+from tae.training.config_checks import check_training
+from tae.training.loggers import close_loggers, open_loggers
+from tae.training.module import AutoencoderModule
+from tae.training.resume import check_resumable, find_resumable
+
+Kind = TypeVar("Kind", bound=L.Callback)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train as configured and return what metrics.json holds: the best checkpoint's evaluation."""
+    check_training(cfg)
+    resume_from = find_checkpoint(cfg)
+    write_config(cfg)
+    L.seed_everything(cfg.seed, verbose=False)
+    data = instantiate(cfg.data)
+    if getattr(rank_zero_only, "rank", 0) == 0:  # before anything that takes long or leaves a trace
+        for folder in ("", "checkpoints", "videos"):
+            remove_leftovers(Path(cfg.output_dir) / folder)
+        data.prepare_data()
+        data.setup("fit")
+    loss = instantiate(cfg.loss)
+    callbacks = list(instantiate(cfg.callbacks).values())
+    # By their types, whatever their order; the command line may have left out either (`~callbacks.step_timer`).
+    timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
+    trainer = instantiate(cfg.trainer, logger=open_loggers(cfg), callbacks=callbacks)
+    module = AutoencoderModule(
+        model=instantiate(cfg.model, **({"image_vae": None, "init_from": None} if resume_from else {})),
+        loss=loss,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        seed=cfg.seed,
+        config=plain(cfg),
+        output_dir=cfg.output_dir,
+    )
+    before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
+    trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+    perceptual = cfg.loss.perceptual
+    document = measure(
+        load_model(checkpoint_to_measure(best, Path(cfg.output_dir))),
+        instantiate(cfg.data),
+        cfg,
+        lpips_at_hand(perceptual.net, perceptual.weights_path),
+        training={
+            "steps": trainer.global_step,
+            "seconds_per_step": None if timer is None else timer.seconds_per_step,
+            "validation_psnr_before": before,
+            "validation_psnr_best": None if best is None else as_float(best.best_model_score),
+        },
+    )
+    close_loggers(trainer.loggers, document["metrics"], trainer.global_step)
+    return document
+
+
+def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: ClipDataModule) -> float | None:
+    """What the weights give as they are: the first point of the curve. None without validation clips."""
+    if data.shards.get("val") is None:
+        return None
+    trainer.validate(module, data, verbose=False)
+    return as_float(trainer.callback_metrics.get("val/psnr"))
+
+
+def first_of(kind: type[Kind], callbacks: Iterable[L.Callback]) -> Kind | None:
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+def checkpoint_to_measure(best: ModelCheckpoint | None, output_dir: Path) -> Path:
+    """The best one of this run, not of an earlier one in the same folder; without a validation there is the last alone."""
+    path = None if best is None else Path(best.best_model_path)
+    return path if path is not None and path.is_file() else output_dir / "checkpoints" / "last.ckpt"
+
+
+def as_float(value: Tensor | None) -> float | None:
+    return None if value is None else value.item()
+
+
+def find_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint to go on from, read once in full so that a damaged one is refused before anything starts."""
+    if cfg.resume == "auto":
+        path = find_resumable(Path(cfg.output_dir) / "checkpoints")
+        print(f"resume=auto: {f'going on from {path}' if path else 'nothing to go on from, starting anew'}")
+    else:
+        path = None if cfg.resume is None else Path(cfg.resume)
+        if path is None and any((Path(cfg.output_dir) / "checkpoints").glob("*.ckpt")):
+            raise UserError(
+                f"output_dir={cfg.output_dir} holds the checkpoints of another run, which this one would overwrite: add "
+                "resume=auto to go on with it, or choose another output_dir."
+            )
+    if path is not None:
+        check_resumable(read_checkpoint(path), plain(cfg), path)
+    return path

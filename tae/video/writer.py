@@ -1,0 +1,127 @@
+"""Writing video: frames with the timing, colours and sound of a source, or a short clip."""
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange
+from torch import Tensor
+
+from tae.runtime.files import replacing
+from tae.video.reader import H273, Frame, VideoReader, plain_errors
+
+CONTAINERS = {"mp4": ".mp4", "matroska": ".mkv"}
+CRF = "14"  # of H.264: the loss that shows should be the autoencoder's, not the file's
+
+
+class VideoWriter:
+    """An H.264 file (yuv420p, limited range, as browsers play it) with the timing, matrix and sound of another.
+
+    Args:
+        path: the file.
+        container: "mp4" or "matroska", see `container_for`.
+        source: whose frame times, colour matrix and pixel aspect it takes.
+        size: height and width of its frames; odd ones are made even by repeating the last row or column, since
+            yuv420p has one colour sample for 2x2 pixels.
+        sound: whether the sound streams are copied, bit for bit.
+    """
+
+    def __init__(self, path: Path, container: str, source: VideoReader, size: tuple[int, int], sound: bool) -> None:
+        self._stack = ExitStack()
+        self._matrix = source.matrix
+        self._padding = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        options = {"movflags": "+faststart"} if container == "mp4" else {}
+        self._container = self._stack.enter_context(av.open(str(path), "w", format=container, options=options))
+        self._stream = self._add_video(source, size)
+        self._sound = self._packets(source.path) if sound else iter(())
+        self._next_packet = next(self._sound, None)  # before the header is written: it adds the stream
+
+    def _add_video(self, source: VideoReader, size: tuple[int, int]) -> av.VideoStream:
+        stream = self._container.add_stream("libx264", rate=source.rate, options={"crf": CRF})
+        stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = source.time_base
+        context.colorspace, context.color_range = H273[source.matrix], ColorRange.MPEG
+        if source.aspect is not None:
+            context.sample_aspect_ratio = source.aspect
+        return stream
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._stack:
+            if kind is None:
+                self._container.mux(self._stream.encode())
+                self._copy_sound(until=None)
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame (h, w, 3) and the sound that belongs before it."""
+        rgb = np.pad(frame.rgb, self._padding, mode="edge") if any(p[1] for p in self._padding) else frame.rgb
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG
+        )
+        picture.pts, picture.time_base = frame.pts, self._stream.codec_context.time_base
+        self._copy_sound(until=frame.pts * picture.time_base)
+        self._container.mux(self._stream.encode(picture))
+
+    def _copy_sound(self, until: Fraction | None) -> None:
+        while self._next_packet is not None:
+            if until is not None and self._next_packet.dts * self._next_packet.time_base > until:
+                return
+            self._container.mux(self._next_packet)
+            self._next_packet = next(self._sound, None)
+
+    def _packets(self, path: Path) -> Iterator[Any]:
+        with plain_errors(path), av.open(str(path), metadata_errors="replace") as source:
+            if not source.streams.audio:
+                return
+            copies = {stream.index: self._container.add_stream_from_template(stream) for stream in source.streams.audio}
+            for packet in source.demux(*source.streams.audio):
+                if packet.dts is not None:  # the last one of each only flushes
+                    packet.stream = copies[packet.stream.index]
+                    yield packet
+
+
+def container_for(source: Path) -> tuple[str, bool]:
+    """The container for a copy of this file's sound, and whether it can carry it: MP4 if it can, else Matroska."""
+    with plain_errors(source), av.open(str(source), metadata_errors="replace") as container:
+        if not container.streams.audio:
+            return "mp4", True
+        codecs = {stream.codec_context.codec.canonical_name for stream in container.streams.audio}
+    for name in CONTAINERS:
+        with av.open(io.BytesIO(), "w", format=name) as candidate:
+            if codecs <= candidate.supported_codecs:
+                return name, True
+    return "mp4", False
+
+
+def write_video(path: Path, frames: Tensor, fps: float) -> None:
+    """Write an MP4 that browsers play: H.264, yuv420p, BT.709, index at the front.
+
+    Args:
+        path: the file, replaced whole or not at all; its folder is made.
+        frames: (t, h, w, 3) uint8 RGB; an odd size is made even by repeating the last row or column.
+        fps: frames a second.
+    """
+    _, height, width, _ = frames.shape
+    even = np.pad(frames.cpu().numpy(), [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": CRF})
+        stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
+        stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
+        stream.codec_context.color_range = 1  # limited, what players assume
+        for frame in even:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="itu709")))
+        container.mux(stream.encode())

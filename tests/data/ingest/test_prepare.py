@@ -1,0 +1,212 @@
+"""Every source file ends in a shard or in rejected.csv, with the true reason."""
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.decode import read_frames
+from data.drawing import draw_clip, encode
+from data.ingest.check import Facts, check
+from data.ingest.pipeline import prepare
+from data.ingest.sources import unique_key
+from data.ingest.splits import Video, assign_splits, take_groups
+from data.processes.pool import Crew
+from tae.runtime.errors import UserError
+from tests.references.video import decode_in_order
+
+# What an expert would say about the unusual files; those not named here are sound and must be accepted.
+REFUSED = {
+    "16x16.mp4": "video reader .* fails",  # decord takes padded rows of a few small widths for four channels
+    "audio_only.mp4": "no video stream",
+    "bitflips.avi": "damaged: 73 of 159",
+    "corrupted_real_720p.mp4": "damaged",
+    "empty.mp4": "empty file",
+    "interlaced_mpeg2_720x576_sar.ts": "frame 0 is not frame 0",  # decord drops the start of the stream
+    "jpeg_named.avi": "single picture",
+    "lfs_pointer.mp4": "git-lfs pointer",
+    "resolution_change.ts": "size changes .*320x240, 640x360",
+    "text.mp4": "not a video file",
+    "truncated_half.avi": "81 of 160 frames",
+    "truncated_moov_first.mp4": "179 of 289 frames",
+    "truncated_no_moov.mp4": "truncated: .*header",
+}
+IN_ORDER = {"editlist_cut_copy.mp4", "yuv444_720p20.mp4", "office_laptop_1080p25.mp4"}
+
+
+def run(source: Path, output: Path, **overrides: Any) -> Any:
+    options: dict[str, Any] = {"dataset": "folder", "split": None, "splits_dir": None, "test": 0.2, "val": 0.0}
+    options |= {"seed": 0, "timeout": 60.0, "shard_mb": 1, "encoding": None, "crew": Crew(workers=1)}
+    return prepare(source=source, output=output, **(options | overrides))
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file of an output, but for the memory of how it was made."""
+    files = (path for path in output.rglob("*") if path.is_file() and ".prepare" not in path.parts)
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Six small videos in two folders, a copy of one, and files that are none."""
+    folder = tmp_path / "videos"
+    for number in range(6):
+        path = folder / "ab"[number % 2] / f"Clip {number} é.MP4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(draw_clip(np.random.default_rng(number), 12, 32, 44)))
+    (folder / "b" / "z_copy.mp4").write_bytes((folder / "a" / "Clip 0 é.MP4").read_bytes())
+    (folder / "notes.txt").write_text("hello")
+    (folder / ".hidden.mp4").write_bytes(b"x")
+    (folder / "text.mp4").write_text("no video")
+    (folder / "link.mp4").symlink_to(folder / "gone.mp4")
+    return folder
+
+
+def test_every_file_is_in_a_shard_or_listed(source: Path, tmp_path: Path) -> None:
+    outcome = run(source, tmp_path / "out", val=0.2)
+    assert outcome.accepted == {"train": 4, "test": 1, "val": 1}
+    with (tmp_path / "out" / "rejected.csv").open() as file:
+        reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert reasons["b/z_copy.mp4"] == "same content as a/Clip 0 é.MP4"
+    assert reasons["notes.txt"] == "not a video by its extension (.txt)"
+    assert reasons[".hidden.mp4"] == "hidden file"
+    assert "broken link" in reasons["link.mp4"]
+    assert reasons["text.mp4"].startswith("not a video file")
+    in_shards = set()
+    for index_file in (tmp_path / "out").glob("*/index.json"):
+        index = json.loads(index_file.read_text())
+        assert index["recipe"]["seed"] == 0
+        for entry in index["shards"]:
+            content = (index_file.parent / entry["name"]).read_bytes()
+            assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+            with tarfile.open(index_file.parent / entry["name"]) as tar:
+                for key, frames in entry["frames"].items():
+                    video, text = tar.extractfile(f"{key}.mp4"), tar.extractfile(f"{key}.json")
+                    assert video is not None
+                    assert text is not None
+                    facts = json.loads(text.read())
+                    assert (facts["num_frames"], facts["width"], facts["height"]) == (frames, 44, 32) == (12, 44, 32)
+                    assert video.read() == (source / facts["source"]).read_bytes()
+                    assert key == f"Clip_{facts['source'].split()[1]}_e"
+                    assert facts["label"] == facts["source"][0]
+                    in_shards.add(facts["source"])
+    everything = {path.relative_to(source).as_posix() for path in source.rglob("*") if not path.is_dir()}
+    assert in_shards | set(reasons) == everything
+    assert not in_shards & set(reasons)
+    run(source, tmp_path / "again", val=0.2)
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+def test_what_cannot_be_prepared_is_refused_at_once(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").touch()
+    for match, arguments in {
+        "holds no videos": {"source": tmp_path / "empty"},
+        "is not a folder": {"source": tmp_path / "nowhere"},
+        "is not empty": {"output": tmp_path / "occupied"},
+        "holds source": {"output": source},
+        "dataset=x is unknown": {"dataset": "x"},
+        "split=x is unknown": {"split": "x"},
+        "must be shares": {"val": 0.9},
+        "trainlist02.txt|testlist02.txt|trainlist02": {"split": "official2"},
+    }.items():
+        output = arguments.pop("output", tmp_path / f"out{len(match)}")
+        with pytest.raises(UserError, match=match):
+            run(arguments.pop("source", source), output, **arguments)
+
+
+def test_the_command_ends_with_one_message(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data.prepare", f"source={tmp_path}", f"output={tmp_path / 'out'}"]
+    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: source=")
+    assert "Traceback" not in result.stderr
+
+
+def test_awkward_files_are_judged_as_an_expert_would(shared_clips: Path) -> None:
+    files = sorted((shared_clips / "awkward").iterdir())
+    results = {path.name: check(path.read_bytes()) for path in files}
+    assert len(results) == 48
+    wrong = {
+        name: result
+        for name, result in results.items()
+        if isinstance(result, str) != (name in REFUSED)
+        or (isinstance(result, Facts) and result.seekable == (name in IN_ORDER))
+    }
+    assert not wrong
+    for name, reason in REFUSED.items():
+        assert re.search(reason, str(results[name])), (name, results[name])
+    rotated = results["rotated_270_640x360.mp4"]
+    assert isinstance(rotated, Facts)
+    assert (rotated.width, rotated.height) == (360, 640)  # as displayed
+
+
+def test_ucf101_files_are_accepted_and_read_right(shared_clips: Path) -> None:
+    files = sorted((shared_clips / "ucf101").rglob("*.avi"))[::8]
+    for path in files:
+        facts, frames = check(path.read_bytes()), decode_in_order(path.read_bytes())
+        assert isinstance(facts, Facts), facts
+        assert facts.num_frames == len(frames)
+        assert facts.seekable
+        window = read_frames(path.read_bytes(), range(8))
+        np.testing.assert_allclose(window.astype(int), np.stack(frames[:8]).astype(int), atol=3)
+
+
+def test_keys_are_safe_and_unique() -> None:
+    taken: set[str] = set()
+    for stem in ("a.b c/d", "a_b_c_d", "日本", "x" * 300):
+        taken.add(unique_key(stem, taken))
+    assert taken == {"a_b_c_d", "a_b_c_d-2", "video", "x" * 80}
+
+
+def ucf101_like(classes: int, groups: int, clips: int) -> list[Video]:
+    return [
+        Video(f"C{c}/v_C{c}_g{g:02d}_c{i:02d}.avi", f"v_C{c}_g{g:02d}_c{i:02d}", f"C{c}", f"C{c}_g{g:02d}")
+        for c in range(classes)
+        for g in range(groups)
+        for i in range(1 + (clips + g + c) % 7)
+    ]
+
+
+@pytest.mark.parametrize(("classes", "groups"), [(101, 25), (5, 2), (1, 6), (30, 1)])
+def test_the_group_split_keeps_scenes_whole_and_classes_on_both_sides(classes: int, groups: int) -> None:
+    videos = ucf101_like(classes, groups, 4)
+    splits, unlisted = assign_splits(videos, "group", 0.2, 0.0, 0, None)
+    sides = defaultdict(set)
+    for name, members in splits.items():
+        for video in members:
+            sides[video.group].add(name)
+    assert not unlisted
+    assert all(len(names) == 1 for names in sides.values())
+    assert sorted(v.key for part in splits.values() for v in part) == sorted(v.key for v in videos)
+    if groups > 1:
+        assert {v.label for v in splits["train"]} == {v.label for v in splits["test"]} == {v.label for v in videos}
+    if classes > 1 and groups != 2:  # of two groups in a class one must go to the test side, a large one of six may
+        assert abs(len(splits["test"]) / len(videos) - 0.2) < 0.03
+    assert splits == assign_splits(videos, "group", 0.2, 0.0, 0, None)[0]
+    if groups == 25:
+        assert splits != assign_splits(videos, "group", 0.2, 0.0, 1, None)[0]
+        assert abs(len(take_groups(videos, 0.05, 0)) / len(videos) - 0.05) < 0.01
+
+
+def test_random_none_and_official_splits(tmp_path: Path) -> None:
+    videos = ucf101_like(3, 4, 2)
+    random = assign_splits(videos, "random", 0.2, 0.1, 0, None)[0]
+    assert [len(random[name]) for name in ("test", "val")] == [round(0.2 * len(videos)), round(0.1 * len(videos))]
+    assert sum(map(len, random.values())) == len(videos)
+    assert assign_splits(videos, "none", 0.2, 0.0, 0, None)[0] == {"train": videos, "test": []}
+    (tmp_path / "trainlist01.txt").write_text("".join(f"{video.path} 1\n" for video in videos[3:]))
+    (tmp_path / "testlist01.txt").write_text(f"{videos[0].path}\n{videos[1].path}\n")
+    official, unlisted = assign_splits(videos, "official1", 0.2, 0.0, 0, tmp_path)
+    assert official == {"train": videos[3:], "test": videos[:2]}
+    assert unlisted == [(videos[2].path, "not in the lists of official1")]

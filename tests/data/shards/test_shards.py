@@ -1,0 +1,131 @@
+"""What a reader refuses before it reads: patterns, indexes, sizes; and what the stream's arguments may be."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.datamodule import ClipDataModule
+from data.shards.index import find_shards
+from data.shards.reader import open_samples
+from tae.runtime.errors import UserError
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    """A copy of the shards that may be damaged."""
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+def test_globs_braces_lists_and_repeats_find_each_shard_once(shards: Path) -> None:
+    glob = find_shards(f"{shards}/shard-*.tar", "x")
+    braces = find_shards(f"{shards}/shard-{{000000..000003}}.tar", "x")
+    listed = find_shards([f"{shards}/shard-000001.tar", f"{shards}/shard-*.tar"], "x")
+    assert glob == braces
+    assert [len(shard.frames) for shard in glob] == [5, 3, 1, 4]
+    assert [len(shard.frames) for shard in listed] == [3, 5, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{}/nothing-*.tar", "matches no shard"),
+        ("{}/shard-{{000000..000009}}.tar", r"matches no shard: .*shard-000004\.tar does not exist"),
+        ("pipe:touch {}/trace", r"would run a command. Set data\.allow_pipe=true"),
+        ("gs://bucket/shard-000000.tar", r"only paths, http\(s\):// and s3:// addresses"),
+        ("{}/index.json", "not listed in"),
+        ("{}/shard-{{0..3.tar", "braces do not pair up"),
+    ],
+)
+def test_a_pattern_that_cannot_be_served_is_refused(copied: Path, pattern: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_shards(pattern.format(copied), "data.shards.train")
+    assert not (copied / "trace").exists()
+
+
+def test_an_index_that_does_not_fit_its_shards_is_refused(copied: Path) -> None:
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            find_shards(f"{copied}/shard-*.tar", "data.shards.train")
+
+    index, shard = copied / "index.json", copied / "shard-000001.tar"
+    text, content = index.read_text(), shard.read_bytes()
+    shard.write_bytes(content[:-512])
+    refused(r"shard-000001\.tar has \d+ bytes, its index\.json says \d+")
+    shard.unlink()
+    refused(r"lists shard-000001\.tar, which is not there")
+    shard.write_bytes(content)
+    index.write_text("{")
+    refused("is not an index of shards")
+    index.write_text(json.dumps(json.loads(text) | {"version": 2}))
+    refused("has version 2; this program reads 1")
+    index.unlink()
+    refused("cannot be read")
+
+
+def test_only_wanted_members_with_known_extensions_are_read(tmp_path: Path) -> None:
+    """A pickle in a shard is not even looked at."""
+    with tarfile.open(tmp_path / "shard-000000.tar", "w") as tar:
+        for name in ("a.mp4", "a.json", "a.pyd", "a.pickle", "b.mp4", "b.json"):
+            (tmp_path / name).write_bytes(name.encode())
+            tar.add(tmp_path / name, name)
+    (tmp_path / "index.json").write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "shards": [
+                    {
+                        "name": "shard-000000.tar",
+                        "samples": 2,
+                        "bytes": (tmp_path / "shard-000000.tar").stat().st_size,
+                        "frames": {"a": 1, "b": 1},
+                    }
+                ],
+            }
+        )
+    )
+    (shard,) = find_shards(str(tmp_path / "shard-*.tar"), "x")
+    with open_samples(shard, {"a"}) as samples:
+        (sample,) = list(samples)
+    assert {name for name in sample if not name.startswith("__")} == {"mp4", "json"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("num_frames", 0),
+        ("num_frames", -3),
+        ("num_frames", 2.5),
+        ("frame_stride", 0),
+        ("resolution", 0),
+        ("resolution", 7),
+        ("batch_size", 0),
+        ("num_workers", -1),
+        ("shuffle_buffer", 0),
+        ("short_clip", "stretch"),
+        ("max_skipped", 1.5),
+        ("shards", {"training": "x"}),
+    ],
+)
+def test_a_value_out_of_range_is_named(make_module: Callable[..., ClipDataModule], argument: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"data.{argument}"):
+        make_module(**{argument: value})
+
+
+def test_no_clip_long_enough_names_the_longest(make_module: Callable[..., ClipDataModule]) -> None:
+    module = make_module(num_frames=16, frame_stride=2)
+    with pytest.raises(UserError, match=r"A window spans 31 frames .* the longest of 13 clips has 24"):
+        module.setup("fit")
+
+
+def test_short_clips_are_left_out_or_filled_up(make_module: Callable[..., ClipDataModule]) -> None:
+    assert sum(len(batch["keys"]) for batch in make_module().test_dataloader()) == 12
+    filled = make_module(short_clip="repeat_last", batch_size=13).test_dataloader()
+    (batch,) = list(filled)
+    clip = batch["frames"][batch["keys"].index("clip2_0")]
+    assert (clip[8:] == clip[8]).all()  # it has 9 frames
+    assert (clip[7] != clip[8]).any()

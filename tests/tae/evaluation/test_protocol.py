@@ -1,0 +1,217 @@
+"""The protocol with a stand-in model: aggregation, intervals, each clip once, over one and two processes."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tae.evaluation.protocol import Evaluation, evaluate_model
+from tae.evaluation.results import ClipResult, EvaluationResult, once_each, summarise
+from tae.metrics.frame import psnr
+from tae.model.clip import clip_to_frames
+from tae.runtime.errors import UserError
+
+pytestmark = [
+    # Lightning's own remarks on loaders without workers and on the test machine's hardware.
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    # Raised inside Lightning by newer versions of torch.
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+]
+
+
+class Dimmed(nn.Module):
+    """Stands in for an autoencoder: a reconstruction that is a little darker, latents of pooled values."""
+
+    def __init__(self, factor=0.9):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, clip, sample_posterior):
+        assert not sample_posterior, "the protocol decodes the mode"
+        latents = nn.functional.avg_pool3d(clip, 8, ceil_mode=True)
+        return SimpleNamespace(reconstruction=clip * self.factor, latents=latents)
+
+
+def make_clips(count, lengths=(8, 16)):
+    """`count` clips of noise, of alternating lengths."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"clip-{i:02}": torch.randint(0, 256, (lengths[i % len(lengths)], 16, 24, 3), generator=generator).byte()
+        for i in range(count)
+    }
+
+
+def loader(clips, keys=None):
+    return DataLoader(batches(clips, keys), batch_size=None)
+
+
+def batches(clips, keys=None):
+    return [{"frames": clips[key][None], "keys": [key], "fps": [25.0]} for key in keys or clips]
+
+
+def quiet_trainer(**arguments):
+    return L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, **arguments
+    )
+
+
+def evaluate(clips, model=None, **arguments):
+    evaluation = Evaluation(model or Dimmed())
+    quiet_trainer(**arguments).test(evaluation, loader(clips), verbose=False)
+    return evaluation.result
+
+
+def test_means_run_over_all_frames_of_all_clips():
+    clips = make_clips(3)
+    result = evaluate(clips)
+    values = []
+    for frames in clips.values():
+        clip = (frames.double() / 127.5 - 1).movedim(-1, 0)[None]
+        values += psnr(frames, clip_to_frames(clip * 0.9)[0]).tolist()
+    # The same frames through float32: a value may round to its neighbour. Weighing clips, not frames, differs by 1e-3.
+    assert result.metrics()["psnr"]["mean"] == pytest.approx(np.mean(values), abs=1e-4)
+    assert [clip.num_frames for clip in result.clips] == [8, 16, 8]
+    assert set(result.metrics()) == {"psnr", "ssim", "ssim_uniform", "outlier_rate"}
+    assert set(result.trilinear()) == {"psnr", "ssim", "ssim_uniform"}
+
+
+def test_both_sides_are_rounded():
+    """A model whose error stays below half a level is exact to a viewer."""
+    result = evaluate(make_clips(1), Dimmed(factor=1 - 1e-3))
+    assert result.metrics()["psnr"]["mean"] == 100.0
+
+
+def test_metrics_stay_float32_in_mixed_precision():
+    """The model's own values may change under autocast, its baseline's may not."""
+    clips = make_clips(2)
+    plain, mixed = evaluate(clips).trilinear(), evaluate(clips, precision="bf16-mixed").trilinear()
+    assert plain == mixed
+
+
+def test_the_intervals_cover_like_intervals():
+    """The 95 % interval of a mean of n values is about 1.96 s / sqrt(n) to each side; the bootstrap's must be near."""
+    values = np.random.default_rng(3).normal(20, 2, size=400)
+    summary = summarise([{"psnr": value} for value in values], [32] * 400)["psnr"]
+    half_width = 1.96 * values.std() / np.sqrt(400)
+    assert summary["mean"] == pytest.approx(values.mean())
+    # 1,000 resamples know a 2.5 % quantile to about 5 % of the half width; twice that and some for the two tails.
+    assert summary["ci95"][0] == pytest.approx(values.mean() - half_width, abs=0.15 * half_width)
+    assert summary["ci95"][1] == pytest.approx(values.mean() + half_width, abs=0.15 * half_width)
+
+
+def test_one_clip_has_no_interval():
+    assert summarise([{"psnr": 20.0}], [8])["psnr"] == {"mean": 20.0, "ci95": None}
+
+
+def test_long_clips_weigh_more():
+    assert summarise([{"psnr": 10.0}, {"psnr": 20.0}], [1, 3])["psnr"]["mean"] == 17.5
+
+
+def result_of(psnrs):
+    return EvaluationResult([ClipResult(f"c{i}", 8, 25.0, {"psnr": p}, {"psnr": 20.0}) for i, p in enumerate(psnrs)])
+
+
+@pytest.mark.parametrize(
+    ("psnrs", "expected"),
+    [
+        ([20, 10, 30], {"best": "c2", "median": "c0", "worst": "c1"}),
+        ([20, 10], {"best": "c0", "worst": "c1"}),
+        ([20], {"best": "c0"}),
+        ([20, 20, 20], {"best": "c2", "median": "c1", "worst": "c0"}),
+    ],
+)
+def test_best_median_and_worst(psnrs, expected):
+    assert {role: clip.key for role, clip in result_of(psnrs).chosen().items()} == expected
+
+
+def test_other_clips_shown_are_the_same_for_every_model():
+    first, second = (result_of(psnrs) for psnrs in ([20, 10, 30, 25, 15, 24], [10, 20, 25, 30, 24, 15]))
+    others = [{clip.key for clip in result.shown(3).values()} for result in (first, second)]
+    assert {"c0", "c2", "c5"} <= others[0] & others[1]
+    assert first.shown(0) == first.chosen()
+    assert len(first.shown(100)) == 6
+
+
+def test_no_clip_and_a_clip_met_twice_are_refused():
+    clip = result_of([20]).clips[0]
+    with pytest.raises(UserError, match="No clip was evaluated"):
+        once_each([])
+    with pytest.raises(UserError, match="c0 was evaluated twice"):
+        once_each([clip, clip])
+
+
+def test_a_reconstruction_that_is_not_finite_is_refused():
+    with pytest.raises(UserError, match="clip-00 is not finite"):
+        evaluate(make_clips(1), Dimmed(factor=float("nan")))
+
+
+def test_a_model_without_latents_can_be_evaluated():
+    class Other(nn.Module):
+        def forward(self, clip, sample_posterior):
+            return SimpleNamespace(reconstruction=clip * 0.5, latents=None)
+
+    assert "outlier_rate" not in evaluate(make_clips(1), Other()).metrics()
+
+
+def test_chosen_clips_come_back_as_frames():
+    clips = make_clips(5)
+    result, videos = evaluate_model(quiet_trainer(), Dimmed(), loader(clips), lambda keys: loader(clips, keys))
+    assert list(videos) == ["best", "median", "worst"]
+    for role, clip in result.chosen().items():
+        assert torch.equal(videos[role].original, clips[clip.key])
+        assert psnr(videos[role].original, videos[role].reconstruction).mean().item() == pytest.approx(
+            clip.model["psnr"], abs=1e-3
+        )
+
+
+TWO_PROCESSES = """
+import json, sys, lightning as L, torch.distributed as dist
+sys.path[:0] = {paths!r}
+from torch.utils.data import DataLoader, IterableDataset
+from test_evaluation import Dimmed, batches, make_clips
+from tae.evaluation.protocol import evaluate_model, gather
+
+class Share(IterableDataset):
+    def __init__(self, clips, keys):
+        self.clips, self.keys = clips, sorted(keys)
+    def __iter__(self):
+        return iter(batches(self.clips, self.keys)[dist.get_rank()::dist.get_world_size()])
+
+trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False,
+                    enable_progress_bar=False, enable_model_summary=False)
+for count in {counts}:
+    clips = make_clips(count)
+    load = lambda keys: DataLoader(Share(clips, keys), batch_size=None)
+    result, videos = evaluate_model(trainer, Dimmed(), load(clips), load)
+    ranks = gather([dist.get_rank()])
+    if trainer.is_global_zero:
+        sums = {{role: int(video.reconstruction.long().sum()) for role, video in videos.items()}}
+        print("RESULT" + json.dumps([[c.key for c in result.clips], result.metrics(), result.trilinear(), sums, ranks]))
+"""
+
+
+def test_two_processes_give_the_result_of_one(tmp_path):
+    """An odd number of clips, and a single one, which leaves a process without any; chosen clips come from both."""
+    counts = [5, 1]
+    script = tmp_path / "run.py"
+    script.write_text(TWO_PROCESSES.format(paths=[path for path in sys.path if path], counts=counts))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert len(results) == len(counts)
+    for count, (keys, metrics, trilinear, sums, ranks) in zip(counts, results, strict=True):
+        clips = make_clips(count)
+        one, videos = evaluate_model(
+            quiet_trainer(), Dimmed(), loader(clips), lambda keys, clips=clips: loader(clips, keys)
+        )
+        assert keys == sorted(clips)
+        assert ranks == [0, 1]
+        assert sums == {role: int(video.reconstruction.long().sum()) for role, video in videos.items()}
+        assert (metrics, trilinear) == (one.metrics(), one.trilinear())

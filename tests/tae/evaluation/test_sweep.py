@@ -1,0 +1,124 @@
+"""A sweep of a small Hydra application, with runs that fail, ends in one table and one plot."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tae.evaluation.sweep_page import comparison_page
+from tae.evaluation.sweep_runs import read_runs
+
+APP = """
+import json, sys
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def main(cfg):
+    if cfg.opl == 7:
+        raise ValueError("the loss is not finite | at step 3\\n  a second line")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    psnr = 20.0 + cfg.opl
+    metrics = {
+        "psnr": {"mean": psnr, "ci95": [psnr - 1, psnr + 0.5]},
+        "ssim": {"mean": 0.8, "ci95": None},
+        "outlier_rate": {"mean": 0.01 / (1 + cfg.opl)},
+        "lpips": {"mean": None, "ci95": None, "reason": "no weights"},
+    }
+    document = {"metrics": metrics, "training": {"steps": 30, "seconds_per_step": 0.125}}
+    (folder / "metrics.json").write_text(json.dumps(document))
+    (folder / "csv").mkdir()
+    rows = "".join(f"{step},,{psnr - 30 / step}\\n{step},0.5,\\n" for step in (10, 20, 30))
+    (folder / "csv" / "metrics.csv").write_text("step,train/loss,val/psnr\\n" + rows)
+
+main()
+"""
+
+CONFIG = """
+opl: 0
+seed: 1
+hydra:
+  callbacks: {comparison: {_target_: tae.evaluation.sweep.SweepComparison}}
+  sweep: {dir: sweep, subdir: "${hydra.job.num}"}
+  job: {chdir: %s}
+"""
+
+
+def sweep(tmp_path, *arguments, chdir=False):
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "app.yaml").write_text(CONFIG % str(chdir).lower())
+    done = subprocess.run(
+        [sys.executable, "app.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    with (tmp_path / "sweep" / "comparison.csv").open(newline="") as file:
+        return done, list(csv.DictReader(file))
+
+
+def test_every_run_has_a_row_and_the_plot_is_there(tmp_path):
+    done, rows = sweep(tmp_path, "-m", "opl=0,1", "seed=3", chdir=True)
+    assert done.returncode == 0, done.stderr
+    assert rows == [
+        {"run": "0", "opl": "0", "psnr": "20.0", "ssim": "0.8", "outlier_rate": "0.01"}
+        | {"s/step": "0.125", "status": "completed"},
+        {"run": "1", "opl": "1", "psnr": "21.0", "ssim": "0.8", "outlier_rate": "0.005"}
+        | {"s/step": "0.125", "status": "completed"},
+    ]
+    with Image.open(tmp_path / "sweep" / "comparison.png") as picture:
+        assert picture.width > 1200, "three panels of bars and the validation curve"
+    text = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert "| 1 | 1 | 21.00 |" in text
+    assert "20.00" in done.stdout
+    assert "sweep/comparison.md" in done.stdout
+
+
+def test_a_failed_run_has_a_row_with_its_error_and_the_others_finish(tmp_path):
+    done, rows = sweep(tmp_path, "-m", "opl=0,7,1")
+    assert done.returncode != 0, "the sweep as a whole did not succeed"
+    assert [row["psnr"] for row in rows] == ["20.0", "", "21.0"]
+    assert rows[1]["status"] == "failed: the loss is not finite | at step 3"
+    assert "the loss is not finite" in done.stdout + done.stderr
+    text = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert "failed: the loss is not finite \\| at step 3" in text
+    assert (tmp_path / "sweep" / "comparison.png").exists()
+
+
+def test_a_sweep_of_failures_has_a_table(tmp_path):
+    _, rows = sweep(tmp_path, "-m", "opl=7", "seed=1,2")
+    assert [(row["seed"], row["status"].split(":")[0]) for row in rows] == [("1", "failed"), ("2", "failed")]
+
+
+def test_a_single_run_compares_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sweep(tmp_path, "hydra.run.dir=run")
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert not list(tmp_path.rglob("run.json"))
+
+
+LEADS = {
+    "better on each": ([(30, 1), (20, 1)], [(29, 1), (19.5, 1)], "+0.75 dB, its 95 % interval +0.50 to +1.00, of one"),
+    "not certain": ([(32, 1), (20, 3)], [(29, 1), (20.5, 3)], "+0.38 dB, its 95 % interval -0.50 to +3.00, so which"),
+    "one clip": ([(30, 1)], [(29, 1)], "share one clip, where the difference is +1.00 dB"),
+    "other lengths": ([(30, 1)], [(29, 2)], "no clip in common"),
+    "none": ([(30, 1)], [], "no clip in common"),
+}
+
+
+@pytest.mark.parametrize("name", LEADS)
+def test_the_two_best_are_compared_clip_by_clip(name, tmp_path):
+    """The clips' own spread, 10 dB, is in both runs and must not hide what differs between them."""
+    *clips, expected = LEADS[name]
+    for run, (psnr, rows) in enumerate(zip((25, 24), clips, strict=True)):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"job": run, "overrides": {"opl": str(run)}, "error": None}))
+        metrics = {"psnr": {"mean": psnr, "ci95": [psnr - 5, psnr + 5]}}
+        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+        lines = [f"clip{i},{frames},{value}" for i, (value, frames) in enumerate(rows)]
+        (folder / "per_clip.csv").write_text("\n".join(["key,num_frames,psnr", *lines]) + "\n")
+    lead = comparison_page(tmp_path, read_runs(tmp_path))["lead"]
+    assert lead.startswith("Highest PSNR: opl=0 with 25.00 dB, then opl=1 with 24.00 dB. ")
+    assert expected in lead

@@ -1,0 +1,129 @@
+"""The weights that come along: found by name everywhere, small, described truly, and better than a trivial codec."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from data.decode import read_frames
+from data.sampling.transforms import Square
+from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
+from tae.evaluation.stored_config import evaluation_data
+from tae.interop.diffusers_adapter import DiffusersVAE
+from tae.latents.stats import LatentStats, Scaling
+from tae.metrics.baseline import trilinear_baseline
+from tae.metrics.frame import psnr
+from tae.model.bundled import BUNDLED
+from tae.model.pretrained import load_model
+from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.files import file_sha256
+from tae.training.config_checks import is_missing
+
+FOLDER = BUNDLED["tiny"]
+# Groups that training has not seen (the test shards of `experiment=tiny_pretrain`), one easy and one hard.
+UNSEEN = ("BodyWeightSquats/v_BodyWeightSquats_g01_c03.avi", "Punch/v_Punch_g22_c07.avi")
+
+
+def config(entry: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        return compose(entry, overrides=list(overrides))
+
+
+def test_every_entry_point_starts_from_them() -> None:
+    for entry in ("evaluate", "reconstruct", "encode", "export"):
+        assert config(entry)["ckpt"] == "tiny"
+    demo = config("train")
+    assert demo.init_from == "tiny"
+    assert not is_missing("tiny")
+    model = TemporalAutoencoder.from_pretrained("tiny")
+    assert {name: demo.model[name] for name in model.architecture} == model.architecture
+    assert load_model("tiny").sha256 == file_sha256(FOLDER / "model.safetensors")
+
+
+def test_a_folder_of_that_name_is_reached_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    TemporalAutoencoder(4, (1, 1), encoder_blocks=1, decoder_blocks=1, norm_groups=1).save_pretrained("tiny")
+    assert TemporalAutoencoder.from_pretrained("tiny").factor == 8
+    assert TemporalAutoencoder.from_pretrained("./tiny").factor == 2
+
+
+def test_they_are_small_and_their_card_is_about_them() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
+    assert file_sha256(FOLDER / "model.safetensors") in (FOLDER / "README.md").read_text()
+
+
+def test_they_come_along_whole() -> None:
+    """What no pattern of the package's data matches is missing where the package is installed."""
+    root = Path(CONFIG_FOLDER).parent
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tae"]
+    assert {path.name for path in FOLDER.iterdir()} == {
+        "README.md",
+        "config.json",
+        "latent_stats.json",
+        "model.safetensors",
+    }
+    assert all(any(path.relative_to(root / "tae").match(pattern) for pattern in patterns) for path in FOLDER.iterdir())
+
+
+def test_the_statistics_of_their_latents_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = LatentStats.read(FOLDER)
+    assert stats.checkpoint == {"path": "tiny", "sha256": file_sha256(FOLDER / "model.safetensors")}
+    card = (FOLDER / "README.md").read_text()
+    assert f"Over {stats.num_clips} clips" in card
+    assert f"(latents + {-stats.shift:.5f}) * {stats.scale:.5f}" in card
+    (tmp_path / "tiny").mkdir()  # which `tiny` does not mean, as nowhere else
+    monkeypatch.chdir(tmp_path)
+    config = DiffusersVAE.from_pretrained("tiny").config
+    assert (config.shift_factor, config.scaling_factor) == (stats.shift, stats.scale)
+    assert config["latents_std"] == list(stats.std)
+
+
+def test_the_readme_says_of_them_what_their_card_says() -> None:
+    model, baseline = re.search(r"PSNR \(dB\) \| ([\d.]+) .*?\| ([\d.]+) ", (FOLDER / "README.md").read_text()).groups()
+    readme = " ".join((Path(CONFIG_FOLDER).parent / "README.md").read_text().split())
+    claimed = re.search(r"have not seen ([\d.]+) dB above the trilinear codec", readme)[1]
+    assert float(claimed) == pytest.approx(float(model) - float(baseline), abs=0.06)  # rounded there
+
+
+def test_they_are_evaluated_on_generated_clips_or_on_given_shards() -> None:
+    assert evaluation_data(config("evaluate", "output_dir=out"), None)["_target_"].endswith("SyntheticDataModule")
+    given = evaluation_data(config("evaluate", "output_dir=out", "data.shards.test=a.tar", "data.resolution=128"), None)
+    assert given["_target_"].endswith("ClipDataModule")
+    assert (given["shards"]["test"], given["resolution"], given["num_frames"]) == ("a.tar", 128, 32)
+
+
+def unseen_frames(folder: Path, name: str) -> torch.Tensor:
+    """(1, 32, 128, 128, 3), as the evaluation of their card takes them."""
+    video = (folder / "ucf101" / name).read_bytes()
+    with av.open(folder / "ucf101" / name) as container:
+        start = (sum(1 for _ in container.decode(video=0)) - 32) // 2
+    images = read_frames(video, range(start, start + 32))
+    return torch.from_numpy(np.stack([Square(*images.shape[1:3], 128)(image) for image in images]))[None]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_statistics_of_their_latents_scale_unseen_video(shared_clips: Path, per_channel: bool) -> None:
+    frames = torch.cat([unseen_frames(shared_clips, name) for name in UNSEEN])
+    with torch.no_grad():
+        latents = TemporalAutoencoder.from_pretrained("tiny").encode(frames_to_clip(frames)).sample()
+    scaled = Scaling.from_stats(LatentStats.read(FOLDER), per_channel).apply(latents)
+    assert abs(scaled.mean().item()) < 0.2
+    assert 0.7 < scaled.std().item() < 1.4
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_unseen_video_is_three_decibels_above_the_trivial_codec(shared_clips: Path, name: str) -> None:
+    frames = unseen_frames(shared_clips, name)
+    clip = frames_to_clip(frames)
+    with torch.no_grad():
+        ours = TemporalAutoencoder.from_pretrained("tiny")(clip, sample_posterior=False).reconstruction
+    ours, trivial = (
+        psnr(frames[0], clip_to_frames(result)[0]).mean().item() for result in (ours, trilinear_baseline(clip))
+    )
+    assert ours > trivial + 3
