@@ -2,7 +2,7 @@
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
 # make tiny-weights CLIPS=DIR   train the weights that come along further
-# make lint       format, lint and types             make lock       pin what is installed now
+# make lint       format, lint, types and layers             make lock       pin what is installed now
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,6 +32,7 @@ lint: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 lock: install
 	$(RUN) -m pip freeze --exclude-editable | sed '1i # Exact versions of everything that `make install` installs; used as constraints. Made by `make lock`.' > requirements.lock

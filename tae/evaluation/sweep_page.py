@@ -10,7 +10,7 @@ from tae.evaluation.pictures import mosaic, mosaic_columns, reduced, reduction
 from tae.evaluation.report import LABELS, latents_text
 from tae.evaluation.results import Interval, summarise
 from tae.evaluation.sweep_runs import Run, differing, read_json, read_per_clip, run_label
-from tae.training.resume import flat
+from tae.runtime.config import flat
 from tae.video.writer import write_video
 
 PerClip = Mapping[str, Mapping[str, str]]  # a run's per_clip.csv by key

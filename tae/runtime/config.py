@@ -1,6 +1,7 @@
 """The resolved config: as plain values, and as a file in the run's folder."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,15 @@ def write_config(cfg: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "config.yaml") as partial:
             OmegaConf.save(OmegaConf.create(plain(cfg)), partial)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"group.name": value} of nested dicts; of a `_target_` the class alone."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            # A class is the same wherever it lives: modules move between versions.
+            leaves[f"{prefix}{name}"] = str(value).rpartition(".")[2] if name == "_target_" else value
+    return leaves

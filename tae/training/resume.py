@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tae.model.checkpoint_file import read_checkpoint
+from tae.runtime.config import flat
 from tae.runtime.errors import UserError
 
 # What a resumed run may change without a word, and what it may not change at all.
@@ -56,15 +57,3 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
         )
     for line in lines.values():
         print(f"resume: {line}")
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"group.name": value} of nested dicts; of a `_target_` the class alone."""
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            # A class is the same wherever it lives: modules move between versions.
-            leaves[f"{prefix}{name}"] = str(value).rpartition(".")[2] if name == "_target_" else value
-    return leaves
