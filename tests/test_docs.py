@@ -51,8 +51,8 @@ NOT_RUN = {
     "launcher=": "SLURM",
     "push=true": "uploads to the hub",
     "download=true": "fetches 7 GB",
-    "s3://": "no such bucket; tests/data/test_remote.py reads from a local one",
-    "diffusers:": "weights of others; tests/tae/test_others.py makes small ones",
+    "s3://": "no such bucket; tests/data/storage/test_remote.py reads from a local one",
+    "diffusers:": "weights of others; tests/tae/evaluation/test_peers.py makes small ones",
 }
 
 

@@ -1,6 +1,6 @@
 """Thousands of damaged shards and indexes: each is refused with a clear message, or what it costs is skipped and counted.
 
-python -m pytest -s -m slow tests/data/test_fuzz.py    10,000 cases; figures are printed
+python -m pytest -s -m slow tests/data/loading/test_fuzz.py    10,000 cases; figures are printed
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """Memory over a long run.
 
-python -m pytest -s -m slow tests/data/test_soak.py    20,000 clips; figures are printed
+python -m pytest -s -m slow tests/data/loading/test_soak.py    20,000 clips; figures are printed
 """
 
 import os
