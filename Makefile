@@ -2,13 +2,14 @@
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
 # make tiny-weights CLIPS=DIR   train the weights that come along further
-# make lint       format, lint, types and layers             make lock       pin what is installed now
+# make lint       format, lint, types and layers     make lock       pin what is installed now
+# make docs       the pages of docs/ as a site in site/; a broken link or anchor is an error
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test test-slow test-gpu lint lock tiny-weights
+.PHONY: install demo test test-slow test-gpu lint docs lock tiny-weights
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml requirements.lock
@@ -33,6 +34,9 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lock: install
 	$(RUN) -m pip freeze --exclude-editable | sed '1i # Exact versions of everything that `make install` installs; used as constraints. Made by `make lock`.' > requirements.lock

@@ -27,7 +27,7 @@ from tests.references.video import make_video
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 PAPERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 ENTRY = re.compile(r"(?:^|\s)(train\.py|evaluate\.py|-m (?:tae|data)\.\w+)(?=\s|$)")
@@ -227,9 +227,11 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [name for name in tests if not list((ROOT / "tests").rglob(name))] == []
 
 
-def test_every_page_is_listed() -> None:
-    readme = PAGES[0].read_text()
-    assert [name for name in NAMES[1:] if f"({name})" not in readme] == []
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\nplugins:\n")[0]
+    named = re.findall(r"[\w/-]+\.md", navigation)
+    pages = [name.removeprefix("docs/") for name in NAMES[1:]]
+    assert [page for page in pages if named.count(page) != 1] == []
 
 
 def versions() -> list[str]:
