@@ -30,11 +30,12 @@ CHECKPOINTED = 2  # levels, of four: the next one's blocks hold a sixteenth of t
 
 @dataclass(frozen=True)
 class AutoencoderOutput:
-    """What a forward pass gives.
+    """Result of a forward pass.
 
-    reconstruction: (b, 3, t, h, w), the size of the clip that went in
-    posterior:      over latents (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8))
-    latents:        what was decoded: a sample of the posterior, or its mode
+    Attributes:
+        reconstruction: (b, 3, t, h, w), the size of the clip that went in.
+        posterior: over latents (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8)).
+        latents: what was decoded: a sample of the posterior, or its mode.
     """
 
     reconstruction: Tensor
