@@ -227,6 +227,12 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [name for name in tests if not list((ROOT / "tests").rglob(name))] == []
 
 
+@pytest.mark.parametrize("page", PAGES[1:] + PAPERS, ids=lambda page: page.name)
+def test_no_line_is_longer_than_120_characters(page: Path) -> None:
+    lines = enumerate(page.read_text().splitlines(), start=1)
+    assert [f"line {number} has {len(line)} characters" for number, line in lines if len(line) > 120] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\nplugins:\n")[0]
     named = re.findall(r"[\w/-]+\.md", navigation)
