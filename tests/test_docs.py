@@ -42,7 +42,7 @@ NOT_COMPOSED = {
     "make test": "these tests",
     "source .venv/bin/activate": "of the shell",
     "hf auth login": "asks for an account's token",
-    "python -m benchmarks.seams": "has no config; tests/benchmarks/test_seams.py runs it small",
+    "python -m benchmarks.": "has no config; its options are looked up below, tests/benchmarks/ runs most of them small",
     "python examples/flow_matching.py": "has no config; the slow tests run it",
 }
 NOT_RUN = {
@@ -146,6 +146,18 @@ def test_a_command_composes(command: Command) -> None:
         plain(config)
 
 
+BENCHMARKS = [command for command in COMMANDS if command.text.startswith("python -m benchmarks.")]
+
+
+@pytest.mark.parametrize("command", BENCHMARKS, ids=lambda c: f"{c.page}: {c.text}")
+def test_the_options_of_a_benchmark_exist(command: Command) -> None:
+    """A benchmark parses its arguments when it starts to measure: its options are looked for in its text."""
+    _, _, module, *arguments = shlex.split(command.text)
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+    options = [argument for argument in arguments if argument.startswith("--")]
+    assert [option for option in options if f'add_argument("{option}"' not in re.sub(r"\(\s+", "(", source)] == []
+
+
 @pytest.mark.parametrize("table", [NOT_COMPOSED, NOT_RUN], ids=["not composed", "not run"])
 def test_every_exception_is_needed(table: dict[str, str]) -> None:
     assert [start for start in table if not any(start in command.text for command in COMMANDS)] == []
@@ -233,6 +245,16 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_no_line_is_longer_than_120_characters(page: Path) -> None:
     lines = enumerate(page.read_text().splitlines(), start=1)
     assert [f"line {number} has {len(line)} characters" for number, line in lines if len(line) > 120] == []
+
+
+def test_the_layers_of_the_architecture_are_those_that_are_checked() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [[name.replace(".", "/") for name in layer.split(" : ")] for layer in contracts[0]["layers"]]
+    drawn = re.findall(r"^\| \w+ \| (.*?) \|", page.partition("## The life")[0], re.MULTILINE)[1:]
+    assert [re.findall(r"`([\w/]+)/`", row) for row in drawn[1:]] == layers[1:]
+    folders = {path.parent for path in [*(ROOT / "tae").glob("*/__init__.py"), *(ROOT / "data").glob("*/__init__.py")]}
+    assert [path.name for path in folders if f"`{path.relative_to(ROOT)}/`" not in page] == []
 
 
 def test_every_page_is_in_the_navigation() -> None:

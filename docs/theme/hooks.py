@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 REPOSITORY = "repository"  # the folder of the site with pages of files outside of docs/
 SETTINGS = "reference/settings.md"
-ALWAYS = ["CHANGELOG.md"]  # in the navigation, whether or not a page links to it
+ALWAYS = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/NOTES.md",
+]  # in the navigation, whether or not a page links to it
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 FENCES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
 
