@@ -6,7 +6,6 @@ python -m data.synthetic output=DIR     the same as a data set to be kept
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 
 from data.datamodule import SPLITS, ClipDataModule
 from data.drawing import FPS, MIN_SIZE, draw_clip, encode, file_width
@@ -28,6 +25,7 @@ from tae.runtime.cli import hydra_main
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
+from tae.runtime.progress import progress_bar
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 
@@ -128,8 +126,9 @@ def write_splits(folder: Path, recipe: Mapping[str, Any]) -> None:
     for number, split in enumerate(SPLITS):
         if not (count := recipe["num_clips"].get(split, 0)):
             continue
-        with ShardWriter(folder / split, split, {"dataset": "synthetic", **recipe}, 64_000_000) as writer:
-            for index in track(range(count), description=f"drawing {split}", console=Console(file=sys.stderr)):
+        recorded = {"dataset": "synthetic", **recipe}
+        with ShardWriter(folder / split, split, recorded, 64_000_000) as writer, progress_bar("clips") as progress:
+            for index in progress.track(range(count), description=f"drawing {split}"):
                 rng = np.random.default_rng((seed, number, index))
                 images = draw_clip(rng, frames, size, file_width(size))
                 video = encode(images)

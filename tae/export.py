@@ -21,6 +21,7 @@ from tae.runtime.cli import hydra_main
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
+from tae.runtime.progress import stage
 
 
 def main(cfg: DictConfig) -> Path:
@@ -39,7 +40,8 @@ def main(cfg: DictConfig) -> Path:
         raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
     stats = None if cfg.latents is None else LatentStats.read(cfg.latents)
     check_writable(output, "output")
-    loaded = load_model(cfg.ckpt)
+    with stage(f"reading {cfg.ckpt}"):
+        loaded = load_model(cfg.ckpt)
     metrics = find_metrics(loaded, cfg.metrics)
     check_stats(loaded, stats, cfg.latents)
     if cfg.push:
@@ -47,7 +49,10 @@ def main(cfg: DictConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
     share(output / "model.safetensors")
-    graphs = [] if cfg.format == "safetensors" else export_graphs(loaded.model, output, cfg.format)
+    graphs = []
+    if cfg.format != "safetensors":
+        with stage(f"tracing encoder and decoder as {cfg.format}"):
+            graphs = export_graphs(loaded.model, output, cfg.format)
     if stats is not None:
         shutil.copy(Path(cfg.latents).expanduser() / STATS, output / STATS)
     write_text(
@@ -55,7 +60,8 @@ def main(cfg: DictConfig) -> Path:
     )
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
     if cfg.push:
-        upload(output, cfg.repo)
+        with stage(f"uploading to {cfg.repo}"):
+            upload(output, cfg.repo)
     return output
 
 

@@ -19,8 +19,7 @@ from tae.runtime.cli import hydra_main
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Print the plan."""
-    with Console(stderr=True).status("rehearsing on fake tensors"):
-        found = plan(cfg)
+    found = plan(cfg)
     size = f"{cfg.data.resolution}x{cfg.data.resolution}x{cfg.data.num_frames}"
     checkpointing = "with" if cfg.model.gradient_checkpointing else "without"
     table = Table(

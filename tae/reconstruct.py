@@ -16,7 +16,7 @@ from tae.runtime.cli import hydra_main
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
-from tae.runtime.progress import progress_bar
+from tae.runtime.progress import progress_bar, stage
 
 
 def main(cfg: DictConfig) -> list[Outcome]:
@@ -31,7 +31,8 @@ def main(cfg: DictConfig) -> list[Outcome]:
     check_writable(output, "output")
     tiling = instantiate(cfg.tiling)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
-    model = load_model(cfg.ckpt).model.to(fabric.device)
+    with stage(f"reading {cfg.ckpt}"):
+        model = load_model(cfg.ckpt).model.to(fabric.device)
     tiling.check(model.factor, decoding=not cfg.latents_only)
     outcomes, failed = [], 0
     with progress_bar("frames") as progress, fabric.autocast():

@@ -1,7 +1,9 @@
 """Training from the configs, on generated clips: what a run leaves behind, exact resume, what stops it."""
 
+import contextlib
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +66,8 @@ def assert_finite(output: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
-    run(output, cache, "trainer.max_steps=8", "optimizer.lr=1e-3")
+    with (output / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
+        run(output, cache, "trainer.max_steps=8", "optimizer.lr=1e-3", "callbacks.progress.refresh_rate=10")
     return output
 
 
@@ -98,6 +101,18 @@ def test_figures_are_logged(trained: Path) -> None:
         assert any(row[name] for row in rows), name
     assert not any(name.startswith("train/perceptual") for name in rows[0])  # weight 0: not computed
     assert [int(row["step"]) for row in rows if row["val/psnr"]] == [0, 3, 7]
+
+
+def test_a_log_shows_steps_and_validations_as_lines(trained: Path) -> None:
+    """Standard output is a file: nothing was shown there between the first message and the report."""
+    lines = [line for line in (trained / "log.txt").read_text().splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 0/8  validation:  psnr ")  # of the weights that training starts from
+    assert [line.split()[1] for line in lines if "validation" in line] == ["0/8", "4/8", "8/8"]
+    steps = [line for line in lines if "validation" not in line]
+    assert [line.split()[1] for line in steps] == [f"{step}/8" for step in range(1, 9)]
+    number = r"[\d.e+-]+"
+    shown = rf"step 7/8  loss {number}  reconstruction {number}  kl {number}  opl {number}  outlier_rate {number}"
+    assert re.fullmatch(rf"{shown}  psnr {number} dB  {number} s/step  \d+:\d\d left", steps[6]), steps[6]
 
 
 def test_no_step_is_logged_where_lightning_is_told_so(cache: Path, tmp_path: Path) -> None:

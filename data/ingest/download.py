@@ -1,17 +1,15 @@
 """UCF-101 from its official address: fetched with resume, checked, unpacked into one folder and nowhere else."""
 
 import shutil
-import sys
 import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import aiohttp
 import fsspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from tae.runtime.errors import UserError
+from tae.runtime.progress import BYTES, progress_bar
 
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"  # the folders in the two archives
 BLOCK = 4_000_000  # bytes of a request: so much at most is fetched again after a fault
@@ -84,8 +82,7 @@ def _fetch_rest(address: str, partial: Path, stall: float) -> None:
             remote.seek(min(file.tell(), remote.size))
         except ValueError:  # a server without range requests: from the start
             file.truncate(0)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr)) as progress:
+        with progress_bar(BYTES) as progress:
             bar = progress.add_task(f"fetching {partial.stem}", total=remote.size, completed=file.tell())
             while block := remote.read(BLOCK):
                 file.write(block)

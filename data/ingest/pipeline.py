@@ -107,7 +107,7 @@ def check_files(
     origins = {video.key: origin for video in videos if (origin := Origin.of(source, video.path))}
     waiting = [video for video in videos if video.key in origins and origins[video.key] not in journal.results]
     tasks = (Task(source / video.path, video.key, journal.clips, encoding) for video in waiting)
-    with progress_bar() as progress:
+    with progress_bar("files") as progress:
         bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
         for task, result in run_isolated(stage, tasks, timeout, crew) if waiting else ():
             outcome = f"its check {result.reason}" if isinstance(result, Failure) else result
@@ -144,7 +144,7 @@ def _write_split(
     written: list[Clip] = []
     with (
         ShardWriter(folder, folder.name, recipe, shard_mb * 1_000_000, resume=True) as writer,
-        progress_bar() as progress,
+        progress_bar("clips") as progress,
     ):
         for video, clip in progress.track(clips, description=f"writing {folder.name}"):
             if writer.holds(clip.key):

@@ -17,6 +17,7 @@ from data.shards.format import INDEX, VIDEO_EXTENSIONS
 from data.shards.index import find_shards
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
+from tae.runtime.progress import progress_bar
 
 METADATA_BYTES = 1_000_000  # of a sample's json: a few hundred are usual
 # Of the fields that `data.prepare` writes those that are read, or that tell where a clip is from.
@@ -73,9 +74,11 @@ def verify(folder: Path, decode: bool, timeout: float, crew: Crew) -> Iterator[s
     for key in _repeated(key for entry in entries for key in entry["frames"]):
         yield f"{folder / INDEX}: the key {key} occurs more than once"
     tasks = [Task(folder / name, entry, decode) for name, entry in zip(names, entries, strict=True)]
-    for task, result in run_isolated(check_shard, tasks, timeout, crew):
-        problems = [result.reason] if isinstance(result, Failure) else result
-        yield from (f"{task.path}: {problem}" for problem in problems)
+    with progress_bar("shards") as progress:
+        results = run_isolated(check_shard, tasks, timeout, crew)
+        for task, result in progress.track(results, total=len(tasks), description=f"verifying {folder}"):
+            problems = [result.reason] if isinstance(result, Failure) else result
+            yield from (f"{task.path}: {problem}" for problem in problems)
 
 
 def check_shard(task: Task) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
@@ -30,6 +29,7 @@ from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
 from tae.runtime.errors import UserError
 from tae.runtime.signals import EndOnSignal
+from tae.runtime.trainer_progress import evaluation_progress
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def measure(
         ),
         logger=False,
         use_distributed_sampler=False,
-        callbacks=[RichProgressBar(), EndOnSignal()],
+        callbacks=[evaluation_progress(), EndOnSignal()],
         default_root_dir=cfg.output_dir,
     )
     data.trainer = trainer

@@ -26,6 +26,7 @@ from tae.model.clip import frames_to_clip
 from tae.planning.meter import Cost, Meter, rehearsal
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
+from tae.runtime.progress import stage
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 DEVICES = ("cuda", "cpu")
@@ -202,11 +203,17 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     planner, losses = make_planner(cfg), build_losses(cfg.loss)
     shape = (cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution, cfg.data.resolution)
     tasks = tasks_of(planner, losses)
-    costs = {name: task(shape) for name, task in tasks.items()}
+    costs = {name: rehearse(name, partial(task, shape)) for name, task in tasks.items()}
     if planner.device == "cuda":  # its Triton kernels are not launched, so what they compute is counted elsewhere
         plainly = tasks_of(replace(planner, device="cpu"), losses)
-        costs = {name: replace(cost, flops=plainly[name](shape).flops) for name, cost in costs.items()}
+        flops = {name: rehearse(f"the arithmetic of {name}", partial(plainly[name], shape)).flops for name in costs}
+        costs = {name: replace(cost, flops=flops[name]) for name, cost in costs.items()}
     return {"parameters": planner.num_parameters(), "costs": costs, "largest": find_largest(cfg, tasks)}
+
+
+def rehearse(name: str, task: Callable[[], Cost]) -> Cost:
+    with stage(f"rehearsing {name} on fake tensors"):
+        return task()
 
 
 def tasks_of(planner: Planner, losses: dict[str, AutoencoderLoss]) -> dict[str, Callable[[Shape], Cost]]:
@@ -228,7 +235,8 @@ def find_largest(cfg: DictConfig, tasks: dict[str, Callable[[Shape], Cost]]) -> 
         def peak(t: int, s: int, task: Callable[[Shape], Cost] = tasks[name]) -> int:
             return task((batch, t, s, s)).peak_bytes
 
-        most_frames = largest(partial(peak, s=side), memory, frames, FRAMES_UNIT, power=1)
-        largest_side = largest(partial(peak, frames), memory, side, PIXELS_UNIT, power=2)
+        with stage(f"looking for the largest clip for {name} in {cfg.memory_gb} GB"):
+            most_frames = largest(partial(peak, s=side), memory, frames, FRAMES_UNIT, power=1)
+            largest_side = largest(partial(peak, frames), memory, side, PIXELS_UNIT, power=2)
         found[name] = (most_frames, largest_side)
     return found

@@ -1,6 +1,7 @@
 """What every entry point shares: Hydra around a task, user errors in one message, the output folder settled."""
 
 import functools
+import io
 import logging
 import os
 import shutil
@@ -37,6 +38,8 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
     def decorate(task: Task) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(line_buffering=True)  # in a file too: a log is read while the run goes on
             settle_output_folder(cfg, task.__code__.co_filename)
             logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
             try:

@@ -8,10 +8,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from rich.console import Console
 
 from tae.evaluation.pictures import side_by_side
 from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.runtime.progress import clock, is_interactive
+from tae.runtime.trainer_progress import EvaluationLines
 from tae.training.loggers import is_logged_step
 from tae.video.writer import write_video
 
@@ -30,6 +34,66 @@ class ProgressBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         """Lightning writes "Epoch 0/-2" where training is counted in steps."""
         return f"Epoch {current_epoch}"
+
+
+class TrainingLines(EvaluationLines):
+    """Where no bar can be drawn: a line for each logged step (`trainer.log_every_n_steps`) and for each validation."""
+
+    HIDDEN = ("train/clips_per_second", "train/frames_per_second", "train/step_time")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: tuple[int, float] | None = None  # step and time at which this process began to train
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.began = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.shown or pl_module.between_steps or not is_logged_step(trainer):
+            return
+        metrics = trainer.callback_metrics  # the loggers read them at this step too: no further wait for the device
+        terms = [figure(name, value) for name, value in metrics.items() if self.is_term(name)]
+        times = [f"{metrics['train/step_time']:.3g} s/step"] if "train/step_time" in metrics else []
+        self.print("  ".join([step_of(trainer), *terms, *times, *self.time_left(trainer)]))
+
+    def is_term(self, name: str) -> bool:
+        return name.startswith("train/") and name not in self.HIDDEN
+
+    def time_left(self, trainer: L.Trainer) -> list[str]:
+        """From the time of all steps so far, validations and checkpoints included."""
+        if self.began is None or trainer.max_steps < 0 or trainer.global_step <= self.began[0]:
+            return []
+        per_step = (time.monotonic() - self.began[1]) / (trainer.global_step - self.began[0])
+        return [f"{clock(per_step * (trainer.max_steps - trainer.global_step))} left"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        figures = [figure(name, value) for name, value in metrics.items() if name.startswith("val/")]
+        if figures and not trainer.sanity_checking:
+            self.print("  ".join([step_of(trainer), "validation:", *figures]))
+
+
+def step_of(trainer: L.Trainer) -> str:
+    return f"step {trainer.global_step}" + (f"/{trainer.max_steps}" if trainer.max_steps >= 0 else "")
+
+
+def figure(name: str, value: torch.Tensor) -> str:
+    """A metric without its stage, as a person reads it."""
+    name = name.partition("/")[2]
+    return f"{name} {value:.2f} dB" if name == "psnr" else f"{name} {value:.4g}"
+
+
+def training_progress(refresh_rate: int) -> LightningProgressBar:
+    """`ProgressBar` where standard output is a terminal, else `TrainingLines`.
+
+    Args:
+        refresh_rate: batches between two refreshes of the bar; 0 shows neither bar nor lines.
+    """
+    if refresh_rate == 0 or is_interactive(Console()):
+        return ProgressBar(refresh_rate)
+    return TrainingLines()
 
 
 class StepTimer(Callback):
