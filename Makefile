@@ -1,6 +1,7 @@
 # make demo       install, then fine-tune, evaluate and look at a tiny model: CPU, no download but packages
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
+# make test-network  the real networks of losses and metrics, whose weights are fetched once (175 MB)
 # make tiny-weights CLIPS=DIR   train the weights that come along further
 # make lint       format, lint, types and layers     make lock       pin what is installed now
 # make docs       the pages of docs/ as a site in site/; a broken link or anchor is an error
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test test-slow test-gpu lint docs lock tiny-weights
+.PHONY: install demo test test-slow test-gpu weights test-network lint docs lock tiny-weights
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml requirements.lock
@@ -28,6 +29,12 @@ test-slow: install
 
 test-gpu: install
 	TAE_REQUIRE_GPU=1 $(RUN) -m pytest -m gpu
+
+weights: install
+	$(RUN) -m tae.weights get=all
+
+test-network: weights
+	$(RUN) -m pytest -m "network and not slow"
 
 lint: install
 	$(RUN) -m ruff format --check .

@@ -8,6 +8,20 @@ import pytest
 import torch
 
 SHARED_CLIPS = Path(os.environ.get("TAE_SHARED_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
+REAL_WEIGHTS = os.environ.get("TAE_WEIGHTS")
+
+
+def pytest_configure() -> None:
+    """What this machine has in its cache of weights must change no test but those that ask for it."""
+    os.environ["TAE_WEIGHTS"] = str(Path(os.devnull) / "no-weights")
+
+
+@pytest.fixture
+def real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache that `python -m tae.weights get=all` filled, for tests that are marked `network`."""
+    monkeypatch.delenv("TAE_WEIGHTS")
+    if REAL_WEIGHTS is not None:
+        monkeypatch.setenv("TAE_WEIGHTS", REAL_WEIGHTS)
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ NOT_RUN = {
     "launcher=": "SLURM",
     "push=true": "uploads to the hub",
     "download=true": "fetches 7 GB",
+    "get=": "fetches packages; `make test-network` does",
     "s3://": "no such bucket; tests/data/storage/test_remote.py reads from a local one",
     "diffusers:": "weights of others; tests/tae/evaluation/test_peers.py makes small ones",
 }

@@ -24,7 +24,10 @@ LABELS = {
     "outlier_rate": "outlier rate",
 }
 FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
-NO_LPIPS = "no weights for LPIPS at hand: give loss.perceptual.weights_path (an evaluation downloads nothing)"
+NO_LPIPS = (
+    "the weights of VGG-16 are not here: run `python -m tae.weights get=vgg` once, or give loss.perceptual.weights_path "
+    "(an evaluation downloads nothing)"
+)
 
 
 def write_report(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tae.kernels.available import fused_kernels
+from tae.losses.backbones import BY_NET
 from tae.runtime.errors import UserError, first_line
 
 # Smallest frame that each network's pooling leaves something of, and torchvision's name for its weights.
@@ -58,9 +59,17 @@ def _unit_length(features: Tensor) -> Tensor:
 
 
 def load_network(net: str, weights_path: str | None) -> nn.Module:
-    """The LPIPS network with pretrained weights, frozen, in evaluation mode, channels-last."""
-    path = Path(weights_path) if weights_path is not None else _downloaded(net)
-    backbone = _read(path)
+    """The LPIPS network with pretrained weights, frozen, in evaluation mode, channels-last.
+
+    Args:
+        net: a key of `BACKBONES`.
+        weights_path: the backbone's weights; None takes them from the cache of `python -m tae.weights`, else from
+            torchvision's cache, else from torchvision's download.
+
+    Raises:
+        UserError: they are in none of these places, or do not fit.
+    """
+    backbone, source = _backbone_weights(net, weights_path)
     with _quiet_torchvision():
         import lpips
 
@@ -69,10 +78,24 @@ def load_network(net: str, weights_path: str | None) -> nn.Module:
             network = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
     linear_file = importlib.resources.files("lpips") / "weights" / "v0.1" / f"{net}.pth"
     with importlib.resources.as_file(linear_file) as linear_path:
-        network.load_state_dict(_read(linear_path), strict=False, assign=True)
-    network.net.load_state_dict(_fit_backbone(network.net, backbone, path), assign=True)
+        network.load_state_dict(_read(linear_path, net), strict=False, assign=True)
+    network.net.load_state_dict(_fit_backbone(network.net, backbone, source), assign=True)
     network.scaling_layer = lpips.lpips.ScalingLayer()
     return network.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def has_weights(net: str) -> bool:
+    """Whether `load_network(net, None)` works without a download."""
+    cached = net in BY_NET and BY_NET[net].is_here()
+    return cached or torchvision_file(net).exists()
+
+
+def _backbone_weights(net: str, weights_path: str | None) -> tuple[dict[str, Tensor], Path]:
+    """The backbone's weights from the first place that has them, and which that was."""
+    if weights_path is None and net in BY_NET and BY_NET[net].is_here():
+        return BY_NET[net].load(), BY_NET[net].path
+    path = Path(weights_path) if weights_path is not None else _downloaded(net)
+    return _read(path, net), path
 
 
 def _fit_backbone(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -92,7 +115,7 @@ def _fit_backbone(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> 
     return {ours: state[theirs] for ours, theirs in wanted.items()}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, net: str) -> dict[str, Tensor]:
     """A state dict from .safetensors, or from .pth without running anything that is pickled in it."""
     try:
         if path.suffix == ".safetensors":
@@ -102,13 +125,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             return {name: tensor.clone() for name, tensor in load_file(path).items()}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"loss.perceptual.weights_path={path} does not exist. {_WAYS}") from error
+        raise UserError(f"loss.perceptual.weights_path={path} does not exist. {_ways(net)}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, _safetensors_error()) as error:
         raise UserError(
-            f"loss.perceptual.weights_path={path} is not a readable weights file: {first_line(error)}. {_WAYS}"
+            f"loss.perceptual.weights_path={path} is not a readable weights file: {first_line(error)}. {_ways(net)}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"loss.perceptual.weights_path={path} does not hold a plain state dict of tensors. {_WAYS}")
+        raise UserError(
+            f"loss.perceptual.weights_path={path} does not hold a plain state dict of tensors. {_ways(net)}"
+        )
     return state
 
 
@@ -142,15 +167,18 @@ def _downloaded(net: str) -> Path:
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong hash a RuntimeError
         raise UserError(
             f"The LPIPS backbone's weights {path.name} are not in {path.parent}, and downloading them failed: "
-            f"{error}. {_WAYS}"
+            f"{error}. {_ways(net)}"
         ) from error
     return path
 
 
-_WAYS = (
-    "Connect to the network once (torchvision's download is then cached), or give torchvision's file by "
-    "loss.perceptual.weights_path=PATH, or train without the term: loss.perceptual.weight=0."
-)
+def _ways(net: str) -> str:
+    """What to do about missing weights, the easiest first."""
+    fetch = f"Run `python -m tae.weights get={net}` once, or give" if net in BY_NET else "Give"
+    return (
+        f"{fetch} torchvision's file by loss.perceptual.weights_path=PATH, or train without the term: "
+        "loss.perceptual.weight=0."
+    )
 
 
 @contextmanager

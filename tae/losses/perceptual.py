@@ -16,7 +16,8 @@ class Perceptual:
     """Mean LPIPS over the b * t frames of a clip.
 
     A plain class that owns a network but registers it nowhere: its parameters reach no checkpoint and no optimizer.
-    The linear layers ship with the `lpips` package; the backbone's weights are torchvision's download, or a local file.
+    The linear layers ship with the `lpips` package; the backbone's weights are in the cache that `python -m tae.weights`
+    fills, in torchvision's, or in a file.
 
     Precision: normalisation, differences and means are float32. The backbone's convolutions are float32 too, but for
     bfloat16 autocast, where they run in bfloat16. Under float16 autocast they stay float32: the gradient
@@ -29,7 +30,8 @@ class Perceptual:
         weight: factor in the objective; at 0 nothing is loaded and `lpips` is not imported.
         net: backbone, `vgg`, `alex` or `squeeze`.
         weights_path: backbone weights in torchvision's layout (`features.0.weight`, ...), .pth or .safetensors;
-            None takes torchvision's download from the cache or the network.
+            None takes them from the cache of `python -m tae.weights`, else from torchvision's, else downloads
+            torchvision's.
         frames_per_chunk: frames that are in the network at once; memory grows with it, results do not depend on it.
 
     Raises:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.losses import Perceptual
-from tae.losses.lpips import torchvision_file
+from tae.losses.lpips import has_weights
 from tae.model.clip import frames_to_clip
 
 PSNR_CAP = 100.0  # dB; an exact frame's PSNR is infinite, which no mean survives
@@ -73,7 +73,7 @@ def lpips_at_hand(net: str, weights_path: str | None) -> Perceptual | None:
         UserError: the file does not hold these weights.
     """
     path = weights_path if net == "vgg" else None
-    if path is None and not torchvision_file("vgg").exists():
+    if path is None and not has_weights("vgg"):
         return None
     return Perceptual(weight=1.0, net="vgg", weights_path=path)
 
