@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from torch import Tensor
 from benchmarks.common import RESULTS, publish
 from data.datamodule import ClipDataModule
 from tae.metrics.baseline import trilinear_baseline
-from tae.metrics.frame import frame_metrics
+from tae.metrics.metric import Measured, Measurement
+from tae.metrics.registry import METRICS
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.model.pretrained import load_model
 
@@ -63,9 +65,9 @@ class LinearCodec:
         return from_blocks(centred @ self.components @ self.components.T + self.mean, clip.shape).to(clip.dtype)
 
 
-def means(clips: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Each metric's mean over all frames of all clips."""
-    return {key: torch.cat([clip[key].flatten() for clip in clips]).mean().item() for key in clips[0]}
+def means(clips: list[Measured]) -> dict[str, float]:
+    """Each metric's mean over all clips, which are of one length."""
+    return {name: fmean(clip.values[name] for clip in clips) for name in clips[0].values}
 
 
 def main() -> None:
@@ -92,13 +94,14 @@ def main() -> None:
         "linear": linear,
         "model": lambda clip: model(clip, sample_posterior=False).reconstruction,
     }
-    found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in codecs}
+    measure = Measurement(METRICS)
+    found: dict[str, list[Measured]] = {name: [] for name in codecs}
     with torch.no_grad():
         for batch in data.test_dataloader():
             clip = frames_to_clip(batch["frames"])
             for name, codec in codecs.items():
                 frames = clip_to_frames(codec(clip))
-                found[name].append(frame_metrics(batch["frames"], frames))
+                found[name] += measure(batch["frames"], frames)
     rows = [{"codec": name, **means(clips), "clips": len(clips)} for name, clips in found.items()]
     publish("linear_codec", "cpu", {k: v for k, v in vars(arguments).items() if k != "output"}, rows, arguments.output)
 

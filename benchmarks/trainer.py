@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from benchmarks.common import RESULTS, publish, spread, synchronize
 from benchmarks.step import random_vgg16
+from tae.evaluation.run import build_metrics
 from tae.planning import planner as plan
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.config import plain
@@ -80,7 +81,7 @@ def bare(cfg: DictConfig, clock: Clock) -> None:
 def trainer(cfg: DictConfig, clock: Clock) -> None:
     module = AutoencoderModule(
         instantiate(cfg.model), instantiate(cfg.loss), instantiate(cfg.optimizer), instantiate(cfg.scheduler),
-        cfg.seed, plain(cfg), cfg.output_dir,
+        build_metrics(cfg), cfg.seed, plain(cfg), cfg.output_dir,
     )  # fmt: skip
     callbacks = [instantiate(cfg.callbacks[name]) for name in CALLBACKS]
     loop = instantiate(

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from tae.evaluation.pictures import enlargement, latent_picture, mosaic_columns, places, side_by_side
-from tae.evaluation.report import FORMATS, LABELS, model_lines, verdict
-from tae.evaluation.results import ClipFrames, EvaluationResult
+from tae.evaluation.report import model_lines, verdict
+from tae.evaluation.results import ClipFrames, EvaluationResult, measured
 from tae.metrics.baseline import trilinear_baseline
-from tae.metrics.frame import HIGHER_IS_BETTER, psnr
+from tae.metrics.frame import psnr
+from tae.metrics.metric import Definition
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.files import replacing, write_text
 from tae.video.reader import VideoReader
@@ -80,23 +81,18 @@ def write_clips(folder: Path, shown: Mapping[str, ClipFrames]) -> list[dict[str,
     return entries
 
 
-def metric_columns(names: Sequence[str]) -> list[dict[str, Any]]:
+def metric_columns(metrics: Mapping[str, Definition]) -> list[dict[str, Any]]:
     """How the page writes each metric."""
     return [
         {
             "name": name,
-            "label": LABELS[name],
-            "higher": HIGHER_IS_BETTER[name],
-            "digits": int(FORMATS.get(name, ".4f")[1]),
-            "percent": FORMATS.get(name, "").endswith("%"),
+            "label": metric.label,
+            "higher": metric.higher_is_better,
+            "digits": metric.digits,
+            "percent": metric.percent,
         }
-        for name in names
+        for name, metric in metrics.items()
     ]
-
-
-def measured(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The metrics that have a number."""
-    return {name: dict(value) for name, value in metrics.items() if value.get("mean") is not None}
 
 
 def short(value: float) -> float | None:
@@ -127,7 +123,7 @@ def evaluation_page(
         "title": f"Evaluation of {checkpoint['path']}",
         "lead": verdict(result),
         "facts": facts(document),
-        "metrics": metric_columns([name for name in LABELS if name in metrics]),
+        "metrics": metric_columns({name: result.measured_by[name] for name in metrics}),
         "runs": [run],
         "baseline": measured(document["baselines"]["trilinear"]),
         "advantage": result.advantage(),

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
-from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gather, once_each
-from tae.losses import Perceptual, outlier_rate
+from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gather, measured, once_each
 from tae.metrics.baseline import trilinear_baseline
-from tae.metrics.frame import frame_metrics
+from tae.metrics.metric import Measurement, Metric
+from tae.metrics.registry import METRICS, complete
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
 
@@ -30,13 +29,13 @@ class Evaluation(L.LightningModule):
         model: called as `model(clip, sample_posterior=False)`; returns an object with `reconstruction` (shaped as the
             clip) and `latents` ((b, c, t', h', w'), or None where a model has none to look at). An autoencoder of
             other authors needs no more than an adapter with this one method.
-        lpips: the network for perceptual distance, or None where no weights are at hand.
+        metrics: {name: metric}; PSNR, by which clips are ranked, is always among them.
     """
 
-    def __init__(self, model: nn.Module, lpips: Perceptual | None = None) -> None:
+    def __init__(self, model: nn.Module, metrics: Mapping[str, Metric] = METRICS) -> None:
         super().__init__()
         self.model = model
-        self.lpips = lpips
+        self.measure = Measurement(complete(metrics))
         self._clips: list[ClipResult] = []
         self._result: EvaluationResult | None = None
 
@@ -49,23 +48,25 @@ class Evaluation(L.LightningModule):
 
     def on_test_start(self) -> None:
         self._clips, self._result = [], None
+        self.measure.reasons.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         original = batch["frames"]
         clip = frames_to_clip(original)
         reconstruction, latents = self._reconstruct(clip, batch["keys"])
-        model = frame_metrics(original, reconstruction, self.lpips)
-        trilinear = frame_metrics(original, clip_to_frames(trilinear_baseline(clip)), self.lpips)
-        model_rows = _rows(model)
-        if latents is not None:
-            rates = torch.stack([outlier_rate(z[None]) for z in latents]).tolist()
-            model_rows = [row | {"outlier_rate": rate} for row, rate in zip(model_rows, rates, strict=True)]
-        columns = zip(batch["keys"], batch["fps"], model_rows, _rows(trilinear), strict=True)
-        self._clips += [ClipResult(key, original.shape[1], fps, ours, theirs) for key, fps, ours, theirs in columns]
+        baseline = clip_to_frames(trilinear_baseline(clip))
+        model = self.measure(original, reconstruction, fps=batch["fps"], latents=latents)
+        trilinear = self.measure(original, baseline, fps=batch["fps"])
+        for key, fps, ours, theirs in zip(batch["keys"], batch["fps"], model, trilinear, strict=True):
+            self._clips.append(
+                ClipResult(key, original.shape[1], fps, ours.values, theirs.values, ours.kept, theirs.kept)
+            )
 
     def on_test_epoch_end(self) -> None:
-        self._result = EvaluationResult(once_each(gather(self._clips)))
-        means = {f"test/{name}": value["mean"] for name, value in self._result.metrics().items()}
+        reasons = dict(gather(list(self.measure.reasons.items())))
+        clips = [clip.without(reasons) for clip in once_each(gather(self._clips))]
+        self._result = EvaluationResult(clips, self.measure.metrics, reasons)
+        means = {f"test/{name}": value["mean"] for name, value in measured(self._result.metrics()).items()}
         self.log_dict(means, rank_zero_only=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[ClipFrames]:
@@ -93,7 +94,7 @@ def evaluate_model(
     model: nn.Module,
     clips: Iterable[Batch],
     chosen_clips: Callable[[list[str]], Iterable[Batch]],
-    lpips: Perceptual | None = None,
+    metrics: Mapping[str, Metric] = METRICS,
     others_shown: int = 0,
 ) -> tuple[EvaluationResult, dict[str, ClipFrames]]:
     """Measure all clips, then reconstruct the best, the median, the worst and some others once more to be looked at.
@@ -109,15 +110,9 @@ def evaluate_model(
     Raises:
         UserError: no clip, a clip met twice, or a reconstruction that is not finite.
     """
-    evaluation = Evaluation(model, lpips)
+    evaluation = Evaluation(model, metrics)
     trainer.test(evaluation, clips, verbose=False)
     shown = evaluation.result.shown(others_shown)
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []
     frames = {clip.key: clip for clip in gather([clip for batch in batches for clip in batch])}
     return evaluation.result, {role: frames[clip.key] for role, clip in shown.items()}
-
-
-def _rows(metrics: Mapping[str, Tensor]) -> list[dict[str, float]]:
-    """{name: (b, t)} to b rows of {name: mean over t}, with one copy to the host."""
-    columns = torch.stack([value.float().mean(1) for value in metrics.values()], dim=1)
-    return [dict(zip(metrics, row, strict=True)) for row in columns.tolist()]

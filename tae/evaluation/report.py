@@ -11,23 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tae.evaluation.protocol import PROTOCOL
-from tae.evaluation.results import EvaluationResult, Interval
-from tae.metrics.frame import HIGHER_IS_BETTER
+from tae.evaluation.results import EvaluationResult, Interval, measured
+from tae.metrics.metric import Definition
 from tae.runtime.environment import environment
 from tae.runtime.files import replacing, write_text
-
-LABELS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "ssim_uniform": "SSIM (uniform)",
-    "lpips": "LPIPS (VGG)",
-    "outlier_rate": "outlier rate",
-}
-FORMATS = {"psnr": ".2f", "outlier_rate": ".3%"}  # four decimals for all others
-NO_LPIPS = (
-    "the weights of VGG-16 are not here: run `python -m tae.weights get=vgg` once, or give loss.perceptual.weights_path "
-    "(an evaluation downloads nothing)"
-)
 
 
 def write_report(
@@ -72,15 +59,14 @@ def metrics_document(
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json: valid JSON, so what has no number is null and says why."""
-    metrics, trilinear = result.metrics(), result.trilinear()
-    for values in (metrics, trilinear):
-        values.setdefault("lpips", {"mean": None, "ci95": None, "reason": NO_LPIPS})
+    metrics = result.metrics()
     document = {
         "protocol": PROTOCOL,
         "num_clips": len(result.clips),
         "num_frames": sum(clip.num_frames for clip in result.clips),
         "metrics": metrics,
-        "baselines": {"trilinear": trilinear},
+        "baselines": {"trilinear": result.trilinear()},
+        "definitions": {name: result.measured_by[name].definition() for name in metrics},
         "skipped": [dict(clip) for clip in skipped],
         "checkpoint": None if checkpoint is None else dict(checkpoint),
         "config": config,
@@ -97,7 +83,9 @@ def verdict(result: EvaluationResult) -> str:
     """In words, whether the model is worth more than a trivial codec of the same grid."""
     parts = []
     for name in ("psnr", "ssim"):
-        difference = result.advantage()[name]
+        difference = result.advantage().get(name)
+        if difference is None:
+            continue
         amount = abs(difference["mean"])
         if difference["ci95"] is None or difference["ci95"][0] <= 0 <= difference["ci95"][1]:
             parts.append(f"not clearly different from it in {name.upper()} ({difference['mean']:+.3g})")
@@ -119,7 +107,8 @@ def print_report(result: EvaluationResult, output_dir: Path, console: Console | 
     for row in _table_rows(result):
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
-    console.print(verdict(result), highlight=False)
+    for line in [*reasons(result), verdict(result)]:
+        console.print(line, highlight=False, markup=False)
     console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
 
@@ -136,20 +125,28 @@ def _table_rows(result: EvaluationResult) -> list[tuple[str, str, str, str]]:
     """(metric, model, trilinear, difference) as text, for the terminal and for Markdown."""
     trilinear, advantage = result.trilinear(), result.advantage()
     rows = []
-    for name, value in result.metrics().items():
-        label = f"{LABELS[name]} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
-        baseline, difference = interval_text(name, trilinear.get(name)), interval_text(name, advantage.get(name), "+")
-        rows.append((label, interval_text(name, value), baseline, difference))
+    for name, value in measured(result.metrics()).items():
+        metric = result.measured_by[name]
+        baseline, difference = (
+            interval_text(metric, trilinear.get(name)),
+            interval_text(metric, advantage.get(name), "+"),
+        )
+        rows.append((metric.heading, interval_text(metric, value), baseline, difference))
     return rows
 
 
-def interval_text(name: str, value: Interval | None, sign: str = "") -> str:
+def reasons(result: EvaluationResult) -> list[str]:
+    """Why metrics have no number, a line each."""
+    without = {name: value["reason"] for name, value in result.metrics().items() if value["mean"] is None}
+    return [f"{result.measured_by[name].label}: not measured, {reason}." for name, reason in without.items()]
+
+
+def interval_text(metric: Definition, value: Interval | None, sign: str = "") -> str:
     """A mean and its interval, rounded as befits the metric."""
     if value is None or value["mean"] is None:
         return "-"
-    form = sign + FORMATS.get(name, ".4f")
-    interval = "" if value["ci95"] is None else f" [{value['ci95'][0]:{form}}, {value['ci95'][1]:{form}}]"
-    return f"{value['mean']:{form}}{interval}"
+    mean = metric.text(value["mean"], sign)
+    return mean if value["ci95"] is None else f"{mean} [{', '.join(metric.text(end, sign) for end in value['ci95'])}]"
 
 
 def _write_per_clip(path: Path, result: EvaluationResult) -> None:
@@ -172,7 +169,7 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
         f"{document['num_clips']:,} clips, {document['num_frames']:,} frames; mean over frames, in brackets the 95 % "
         "interval by bootstrap over clips. Every metric is taken per frame on uint8 RGB, the posterior's mode decoded "
         f"(protocol `{PROTOCOL}`). ↑ higher is better, ↓ lower is better.",
-        *([] if "lpips" in result.metrics() else [f"LPIPS: {NO_LPIPS}."]),
+        *reasons(result),
         "## Clips to look at",
         markdown_table(
             ["", "clip", "PSNR (dB)", "trilinear (dB)", "original (left), reconstruction (right)"],

@@ -1,31 +1,42 @@
 """Results of an evaluation: per clip, over all clips with intervals, and gathered from all processes."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tae.metrics.metric import Metric, NotMeasured
+from tae.metrics.registry import METRICS
 from tae.runtime.errors import UserError
 
 BOOTSTRAP_RESAMPLES = 1_000
 BOOTSTRAP_SEED = 0
-Interval = dict[str, Any]  # mean, ci95
+Interval = dict[str, Any]  # mean, ci95; reason where the mean is None
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """One clip's metrics, each the mean over its frames."""
+    """One clip's metrics, each the mean over its frames, and what metrics of the whole set keep of the clip."""
 
     key: str
     num_frames: int
     fps: float
     model: dict[str, float]
     trilinear: dict[str, float]
+    model_kept: dict[str, Any] = field(default_factory=dict)
+    trilinear_kept: dict[str, Any] = field(default_factory=dict)
+
+    def without(self, names: Collection[str]) -> Self:
+        """The same clip without the metrics that could not be measured on another one."""
+        parts = (self.model, self.trilinear, self.model_kept, self.trilinear_kept)
+        left = ({name: value for name, value in part.items() if name not in names} for part in parts)
+        return type(self)(self.key, self.num_frames, self.fps, *left)
 
 
 class ClipFrames(NamedTuple):
@@ -45,22 +56,48 @@ class ClipFrames(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All clips' metrics, in the order of their keys."""
+    """All clips' metrics, in the order of their keys.
+
+    Args:
+        clips: all of them.
+        measured_by: {name: metric}, in the order in which tables show them.
+        reasons: {name: why it could not be measured}.
+    """
 
     clips: list[ClipResult]
+    measured_by: Mapping[str, Metric] = field(default_factory=METRICS.copy)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Interval]:
-        """The model's: {name: {"mean": float, "ci95": [low, high]}}."""
-        return summarise([clip.model for clip in self.clips], self._frames())
+        """The model's: {name: {"mean": float, "ci95": [low, high]}}; a mean of None has its "reason" beside it."""
+        return self._model
 
     def trilinear(self) -> dict[str, Interval]:
         """The trilinear baseline's, in the same form."""
-        return summarise([clip.trilinear for clip in self.clips], self._frames())
+        return self._trilinear
 
     def advantage(self) -> dict[str, Interval]:
         """Model minus baseline, clip by clip, so that the interval tells whether the sign is certain."""
         pairs = [{k: clip.model[k] - clip.trilinear[k] for k in clip.trilinear} for clip in self.clips]
         return summarise(pairs, self._frames())
+
+    @cached_property
+    def _model(self) -> dict[str, Interval]:
+        return self._summary([clip.model for clip in self.clips], [clip.model_kept for clip in self.clips])
+
+    @cached_property
+    def _trilinear(self) -> dict[str, Interval]:
+        return self._summary([clip.trilinear for clip in self.clips], [clip.trilinear_kept for clip in self.clips])
+
+    def _summary(self, rows: Sequence[Mapping[str, float]], kept: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+        """Every metric over all clips, in the order of `measured_by`."""
+        found = summarise(rows, self._frames())
+        for name, metric in self.measured_by.items():
+            if name in self.reasons:
+                found[name] = not_measured(self.reasons[name])
+            elif metric.scope == "set" and all(name in of_clip for of_clip in kept):
+                found[name] = of_the_set(metric, [of_clip[name] for of_clip in kept])
+        return {name: found[name] for name in self.measured_by if name in found}
 
     def chosen(self) -> dict[str, ClipResult]:
         """The clips to look at: best, median and worst by PSNR; fewer where there are fewer than three clips."""
@@ -91,6 +128,24 @@ def once_each(clips: Sequence[ClipResult]) -> list[ClipResult]:
                 "Two patterns of data.shards.test overlap, or two shards hold a sample of that key."
             )
     return ordered
+
+
+def of_the_set(metric: Metric, kept: Sequence[Any]) -> Interval:
+    """A metric of all clips together, or why there is none."""
+    try:
+        return metric.function.compute(kept)  # type: ignore[attr-defined]
+    except NotMeasured as reason:
+        return not_measured(str(reason))
+
+
+def measured(metrics: Mapping[str, Interval]) -> dict[str, Interval]:
+    """The metrics that have a number."""
+    return {name: dict(value) for name, value in metrics.items() if value.get("mean") is not None}
+
+
+def not_measured(reason: str) -> Interval:
+    """What stands in the place of a number."""
+    return {"mean": None, "ci95": None, "reason": reason}
 
 
 def summarise(rows: Sequence[Mapping[str, float]], num_frames: Sequence[int]) -> dict[str, Interval]:

@@ -22,8 +22,8 @@ from tae.evaluation.protocol import evaluate_model
 from tae.evaluation.report import print_report, write_report
 from tae.evaluation.results import ClipFrames, gather
 from tae.evaluation.stored_config import evaluation_data, evaluation_precision
-from tae.losses import Perceptual
-from tae.metrics.frame import lpips_at_hand
+from tae.metrics.metric import Metric
+from tae.metrics.registry import complete
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
@@ -34,21 +34,37 @@ from tae.runtime.trainer_progress import evaluation_progress
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds."""
+    metrics = build_metrics(cfg)
     loaded = load_other(cfg.ckpt) if is_other(cfg.ckpt) else load_model(cfg.ckpt)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
     cfg.data = OmegaConf.merge(evaluation_data(cfg, loaded.config), {"output_dir": cfg.output_dir})
     write_config(cfg)
     data = instantiate(cfg.data)
-    lpips = lpips_at_hand(cfg.loss.perceptual.net, cfg.loss.perceptual.weights_path)
-    return measure(loaded, data, cfg, lpips)
+    return measure(loaded, data, cfg, metrics)
+
+
+def build_metrics(cfg: DictConfig) -> dict[str, Metric]:
+    """The metrics of the group `metrics`, PSNR always among them.
+
+    Raises:
+        UserError: an entry does not make a metric.
+    """
+    metrics = instantiate(cfg.get("metrics") or {}, _convert_="all")
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise UserError(
+                f"metrics.{name} makes a {type(metric).__name__}, not a tae.metrics.metric.Metric: let its _target_ be a "
+                "function that returns one. docs/extending.md has an example."
+            )
+    return complete(metrics)
 
 
 def measure(
     loaded: LoadedModel | OtherModel,
     data: ClipDataModule,
     cfg: DictConfig,
-    lpips: Perceptual | None,
+    metrics: Mapping[str, Metric],
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run the protocol on every process and write the report on the first.
@@ -74,7 +90,7 @@ def measure(
         loaded.model,
         clips,
         lambda keys: data.eval_dataloader("test", only=keys),
-        lpips,
+        metrics,
         others_shown=cfg.page.clips,
     )
     skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own

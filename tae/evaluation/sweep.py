@@ -3,8 +3,9 @@
 import csv
 import json
 import logging
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tae.evaluation.page import write_page
-from tae.evaluation.report import FORMATS, markdown_table
+from tae.evaluation.report import markdown_table
 from tae.evaluation.results import Interval
 from tae.evaluation.sweep_page import comparison_page
-from tae.evaluation.sweep_runs import RECORD, Run, differing, read_runs, run_label
+from tae.evaluation.sweep_runs import RECORD, Run, differing, measured_by, read_runs, run_label
+from tae.metrics.metric import Definition
 from tae.runtime.errors import first_line
 from tae.runtime.files import replacing, write_text
 
 log = logging.getLogger(__name__)
 
-METRICS = ("psnr", "ssim", "ssim_uniform", "lpips", "outlier_rate")
-PLOTTED = {"psnr": "PSNR (dB)", "ssim": "SSIM", "outlier_rate": "outlier rate"}
+PANELS_IN_ROW = 4
+SECONDS = Definition(label="s/step", higher_is_better=False)
 
 
 class SweepComparison(Callback):
@@ -52,7 +54,7 @@ def write_comparison(folder: Path, console: Console | None = None) -> None:
     if not runs:
         return
     header, rows = _table(runs)
-    readable = _as_text(header, rows)
+    readable = _as_text(header, rows, measured_by(runs))
     write_text(folder / "comparison.md", _markdown(header, readable, runs))
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
@@ -84,7 +86,7 @@ def _record(config: DictConfig, job_return: JobReturn) -> dict[str, Any]:
 def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
     """Header and one row of values for each run; a column of metrics is there if any run has it."""
     keys = differing(runs)
-    names = [name for name in METRICS if any(name in run.metrics for run in runs)]
+    names = measured_by(runs)
     header = ["run", *keys, *names, "s/step", "status"]
     rows = [
         [
@@ -99,13 +101,15 @@ def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
     return header, rows
 
 
-def _as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[str]]:
+def _as_text(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], metrics: Mapping[str, Definition]
+) -> list[list[str]]:
     """The rows rounded for reading; the CSV keeps every digit."""
 
     def cell(name: str, value: Any) -> str:
         if value is None:
             return ""
-        return format(value, FORMATS.get(name, ".4f")) if isinstance(value, float) else str(value)
+        return metrics.get(name, SECONDS).text(value) if isinstance(value, float) else str(value)
 
     return [[cell(name, value) for name, value in zip(header, row, strict=True)] for row in rows]
 
@@ -131,31 +135,35 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]], folder: Path, c
 
 
 def _plot(runs: Sequence[Run], path: Path) -> None:
-    """One panel of bars for each metric and, where any run was validated, the curves of validation PSNR."""
+    """A panel of bars for each metric and, where any run was validated, the curves of validation PSNR."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no display, no global state
     from matplotlib.figure import Figure
 
     labels = [run_label(run, differing(runs)) for run in runs]
     colours = [f"C{i % 10}" for i in range(len(runs))]
+    metrics = measured_by(runs)
     curves = any(run.curve for run in runs)
-    panels = [name for name in PLOTTED if any(name in run.metrics for run in runs)]
-    if not panels and not curves:
+    count = len(metrics) + curves
+    if not count:
         return
-    figure = Figure(figsize=(4.2 * (len(panels) + curves), 1.6 + max(2.4, 0.45 * len(runs))), layout="constrained")
+    across = min(count, PANELS_IN_ROW)
+    down = math.ceil(count / across)
+    figure = Figure(figsize=(4.2 * across, down * (1.6 + max(2.4, 0.45 * len(runs)))), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels) + curves, squeeze=False)[0]
-    for axis, name in zip(axes, panels, strict=False):
-        _bars(axis, [run.metrics.get(name) for run in runs], name, labels, colours, first=axis is axes[0])
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for i, (axis, (name, metric)) in enumerate(zip(axes, metrics.items(), strict=False)):
+        _bars(axis, [run.metrics.get(name) for run in runs], metric, colours)
+        axis.set_yticks(range(len(runs)), labels if i % across == 0 else [""] * len(runs))
     if curves:
-        _curves(axes[-1], runs, labels, colours)
+        _curves(axes[count - 1], runs, labels, colours)
+    for axis in axes[count:]:
+        axis.set_axis_off()
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
 
 
-def _bars(
-    axis: Any, values: Sequence[Interval | None], name: str, labels: Sequence[str], colours: Sequence[str], first: bool
-) -> None:
-    """Means as bars with their 95 % intervals; only the first panel repeats the runs' labels."""
+def _bars(axis: Any, values: Sequence[Interval | None], metric: Definition, colours: Sequence[str]) -> None:
+    """Means as bars with their 95 % intervals."""
     means = [value["mean"] if value else 0.0 for value in values]
     reach = [value.get("ci95") or [value["mean"]] * 2 if value else [0.0, 0.0] for value in values]
     errors = [
@@ -163,13 +171,11 @@ def _bars(
         [high - mean for mean, (_, high) in zip(means, reach, strict=True)],
     ]
     bars = axis.barh(range(len(values)), means, xerr=errors, capsize=3, color=colours)
-    texts = [format(value["mean"], FORMATS.get(name, ".4f")) if value else "failed" for value in values]
-    axis.bar_label(bars, texts, padding=4)
-    axis.set_yticks(range(len(values)), labels if first else [""] * len(values))
-    axis.set_title(PLOTTED[name])
+    axis.bar_label(bars, [metric.text(value["mean"]) if value else "failed" for value in values], padding=4)
+    axis.set_title(metric.heading)
     axis.invert_yaxis()
     axis.margins(x=0.3)
-    axis.set_xlim(left=0.0)  # also where all are 0, which matplotlib would put in the middle
+    axis.set_xlim(left=min(0.0, axis.get_xlim()[0]) if min(means) < 0 else 0.0)  # also where all are 0
     axis.spines[["top", "right"]].set_visible(False)
 
 

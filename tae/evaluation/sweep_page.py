@@ -5,11 +5,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tae.evaluation.page import INDEX, details, facts, measured, metric_columns, page_clip, read_pictures, short
+from tae.evaluation.page import INDEX, details, facts, metric_columns, page_clip, read_pictures, short
 from tae.evaluation.pictures import mosaic, mosaic_columns, reduced, reduction
-from tae.evaluation.report import LABELS, latents_text
-from tae.evaluation.results import Interval, summarise
-from tae.evaluation.sweep_runs import Run, differing, read_json, read_per_clip, run_label
+from tae.evaluation.report import latents_text
+from tae.evaluation.results import Interval, measured, summarise
+from tae.evaluation.sweep_runs import Run, differing, measured_by, read_json, read_per_clip, run_label
 from tae.runtime.config import flat
 from tae.video.writer import write_video
 
@@ -26,7 +26,7 @@ def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
         "title": f"Comparison of {len(runs)} runs",
         "lead": _leader(runs, labels, measurements),
         "facts": facts(first) if "num_clips" in first else [],
-        "metrics": metric_columns([name for name in LABELS if any(name in run.metrics for run in runs)]),
+        "metrics": metric_columns(measured_by(runs)),
         "runs": [
             {
                 "label": label,
@@ -41,7 +41,7 @@ def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
         "baseline": _common_baseline(complete),
         "advantage": None,
         "settings": {"rows": _different_settings(runs)},
-        "rows": [_page_row(key, measurements) for key in sorted(set().union(*measurements))],
+        "rows": [_page_row(key, measurements, list(measured_by(runs))) for key in sorted(set().union(*measurements))],
         "clips": _write_clips(folder, runs, labels),
         "skipped": [],
         "details": details(first) if "environment" in first else [],
@@ -133,11 +133,10 @@ def _as_text(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: "null" if value is None else str(value) for key, value in settings.items()}
 
 
-def _page_row(key: str, measurements: Sequence[PerClip]) -> dict[str, Any]:
+def _page_row(key: str, measurements: Sequence[PerClip], names: Sequence[str]) -> dict[str, Any]:
     """One clip's line of the page: every run's values, and the baseline's of the first run that has the clip."""
     rows = [of_run.get(key) for of_run in measurements]
     first = next(row for row in rows if row is not None)
-    names = [name for name in LABELS if name in first]
     return {
         "key": key,
         "frames": int(first["num_frames"]),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tae.evaluation.page import measured
-from tae.evaluation.results import Interval
+from tae.evaluation.results import Interval, measured
+from tae.metrics.metric import Definition
+from tae.metrics.registry import definitions
 
 RECORD = "run.json"  # one in each run's folder: what Hydra knows of a run, above all of one that failed
 CURVE = "val/psnr"
@@ -39,6 +40,13 @@ def read_runs(folder: Path) -> list[Run]:
     """The runs below `folder` in the order of their job numbers."""
     records = [(json.loads(path.read_text(encoding="utf-8")), path.parent) for path in folder.rglob(RECORD)]
     return [_read_run(record, run_folder) for record, run_folder in sorted(records, key=lambda item: item[0]["job"])]
+
+
+def measured_by(runs: Sequence[Run]) -> dict[str, Definition]:
+    """{name: how to write it} of every metric that any run has, in the runs' own order."""
+    known = {name: metric for run in reversed(runs) for name, metric in definitions(run.document).items()}
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return {name: known[name] for name in names}
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

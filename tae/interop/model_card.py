@@ -7,8 +7,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tae.evaluation.report import LABELS, interval_text, markdown_table
+from tae.evaluation.report import interval_text, markdown_table
+from tae.evaluation.results import measured
 from tae.latents.stats import STATS, LatentStats
+from tae.metrics.registry import definitions
 from tae.model.pretrained import LoadedModel
 from tae.runtime.errors import UserError
 
@@ -89,10 +91,10 @@ def model_card(
 def quality(metrics: Mapping[str, Any]) -> str:
     """The table of an evaluation beside its baseline, and how it was measured."""
     baseline = metrics["baselines"]["trilinear"]
+    known = definitions(metrics)
     rows = [
-        (LABELS.get(key, key), interval_text(key, value), interval_text(key, baseline.get(key)))
-        for key, value in metrics["metrics"].items()
-        if value["mean"] is not None
+        (known[name].label, interval_text(known[name], value), interval_text(known[name], baseline.get(name)))
+        for name, value in measured(metrics["metrics"]).items()
     ]
     data = metrics["config"].get("data", {})
     words = {"num_frames": "{} frames", "resolution": "{} pixels each way", "frame_stride": "stride {}"}

@@ -1,4 +1,4 @@
-"""Per-frame quality metrics, each with one definition, and the trivial codec that every model is compared with.
+"""Per-frame quality metrics, each with one definition.
 
 All take uint8 RGB frames (n, h, w, 3), as a viewer sees them, so there is no value range to guess, and return one float
 value for each frame: (n,). They run in float32, outside autocast; on CUDA in float64, which TF32 cannot round.
@@ -12,10 +12,14 @@ from torch import Tensor
 
 from tae.losses import Perceptual
 from tae.losses.lpips import has_weights
+from tae.metrics.metric import NotMeasured
 from tae.model.clip import frames_to_clip
 
 PSNR_CAP = 100.0  # dB; an exact frame's PSNR is infinite, which no mean survives
-HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "ssim_uniform": True, "lpips": False, "outlier_rate": False}
+NO_LPIPS = (
+    "the weights of VGG-16 are not here: run `python -m tae.weights get=vgg` once, or give loss.perceptual.weights_path "
+    "(an evaluation downloads nothing)"
+)
 
 
 def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
@@ -63,38 +67,28 @@ def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
         return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
 
 
-def lpips_at_hand(net: str, weights_path: str | None) -> Perceptual | None:
-    """The metric's own LPIPS (always VGG-16) where that needs no download, else None.
+class LPIPS:
+    """Learned perceptual distance (Zhang et al., arXiv 1801.03924), always of VGG-16. Nothing is downloaded.
 
     Args:
-        net, weights_path: of the training objective; its file serves here too where it is VGG-16's.
+        net, weights_path: of the training objective; its file serves here too where it is VGG-16's. Without one,
+            what `tae.weights` or torchvision left in the cache.
 
     Raises:
         UserError: the file does not hold these weights.
     """
-    path = weights_path if net == "vgg" else None
-    if path is None and not has_weights("vgg"):
-        return None
-    return Perceptual(weight=1.0, net="vgg", weights_path=path)
 
+    def __init__(self, net: str = "vgg", weights_path: str | None = None) -> None:
+        given = net == "vgg" and weights_path is not None
+        self._network = Perceptual(weight=1.0, net="vgg", weights_path=weights_path) if given else None
 
-def frame_metrics(original: Tensor, reconstruction: Tensor, lpips: Perceptual | None = None) -> dict[str, Tensor]:
-    """Every metric of every frame.
-
-    Args:
-        original, reconstruction: (b, t, h, w, 3) uint8.
-        lpips: the network to measure perceptual distance with, or None to leave that metric out.
-
-    Returns:
-        {name: (b, t) float}
-    """
-    b = len(original)
-    x, y = original.flatten(0, 1), reconstruction.flatten(0, 1)
-    values = {"psnr": psnr(x, y), "ssim": ssim(x, y), "ssim_uniform": ssim_uniform(x, y)}
-    if lpips is not None:
-        with torch.autocast(x.device.type, enabled=False):
-            values["lpips"] = lpips.per_frame(frames_to_clip(original), frames_to_clip(reconstruction)).flatten()
-    return {name: value.unflatten(0, (b, -1)) for name, value in values.items()}
+    def __call__(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32."""
+        if self._network is None:
+            if not has_weights("vgg"):
+                raise NotMeasured(NO_LPIPS)
+            self._network = Perceptual(weight=1.0, net="vgg", weights_path=None)
+        return self._network.per_frame(frames_to_clip(original[None]), frames_to_clip(reconstruction[None]))[0]
 
 
 def _unit_range(frames: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
+from tae.evaluation.validation import Validation
 from tae.losses import AutoencoderLoss
-from tae.losses.outlier import outlier_rate
-from tae.metrics.frame import psnr, ssim
+from tae.metrics.frame import psnr
+from tae.metrics.metric import Metric
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
@@ -25,13 +25,14 @@ from tae.training.nonfinite import ADVICE, FiniteFlag, StepRecord, written
 
 
 class AutoencoderModule(L.LightningModule):
-    """One optimizer, four losses, three validation metrics.
+    """One optimizer, one objective, metrics at each validation.
 
     Args:
         model: the autoencoder to train.
         loss: gives (objective, {term: value}) for a clip and the model's output.
         optimizer: makes the optimizer of the parameters (a partial).
         scheduler: makes the learning rate's schedule of the optimizer, stepped every step (a partial), or None.
+        metrics: {name: metric} to measure at each validation.
         seed: of the posterior's noise.
         config: the resolved configuration, as plain values, to be carried in every checkpoint.
         output_dir: where a stopped run leaves its evidence.
@@ -43,6 +44,7 @@ class AutoencoderModule(L.LightningModule):
         loss: AutoencoderLoss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
+        metrics: Mapping[str, Metric],
         seed: int,
         config: Mapping[str, Any],
         output_dir: str | Path,
@@ -55,7 +57,7 @@ class AutoencoderModule(L.LightningModule):
         self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
-        self.val_psnr, self.val_ssim, self.val_outlier_rate = MeanMetric(), MeanMetric(), MeanMetric()
+        self.metrics = metrics
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
 
@@ -150,25 +152,16 @@ class AutoencoderModule(L.LightningModule):
         self.judge_last_step(together=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Here, not at the end: a validation on its own runs in inference mode, whose tensors the next could not use."""
-        for metric in self.validation_metrics().values():
-            metric.reset()
+        self.validation = Validation(self.metrics)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
-        original, reconstruction = batch["frames"].flatten(0, 1), clip_to_frames(out.reconstruction).flatten(0, 1)
-        self.val_psnr.update(psnr(original, reconstruction))
-        self.val_ssim.update(ssim(original, reconstruction))
-        # Weighed by frames, so that the three are averaged over the same thing.
-        self.val_outlier_rate.update(outlier_rate(out.latents), weight=len(original))
+        self.validation.add(batch, clip_to_frames(out.reconstruction), out.latents)
 
     def on_validation_epoch_end(self) -> None:
-        """Average over all processes. A process without a single clip takes part too: the sums are what is reduced."""
-        for name, metric in self.validation_metrics().items():
-            self.log(f"val/{name}", metric.compute(), sync_dist=True)  # equal already; Lightning warns without
-
-    def validation_metrics(self) -> dict[str, MeanMetric]:
-        return {"psnr": self.val_psnr, "ssim": self.val_ssim, "outlier_rate": self.val_outlier_rate}
+        """Average over all processes; one without a single clip takes part too."""
+        for name, mean in self.validation.means().items():
+            self.log(f"val/{name}", mean, sync_dist=True)  # equal already; Lightning warns without
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.model.parameters())

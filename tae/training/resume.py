@@ -10,7 +10,17 @@ from tae.runtime.errors import UserError
 
 # What a resumed run may change without a word, and what it may not change at all.
 FREE = (
-    *("resume", "init_from", "name", "output_dir", "data.output_dir", "data.cache_dir", "callbacks.", "logger."),
+    *(
+        "resume",
+        "init_from",
+        "name",
+        "output_dir",
+        "data.output_dir",
+        "data.cache_dir",
+        "callbacks.",
+        "logger.",
+        "metrics.",
+    ),
     *("model.image_vae", "model.init_from", "model.gradient_checkpointing", "model.compile_blocks", "validate_first"),
     "trainer.default_root_dir",
 )

@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.datamodule import ClipDataModule
-from tae.evaluation.run import measure
-from tae.metrics.frame import lpips_at_hand
+from tae.evaluation.run import build_metrics, measure
 from tae.model.checkpoint_file import read_checkpoint
 from tae.model.pretrained import load_model
 from tae.runtime.config import plain, write_config
@@ -45,7 +44,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             remove_leftovers(Path(cfg.output_dir) / folder)
         data.prepare_data()
         data.setup("fit")
-    loss = instantiate(cfg.loss)
+    loss, metrics = instantiate(cfg.loss), build_metrics(cfg)
     callbacks = list(instantiate(cfg.callbacks).values())
     # By their types, whatever their order; the command line may have left out either (`~callbacks.step_timer`).
     timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
@@ -55,18 +54,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         loss=loss,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
+        metrics={name: metric for name, metric in metrics.items() if metric.in_validation},
         seed=cfg.seed,
         config=plain(cfg),
         output_dir=cfg.output_dir,
     )
     before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
-    perceptual = cfg.loss.perceptual
     document = measure(
         load_model(checkpoint_to_measure(best, Path(cfg.output_dir))),
         instantiate(cfg.data),
         cfg,
-        lpips_at_hand(perceptual.net, perceptual.weights_path),
+        metrics,
         training={
             "steps": trainer.global_step,
             "seconds_per_step": None if timer is None else timer.seconds_per_step,

@@ -13,8 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tae.evaluation.protocol import Evaluation, evaluate_model
-from tae.evaluation.results import ClipResult, EvaluationResult, once_each, summarise
+from tae.evaluation.results import ClipResult, EvaluationResult, measured, once_each, summarise
 from tae.metrics.frame import psnr
+from tae.metrics.metric import Metric, NotMeasured
+from tae.metrics.registry import METRICS
 from tae.model.clip import clip_to_frames
 from tae.runtime.errors import UserError
 
@@ -62,8 +64,8 @@ def quiet_trainer(**arguments):
     )
 
 
-def evaluate(clips, model=None, **arguments):
-    evaluation = Evaluation(model or Dimmed())
+def evaluate(clips, model=None, metrics=METRICS, **arguments):
+    evaluation = Evaluation(model or Dimmed(), metrics)
     quiet_trainer(**arguments).test(evaluation, loader(clips), verbose=False)
     return evaluation.result
 
@@ -78,8 +80,8 @@ def test_means_run_over_all_frames_of_all_clips():
     # The same frames through float32: a value may round to its neighbour. Weighing clips, not frames, differs by 1e-3.
     assert result.metrics()["psnr"]["mean"] == pytest.approx(np.mean(values), abs=1e-4)
     assert [clip.num_frames for clip in result.clips] == [8, 16, 8]
-    assert set(result.metrics()) == {"psnr", "ssim", "ssim_uniform", "outlier_rate"}
-    assert set(result.trilinear()) == {"psnr", "ssim", "ssim_uniform"}
+    assert list(result.metrics()) == ["psnr", "ssim", "ssim_uniform", "lpips", "outlier_rate"]
+    assert list(result.trilinear()) == ["psnr", "ssim", "ssim_uniform", "lpips"]
 
 
 def test_both_sides_are_rounded():
@@ -92,6 +94,7 @@ def test_metrics_stay_float32_in_mixed_precision():
     """The model's own values may change under autocast, its baseline's may not."""
     clips = make_clips(2)
     plain, mixed = evaluate(clips).trilinear(), evaluate(clips, precision="bf16-mixed").trilinear()
+    assert measured(plain).keys() >= {"psnr", "ssim", "ssim_uniform"}
     assert plain == mixed
 
 
@@ -160,6 +163,66 @@ def test_a_model_without_latents_can_be_evaluated():
     assert "outlier_rate" not in evaluate(make_clips(1), Other()).metrics()
 
 
+class Brightness:
+    """A metric of the set: how much darker the reconstructions are on average, with the number of clips."""
+
+    def __call__(self, original, reconstruction, fps):
+        assert original.shape[1:] == (16, 24, 3)
+        assert fps == 25.0
+        return original.float().mean().item() - reconstruction.float().mean().item()
+
+    def compute(self, kept):
+        if len(kept) < 3:
+            raise NotMeasured(f"{len(kept)} clips are too few")
+        return {"mean": sum(kept) / len(kept), "ci95": None, "clips": len(kept), "kept": list(kept)}
+
+
+def largest_error(original, reconstruction):
+    return (original.int() - reconstruction.int()).abs().max()
+
+
+def only_long_clips(original, reconstruction):
+    if len(original) < 16:
+        raise NotMeasured("a clip is shorter than 16 frames")
+    return 1.0
+
+
+OWN = {
+    "largest": Metric(label="largest error", higher_is_better=False, digits=0, scope="clip", function=largest_error),
+    "darker": Metric(label="darker by", scope="set", function=Brightness(), needs=["fps"]),
+    "long": Metric(label="long", scope="clip", function=only_long_clips),
+}
+
+
+def test_a_metric_of_clips_and_one_of_the_set():
+    clips = make_clips(3)
+    result = evaluate(clips, metrics=OWN)
+    assert list(result.metrics()) == ["psnr", "largest", "darker", "long"], "PSNR is what clips are ranked by"
+    # A tenth less contrast about grey: the value 255 becomes 242, with rounding.
+    assert result.metrics()["largest"]["mean"] == 13.0
+    assert result.clips[0].model["largest"] == 13.0
+    darker = result.metrics()["darker"]
+    of_clips = [  # the levels' mean in float64, before and after
+        float(
+            np.mean(frames.double().numpy())
+            - np.mean(np.rint((frames.double().numpy() / 127.5 - 1) * 0.9 * 127.5 + 127.5))
+        )
+        for frames in clips.values()
+    ]
+    assert darker == {"mean": darker["mean"], "ci95": None, "clips": 3, "kept": pytest.approx(of_clips, abs=1e-2)}
+    assert darker["mean"] == pytest.approx(np.mean(of_clips), abs=1e-2)
+    assert "darker" not in result.clips[0].model
+
+
+def test_what_cannot_be_measured_is_null_with_the_reason():
+    result = evaluate(make_clips(2), metrics=OWN)
+    null = {"mean": None, "ci95": None}
+    assert result.metrics()["darker"] == {**null, "reason": "2 clips are too few"}
+    for values in (result.metrics(), result.trilinear()):
+        assert values["long"] == {**null, "reason": "a clip is shorter than 16 frames"}, "not the mean of the others"
+    assert all("long" not in clip.model for clip in result.clips)
+
+
 def test_chosen_clips_come_back_as_frames():
     clips = make_clips(5)
     result, videos = evaluate_model(quiet_trainer(), Dimmed(), loader(clips), lambda keys: loader(clips, keys))
@@ -175,7 +238,7 @@ TWO_PROCESSES = """
 import json, sys, lightning as L, torch.distributed as dist
 sys.path[:0] = {paths!r}
 from torch.utils.data import DataLoader, IterableDataset
-from test_evaluation import Dimmed, batches, make_clips
+from test_protocol import OWN, Dimmed, batches, make_clips
 from tae.evaluation.protocol import evaluate_model, gather
 
 class Share(IterableDataset):
@@ -189,7 +252,7 @@ trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False,
 for count in {counts}:
     clips = make_clips(count)
     load = lambda keys: DataLoader(Share(clips, keys), batch_size=None)
-    result, videos = evaluate_model(trainer, Dimmed(), load(clips), load)
+    result, videos = evaluate_model(trainer, Dimmed(), load(clips), load, OWN)
     ranks = gather([dist.get_rank()])
     if trainer.is_global_zero:
         sums = {{role: int(video.reconstruction.long().sum()) for role, video in videos.items()}}
@@ -209,7 +272,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     for count, (keys, metrics, trilinear, sums, ranks) in zip(counts, results, strict=True):
         clips = make_clips(count)
         one, videos = evaluate_model(
-            quiet_trainer(), Dimmed(), loader(clips), lambda keys, clips=clips: loader(clips, keys)
+            quiet_trainer(), Dimmed(), loader(clips), lambda keys, clips=clips: loader(clips, keys), OWN
         )
         assert keys == sorted(clips)
         assert ranks == [0, 1]

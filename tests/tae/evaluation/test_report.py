@@ -9,6 +9,8 @@ from rich.console import Console
 
 from tae.evaluation.report import print_report, verdict, write_report
 from tae.evaluation.results import ClipResult, EvaluationResult
+from tae.metrics.frame import NO_LPIPS
+from tae.metrics.registry import METRICS, definitions
 
 
 def make_result(model=24.0, trilinear=22.0, spread=0.5, clips=6):
@@ -17,7 +19,7 @@ def make_result(model=24.0, trilinear=22.0, spread=0.5, clips=6):
         theirs = {"psnr": trilinear + spread * (clips - i), "ssim": 0.7, "ssim_uniform": 0.69}
         return ClipResult(f"v_Run_g0{i}", 8, 29.97, ours, theirs)
 
-    return EvaluationResult([clip(i) for i in range(clips)])
+    return EvaluationResult([clip(i) for i in range(clips)], reasons={"lpips": NO_LPIPS})
 
 
 def write(tmp_path, result, **arguments):
@@ -40,10 +42,29 @@ def test_metrics_json_holds_the_schema(tmp_path):
     assert read["baselines"]["trilinear"]["ssim"]["ci95"] == [pytest.approx(0.7), pytest.approx(0.7)]
     assert read["metrics"]["lpips"]["mean"] is None
     assert "weights" in read["metrics"]["lpips"]["reason"]
+    assert read["baselines"]["trilinear"]["lpips"] == read["metrics"]["lpips"]
     assert read["skipped"] == skipped
     assert read["training"] == {"steps": 3, "seconds_per_step": None}
     assert {"torch", "python", "device", "git_commit"} <= set(read["environment"])
     assert set(read) >= {"checkpoint", "config"}
+
+
+def test_metrics_json_says_how_its_numbers_are_written(tmp_path):
+    """A sweep or a model card reads them without the code that measured."""
+    document = json.loads(json.dumps(write(tmp_path, make_result())))
+    read = definitions(document)
+    assert {name: metric.heading for name, metric in read.items()} == {
+        "psnr": "PSNR (dB) ↑",
+        "ssim": "SSIM ↑",
+        "ssim_uniform": "SSIM (uniform) ↑",
+        "lpips": "LPIPS (VGG) ↓",
+        "outlier_rate": "outlier rate ↓",
+    }
+    assert read["outlier_rate"].text(0.00125) == "0.125%"
+    del document["definitions"]  # as version 0.1 wrote it
+    assert {name: metric.heading for name, metric in definitions(document).items()} == {
+        name: METRICS[name].heading for name in read
+    }
 
 
 def test_an_evaluation_alone_has_no_training(tmp_path):
@@ -83,3 +104,4 @@ def test_the_table_on_the_terminal(tmp_path):
     assert "trilinear" in text
     assert "25.25" in text
     assert "above it" in text
+    assert "LPIPS (VGG): not measured, the weights of VGG-16" in text

@@ -9,7 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tae.losses import Perceptual
 from tae.metrics.baseline import trilinear_baseline
-from tae.metrics.frame import frame_metrics, lpips_at_hand, psnr, ssim, ssim_uniform
+from tae.metrics.frame import LPIPS, psnr, ssim, ssim_uniform
+from tae.metrics.metric import NotMeasured
 
 
 @pytest.fixture
@@ -65,22 +66,6 @@ def test_ssim_uniform_equals_scikit_image(frames):
     torch.testing.assert_close(ssim_uniform(*frames).double(), expected, rtol=0, atol=1e-5)
 
 
-def test_metrics_do_not_follow_autocast(frames):
-    batch = [x[None] for x in frames]
-    plain = frame_metrics(*batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = frame_metrics(*batch)
-    for name, value in plain.items():
-        assert value.shape == (1, 4)
-        assert torch.equal(value, under_autocast[name]), name
-
-
-def test_frames_keep_their_places(frames):
-    original, reconstruction = (x.unflatten(0, (2, 2)) for x in frames)
-    expected = psnr(*frames)
-    assert frame_metrics(original, reconstruction)["psnr"].flatten().tolist() == expected.tolist()
-
-
 def sample_linearly(values, size):
     """1D resampling with half-pixel centres (align_corners=False), the nearest value beyond the ends."""
     out = np.zeros((size, *values.shape[1:]))
@@ -104,15 +89,17 @@ def test_trilinear_baseline_equals_its_definition(size):
     torch.testing.assert_close(trilinear_baseline(clip).double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
 
 
-def test_lpips_at_hand_downloads_nothing(tmp_path, monkeypatch):
+def test_lpips_downloads_nothing(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert lpips_at_hand("vgg", None) is None
-    assert lpips_at_hand("alex", "alexnet.pth") is None, "the metric is VGG-16's whatever the objective trains on"
+    for metric in (LPIPS(), LPIPS("alex", "alexnet.pth")):  # VGG-16's whatever the objective trains on
+        with pytest.raises(NotMeasured, match=r"loss.perceptual.weights_path"):
+            metric(*frames)
 
 
 def test_lpips_is_measured_where_weights_are(frames, monkeypatch):
     network = Perceptual(weight=0, net="vgg", weights_path=None)
     monkeypatch.setattr(network, "per_frame", lambda x, y: (x - y).abs().mean(dim=(1, 3, 4)))
-    values = frame_metrics(*(x.unflatten(0, (2, 2)) for x in frames), network)["lpips"]
+    metric = LPIPS()
+    metric._network = network
     expected = (frames[0].float() - frames[1].float()).abs().mean(dim=(1, 2, 3)) / 127.5
-    torch.testing.assert_close(values.flatten(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metric(*frames), expected, rtol=1e-4, atol=1e-6)

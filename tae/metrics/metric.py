@@ -1,0 +1,171 @@
+"""What a metric is: how it is called, written and judged, and the function that measures it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+
+import torch
+from torch import Tensor
+
+from tae.runtime.errors import UserError
+
+Scope = Literal["frame", "clip", "set"]
+CONTEXT = ("fps", "latents", "time_factor")  # what a metric may need beside the frames
+
+
+class NotMeasured(Exception):  # noqa: N818  (the reason is a result, not a failure)
+    """Raised by a metric that cannot be measured here: its weights are missing, frames are too small, clips too few.
+
+    The metric is then null everywhere, with this exception's text as the reason. There is never another number in its place.
+    """
+
+
+class SetFunction(Protocol):
+    """A metric of scope "set": a distance between two sets of clips, such as FVD."""
+
+    def __call__(self, original: Tensor, reconstruction: Tensor, **context: Any) -> Any:
+        """What is kept of a clip, (t, h, w, 3) uint8 twice: anything small that pickle takes, such as its features."""
+
+    def compute(self, kept: Sequence[Any]) -> dict[str, Any]:
+        """{"mean": float, "ci95": [low, high] or None, and fields of its own}, from what was kept of all clips.
+
+        The clips come from all processes in the order of their keys. Raises NotMeasured where there are too few.
+        """
+
+
+@dataclass(frozen=True)
+class Definition:
+    """How a metric is called, written and judged. It stands in metrics.json beside the numbers.
+
+    Args:
+        label: for readers, with the unit.
+        higher_is_better: which of two values is the better one.
+        digits: behind the decimal point.
+        percent: write 0.01 as 1%.
+        scope: "frame" and "clip" have a value for each clip, "set" has one for all clips together.
+        about: what has to be known to measure the same: window, network, version, SHA-256 of the weights.
+    """
+
+    label: str
+    higher_is_better: bool = True
+    digits: int = 4
+    percent: bool = False
+    scope: Scope = "frame"
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, stated: Mapping[str, Any]) -> Self:
+        """From the plain values of a metrics.json; what a later version may have added is left out."""
+        known = {item.name for item in fields(Definition)}
+        return cls(**{name: value for name, value in stated.items() if name in known})
+
+    def text(self, value: float, sign: str = "") -> str:
+        """The value, rounded as befits the metric; sign "+" writes the one of positive values too."""
+        return format(value, f"{sign}.{self.digits}{'%' if self.percent else 'f'}")
+
+    @property
+    def heading(self) -> str:
+        """The label with an arrow in the direction of better values."""
+        return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Definition):
+    """A metric: its definition and its function.
+
+    Args:
+        function: (original, reconstruction) to what `scope` says:
+            "frame": (n, h, w, 3) uint8 twice to a value for each frame, (n,);
+            "clip": (t, h, w, 3) uint8 twice to one number;
+            "set": a `SetFunction`.
+        needs: of `CONTEXT`, handed to functions of scope "clip" and "set" by name: `fps`, frames a second; `latents`,
+            (c, t', h', w') that the clip was decoded from; `time_factor`, frames for each latent frame. Where one of them
+            does not exist (a baseline has no latents) the metric is left out.
+        in_validation: also measured at each validation of a training.
+
+    Raises:
+        UserError: scope or needs are not of those above.
+    """
+
+    function: Callable[..., Any]
+    needs: Sequence[str] = ()
+    in_validation: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise UserError(f"The metric {self.label} has scope={self.scope}. Choose one of: frame, clip, set.")
+        unknown = [name for name in self.needs if name not in CONTEXT or self.scope == "frame"]
+        if unknown:
+            raise UserError(
+                f"The metric {self.label} needs {unknown[0]}. Metrics of scope clip and set may need {', '.join(CONTEXT)}; "
+                "those of scope frame see frames alone."
+            )
+
+    def definition(self) -> dict[str, Any]:
+        """The definition as plain values, for metrics.json."""
+        return {item.name: getattr(self, item.name) for item in fields(Definition)}
+
+
+class Measured(NamedTuple):
+    """One clip's metrics: {name: value}, the mean over frames where it is of frames; {name: what a set metric keeps}."""
+
+    values: dict[str, float]
+    kept: dict[str, Any]
+
+
+class Measurement:
+    """Measures clips, and remembers which metrics could not be.
+
+    Args:
+        metrics: {name: metric}.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self.metrics = dict(metrics)
+        self.reasons: dict[str, str] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, original: Tensor, reconstruction: Tensor, **context: Sequence[Any] | Tensor | None
+    ) -> list[Measured]:
+        """Measure a batch of clips, in full precision whatever surrounds the call.
+
+        Args:
+            original, reconstruction: (b, t, h, w, 3) uint8.
+            **context: of `CONTEXT`, a value for each clip; what is None or missing does not exist.
+        """
+        clips = [Measured({}, {}) for _ in original]
+        there = {name: values for name, values in context.items() if values is not None}
+        with torch.autocast(original.device.type, enabled=False):
+            for name, metric in self.metrics.items():
+                if name in self.reasons or not there.keys() >= set(metric.needs):
+                    continue
+                try:
+                    self._measure(name, metric, original, reconstruction, there, clips)
+                except NotMeasured as reason:
+                    self.reasons[name] = str(reason)
+        return clips
+
+    def _measure(
+        self,
+        name: str,
+        metric: Metric,
+        original: Tensor,
+        reconstruction: Tensor,
+        context: Mapping[str, Sequence[Any] | Tensor],
+        clips: list[Measured],
+    ) -> None:
+        if metric.scope == "frame":
+            values = metric.function(original.flatten(0, 1), reconstruction.flatten(0, 1))
+            means = values.float().unflatten(0, (len(original), -1)).mean(1).tolist()
+            for clip, mean in zip(clips, means, strict=True):
+                clip.values[name] = mean
+            return
+        for i, clip in enumerate(clips):
+            result = metric.function(
+                original[i], reconstruction[i], **{need: context[need][i] for need in metric.needs}
+            )
+            if metric.scope == "clip":
+                clip.values[name] = float(result)
+            else:
+                clip.kept[name] = result
