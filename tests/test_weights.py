@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
 from tae.losses import Perceptual, backbones, lpips
-from tae.metrics.frame import lpips_at_hand
+from tae.metrics.frame import LPIPS
 from tae.runtime.errors import UserError
 from tae.runtime.weights_store import digest
 from tae.weights import WEIGHTS, choose, list_commas, main
@@ -105,8 +105,7 @@ def test_the_loss_and_the_metric_find_cached_weights(
     network = Perceptual(weight=1.0, net="vgg", weights_path=None)._network
     assert network is not None
     assert torch.equal(network.net.slice1[0].weight, cached_vgg["features.0.weight"])
-    metric = lpips_at_hand("vgg", None)
-    assert metric is not None
+    metric = LPIPS().network()
     assert torch.equal(metric._network.net.slice1[0].weight, cached_vgg["features.0.weight"])  # type: ignore[union-attr]
     given = Perceptual(weight=1.0, net="vgg", weights_path=str(tmp_path / "given.pth"))._network
     assert given is not None

@@ -84,11 +84,15 @@ class LPIPS:
 
     def __call__(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32."""
+        return self.network().per_frame(frames_to_clip(original[None]), frames_to_clip(reconstruction[None]))[0]
+
+    def network(self) -> Perceptual:
+        """The network, loaded when it is first asked for. Raises NotMeasured where its weights are not here."""
         if self._network is None:
             if not has_weights("vgg"):
                 raise NotMeasured(NO_LPIPS)
             self._network = Perceptual(weight=1.0, net="vgg", weights_path=None)
-        return self._network.per_frame(frames_to_clip(original[None]), frames_to_clip(reconstruction[None]))[0]
+        return self._network
 
 
 def _unit_range(frames: Tensor) -> Tensor:
