@@ -12,7 +12,7 @@ USER tae
 WORKDIR /app
 
 # Dependencies before code: they change rarely, and take minutes and gigabytes.
-COPY --chown=tae pyproject.toml requirements.lock Makefile README.md ./
+COPY --chown=tae pyproject.toml requirements.lock Makefile README.md LICENSE ./
 COPY --chown=tae tae/__init__.py tae/__init__.py
 RUN make install
 
