@@ -2,7 +2,7 @@
 # make test       install, then run the tests
 # make test-slow  the tests that take minutes        make test-gpu   those that need a CUDA device (none may skip)
 # make test-network  the real networks of losses and metrics, whose weights are fetched once (175 MB)
-# make tiny-weights CLIPS=DIR   train the weights that come along further
+# make tiny-weights CLIPS=DIR   train the bundled weights further
 # make lint       format, lint, types and layers     make lock       pin what is installed now
 # make docs       the pages of docs/ as a site in site/; a broken link or anchor is an error
 
@@ -48,8 +48,8 @@ docs: install
 lock: install
 	$(RUN) -m pip freeze --exclude-editable | sed '1i # Exact versions of everything that `make install` installs; used as constraints. Made by `make lock`.' > requirements.lock
 
-# The weights that come along, trained on from where they are with the folders ucf101 and hd in CLIPS (anew: init_from=null in the
-# last line); `resume=auto` goes on after a stop.
+# The bundled weights, trained further with the folders ucf101 and hd in CLIPS (from random weights: init_from=null in
+# the last line); `resume=auto` continues after a stop.
 TINY := datasets/tiny
 tiny-weights: install
 	$(RUN) -m data.prepare dataset=ucf101 source=$(CLIPS)/ucf101 output=$(TINY)/ucf101 val=0.05 shard_mb=4

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-PAPERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAPERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/NOTES.md")]
 ENTRY = re.compile(r"(?:^|\s)(train\.py|evaluate\.py|-m (?:tae|data)\.\w+)(?=\s|$)")
 
 # What stands for something of the reader's, and what it is in these tests.
