@@ -13,7 +13,7 @@ from data.sampling.clip import Clip, Window
 from data.sampling.transforms import Augmentation
 from data.sampling.windows import ShortClip, window_span
 from data.shards.format import Shard
-from data.shards.index import find_shards
+from data.shards.index import find_shards, read_recipe
 from data.storage.address import is_remote
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
@@ -133,6 +133,17 @@ class ClipDataModule(LightningDataModule):
     def test_dataloader(self) -> ClipLoader:
         """Each test clip once."""
         return self.eval_dataloader("test")
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """What a number on this split has to be told with: its shards, how they were split, the window and its size."""
+        option, patterns = f"data.shards.{split}", self.shards[split]
+        return {
+            "shards": [patterns] if isinstance(patterns, str) else list(patterns or ()),
+            "split": read_recipe(find_shards(patterns or (), option, self.access)[0], self.access),
+            "num_frames": self.window.num_frames,
+            "frame_stride": self.window.frame_stride,
+            "resolution": self.window.resolution,
+        }
 
     def eval_dataloader(self, split: str, only: Sequence[str] | None = None) -> ClipLoader:
         """Each clip of a split once over all processes, or only those with the given keys, in the index's order."""

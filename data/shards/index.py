@@ -57,6 +57,18 @@ def find_shards(patterns: str | Sequence[str], option: str, access: Access | Non
     return shards
 
 
+def read_recipe(shard: Shard, access: Access) -> str:
+    """How the folder of a shard was split, as its index says: "test of ucf101 (split group, seed 0)"."""
+    with open_file(beside(shard.url, INDEX), access) as file:
+        index = read_json(file.read(MAX_INDEX_BYTES))
+    recipe = index.get("recipe")
+    name = str(index.get("split", "not stated"))
+    if not isinstance(recipe, Mapping):
+        return name
+    parts = ", ".join(f"{key} {value}" for key, value in recipe.items() if key not in ("dataset", "encoding"))
+    return f"{name} of {recipe.get('dataset', 'videos')} ({parts})"
+
+
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tae.evaluation.pictures import enlargement, latent_picture, mosaic_columns, places, side_by_side
-from tae.evaluation.report import model_lines, verdict
+from tae.evaluation.report import measurement, model_lines, readable, verdict
 from tae.evaluation.results import ClipFrames, EvaluationResult, measured
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.frame import psnr
@@ -145,11 +145,7 @@ def evaluation_page(
 
 def facts(document: Mapping[str, Any]) -> list[list[str]]:
     """What stands at the top of the page."""
-    return [
-        ["clips", f"{document['num_clips']:,}"],
-        ["frames", f"{document['num_frames']:,}"],
-        ["protocol", document["protocol"]],
-    ]
+    return [list(line) for line in measurement(document)]
 
 
 def details(document: Mapping[str, Any]) -> list[list[str]]:
@@ -160,7 +156,7 @@ def details(document: Mapping[str, Any]) -> list[list[str]]:
         **document.get("training", {}),
         **document["environment"],
     }
-    return [[name.replace("_", " "), "-" if value is None else str(value)] for name, value in pairs.items()]
+    return [[name.replace("_", " "), readable(value)] for name, value in pairs.items()]
 
 
 def page_clip(

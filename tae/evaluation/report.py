@@ -25,6 +25,7 @@ def write_report(
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
+    data: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -36,11 +37,13 @@ def write_report(
         checkpoint: {"path": ..., "sha256": ...} of what was evaluated, None for weights that are in no file.
         config: the resolved configuration.
         skipped: clips that could not be measured, each with its reason.
+        data: what was measured: {"shards": [...], "split": ..., "num_frames": ..., "frame_stride": ..., "resolution": ...,
+            "precision": ...}.
         model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them}.
         training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
     """
     document = metrics_document(
-        result, checkpoint=checkpoint, config=config, skipped=skipped, model=model, training=training
+        result, checkpoint=checkpoint, config=config, skipped=skipped, data=data, model=model, training=training
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_per_clip(output_dir / "per_clip.csv", result)
@@ -55,6 +58,7 @@ def metrics_document(
     checkpoint: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     skipped: Sequence[Mapping[str, Any]],
+    data: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +76,8 @@ def metrics_document(
         "config": config,
         "environment": environment(),
     }
+    if data is not None:
+        document["data"] = dict(data)
     if model is not None:
         document["model"] = dict(model)
     if training is not None:
@@ -95,19 +101,19 @@ def verdict(result: EvaluationResult) -> str:
     return f"Against the trilinear baseline (8x8x8 down and up, nothing learned) the model is {' and '.join(parts)}."
 
 
-def print_report(result: EvaluationResult, output_dir: Path, console: Console | None = None) -> None:
-    """The table on the terminal, the verdict in words, and where the files are."""
+def print_report(
+    document: Mapping[str, Any], result: EvaluationResult, output_dir: Path, console: Console | None = None
+) -> None:
+    """The table on the terminal, what it was measured on, the verdict in words, and where the files are."""
     console = console or Console()
-    clips = len(result.clips)
-    frames = sum(clip.num_frames for clip in result.clips)
-    table = Table(title=f"{PROTOCOL}: {clips:,} clips, {frames:,} frames", caption="mean [95 % interval over clips]")
+    table = Table(title=f"{PROTOCOL}, mean [95 % interval over clips]")
     table.add_column("metric")
     for header in ("model", "trilinear", "difference"):
         table.add_column(header, justify="right")
     for row in _table_rows(result):
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
-    for line in [*reasons(result), verdict(result)]:
+    for line in [measurement_text(document), *reasons(result), verdict(result)]:
         console.print(line, highlight=False, markup=False)
     console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -146,7 +152,9 @@ def interval_text(metric: Definition, value: Interval | None, sign: str = "") ->
     if value is None or value["mean"] is None:
         return "-"
     mean = metric.text(value["mean"], sign)
-    return mean if value["ci95"] is None else f"{mean} [{', '.join(metric.text(end, sign) for end in value['ci95'])}]"
+    return (
+        mean if value.get("ci95") is None else f"{mean} [{', '.join(metric.text(end, sign) for end in value['ci95'])}]"
+    )
 
 
 def _write_per_clip(path: Path, result: EvaluationResult) -> None:
@@ -166,9 +174,9 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
         "# Evaluation",
         verdict(result),
         markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
-        f"{document['num_clips']:,} clips, {document['num_frames']:,} frames; mean over frames, in brackets the 95 % "
-        "interval by bootstrap over clips. Every metric is taken per frame on uint8 RGB, the posterior's mode decoded "
-        f"(protocol `{PROTOCOL}`). ↑ higher is better, ↓ lower is better.",
+        "Mean over frames, in brackets the 95 % interval by bootstrap over clips. Every metric is taken per frame on uint8 "
+        "RGB, the posterior's mode decoded. ↑ higher is better, ↓ lower is better.",
+        markdown_table(["measured on", ""], measurement(document)),
         *reasons(result),
         "## Clips to look at",
         markdown_table(
@@ -194,13 +202,43 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
             [
                 ("checkpoint", f"`{checkpoint['path']}`"),
                 ("sha256", f"`{checkpoint['sha256']}`"),
+                ("training started from", readable(checkpoint.get("starting_weights"))),
                 *model_lines(document),
-                *((name, f"{value}") for name, value in document.get("training", {}).items()),
-                *((name, f"{value}") for name, value in document["environment"].items()),
+                *((name, readable(value)) for name, value in document.get("training", {}).items()),
+                *((name, readable(value)) for name, value in document["environment"].items()),
             ],
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def measurement(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What belongs to every number: clips, window, size, shards and their split, precision, protocol."""
+    data = document.get("data", {})
+    lines = [("clips", f"{document['num_clips']:,}"), ("frames", f"{document['num_frames']:,}")]
+    if data:
+        lines += [
+            ("window", f"{data['num_frames']} frames, stride {data['frame_stride']}"),
+            ("size", f"{data['resolution']}x{data['resolution']}"),
+            ("shards", ", ".join(data["shards"])),
+            ("split", data["split"]),
+            ("precision", data["precision"]),
+        ]
+    return [*lines, ("protocol", document["protocol"])]
+
+
+def measurement_text(document: Mapping[str, Any]) -> str:
+    """The same in a line; "" for a document that does not say."""
+    return ", ".join(f"{name}: {text}" for name, text in measurement(document)) if "num_clips" in document else ""
+
+
+def readable(value: Any) -> str:
+    """A value for people: four digits, no Python syntax."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {readable(item)}" for name, item in value.items())
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def model_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:

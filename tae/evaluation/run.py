@@ -109,10 +109,11 @@ def measure(
             model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),
             skipped=skipped,
+            data=data.describe("test") | {"precision": str(cfg.trainer.precision)},
             training=training,
         )
         write_page(output_dir, evaluation_page(document, result, write_clips(output_dir, shown)))
-        print_report(result, output_dir)
+        print_report(document, result, output_dir)
     document = trainer.strategy.broadcast(document)
     check_skipped(
         skipped, len(result.clips), data.max_skipped, Path(cfg.output_dir)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -14,13 +15,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tae.evaluation.page import write_page
-from tae.evaluation.report import markdown_table
+from tae.evaluation.report import interval_text, markdown_table, measurement_text
 from tae.evaluation.results import Interval
-from tae.evaluation.sweep_page import comparison_page
-from tae.evaluation.sweep_runs import RECORD, Run, differing, measured_by, read_runs, run_label
+from tae.evaluation.sweep_page import comparison_page, short_labels
+from tae.evaluation.sweep_runs import RECORD, Run, common_baseline, differing, measured_by, read_runs, run_label
 from tae.metrics.metric import Definition
 from tae.runtime.errors import first_line
 from tae.runtime.files import replacing, write_text
@@ -28,39 +30,47 @@ from tae.runtime.files import replacing, write_text
 log = logging.getLogger(__name__)
 
 PANELS_IN_ROW = 4
-SECONDS = Definition(label="s/step", higher_is_better=False)
+LABEL_WIDTH = 40  # characters of a line beside the bars
 
 
 class SweepComparison(Callback):
     """Hydra callback that compares the runs of a multirun.
 
-    The comparison is written anew after every run, not only at the end: once a run has failed, Hydra raises after the
+    The comparison is written again after every run, not only at the end: once a run has failed, Hydra raises after the
     last one and never says that the sweep has ended; and a sweep that is interrupted leaves the comparison so far.
     """
+
+    def __init__(self) -> None:
+        self.printed = 0  # runs in the table that was printed last
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:  # also the further processes that Lightning starts for a run
             return
         write_text(Path(config.hydra.runtime.output_dir) / RECORD, json.dumps(_record(config, job_return), indent=2))
-        write_comparison(_sweep_folder(config))
+        self.compare(_sweep_folder(config), at_least=2)  # a table of one run compares nothing
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        write_comparison(_sweep_folder(config))  # the runs of a parallel launcher end in any order, anywhere
+        self.compare(_sweep_folder(config), at_least=1)  # the runs of a parallel launcher end in any order, anywhere
+
+    def compare(self, folder: Path, at_least: int) -> None:
+        """Write the comparison, and print its table unless it has fewer runs, or no more than the last one printed."""
+        runs = write_comparison(folder)
+        if len(runs) >= at_least and len(runs) > self.printed:
+            _print(runs, folder, Console())
+            self.printed = len(runs)
 
 
-def write_comparison(folder: Path, console: Console | None = None) -> None:
-    """Compare the runs recorded below `folder`: write comparison.md, .csv, .png and the page there, print the table."""
+def write_comparison(folder: Path) -> list[Run]:
+    """Compare the runs recorded below `folder`, which are returned: comparison.md, .csv, .png and the page there."""
     runs = read_runs(folder)
     if not runs:
-        return
-    header, rows = _table(runs)
-    readable = _as_text(header, rows, measured_by(runs))
-    write_text(folder / "comparison.md", _markdown(header, readable, runs))
+        return []
+    write_text(folder / "comparison.md", _markdown(runs, folder))
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows(_csv_rows(runs))
     _plot(runs, folder / "comparison.png")
     write_page(folder, comparison_page(folder, runs))
-    _print(header, readable, folder, console or Console())
+    return runs
 
 
 def _sweep_folder(config: DictConfig) -> Path:
@@ -83,55 +93,71 @@ def _record(config: DictConfig, job_return: JobReturn) -> dict[str, Any]:
     return {"job": config.hydra.job.num, "overrides": overrides, "error": error}
 
 
-def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
-    """Header and one row of values for each run; a column of metrics is there if any run has it."""
-    keys = differing(runs)
-    names = measured_by(runs)
-    header = ["run", *keys, *names, "s/step", "status"]
-    rows = [
-        [
-            run.folder.name,
-            *(run.overrides.get(key) for key in keys),
-            *(run.metrics[name]["mean"] if name in run.metrics else None for name in names),
-            run.seconds_per_step,
-            run.status if run.error is None else f"{run.status}: {run.error}",
-        ]
-        for run in runs
-    ]
-    return header, rows
+def _status(run: Run) -> str:
+    return run.status if run.error is None else f"{run.status}: {run.error}"
 
 
-def _as_text(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], metrics: Mapping[str, Definition]
-) -> list[list[str]]:
-    """The rows rounded for reading; the CSV keeps every digit."""
+def _csv_rows(runs: Sequence[Run]) -> list[list[Any]]:
+    """Header and one row for each run with every digit, then the baseline where the runs share one."""
+    keys, names = differing(runs), list(measured_by(runs))
+    bounds = [column for name in names for column in (name, f"{name}_ci95_low", f"{name}_ci95_high")]
 
-    def cell(name: str, value: Any) -> str:
-        if value is None:
-            return ""
-        return metrics.get(name, SECONDS).text(value) if isinstance(value, float) else str(value)
+    def numbers(metrics: Mapping[str, Interval]) -> list[float | None]:
+        found = [metrics.get(name, {}) for name in names]
+        return [number for value in found for number in (value.get("mean"), *(value.get("ci95") or (None, None)))]
 
-    return [[cell(name, value) for name, value in zip(header, row, strict=True)] for row in rows]
+    rows: list[list[Any]] = [["run", *keys, *bounds, "compression", "s/step", "status"]]
+    for run in runs:
+        settings = [run.overrides.get(key) for key in keys]
+        rows.append(
+            [run.folder.name, *settings, *numbers(run.metrics), run.compression, run.seconds_per_step, _status(run)]
+        )
+    if baseline := common_baseline(runs):
+        rows.append(["trilinear", *[None] * len(keys), *numbers(baseline), None, None, "baseline"])
+    return rows
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], runs: Sequence[Run]) -> str:
-    folders = "\n".join(f"- {run.folder.name}: {_report_link(run)}" for run in runs)
+def _readable_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """The same rounded for reading, each mean with its interval, and only columns that hold something."""
+    keys, metrics = differing(runs), measured_by(runs)
+    rows = [["run", *keys, *(metric.heading for metric in metrics.values()), "compression", "s/step", "status"]]
+    for run in runs:
+        settings = [run.overrides.get(key, "") for key in keys]
+        cells = [interval_text(metric, run.metrics.get(name)) for name, metric in metrics.items()]
+        compression = "" if run.compression is None else f"{run.compression:.4g}"
+        seconds = "" if run.seconds_per_step is None else f"{run.seconds_per_step:.3g}"
+        rows.append([run.folder.name, *settings, *cells, compression, seconds, _status(run)])
+    if baseline := common_baseline(runs):
+        cells = [interval_text(metric, baseline.get(name)) for name, metric in metrics.items()]
+        rows.append(["trilinear", *[""] * len(keys), *cells, "", "", "baseline"])
+    filled = [any(row[i] for row in rows[1:]) for i in range(len(rows[0]))]
+    return [[cell for cell, kept in zip(row, filled, strict=True) if kept] for row in rows]
+
+
+def _markdown(runs: Sequence[Run], folder: Path) -> str:
+    header, *rows = _readable_rows(runs)
+    complete = next((run for run in runs if run.document), None)
+    about = "" if complete is None else f"{measurement_text(complete.document)}\n\n"
+    reports = "\n".join(f"- {run.folder.name}: {_report_link(run, folder)}" for run in runs)
     table = markdown_table(header, rows)
-    return f"# Comparison of {len(runs)} runs\n\n{table}\n\n![The runs' metrics](comparison.png)\n\n{folders}\n"
+    picture = "![The runs' metrics](comparison.png)"
+    return f"# Comparison of {len(runs)} runs\n\n{table}\n\n{about}{picture}\n\n{reports}\n"
 
 
-def _report_link(run: Run) -> str:
-    return f"[report]({run.folder.name}/report.md)" if (run.folder / "report.md").exists() else "no report"
+def _report_link(run: Run, folder: Path) -> str:
+    report = run.folder / "report.md"
+    return f"[report](<{report.relative_to(folder).as_posix()}>)" if report.exists() else "no report"
 
 
-def _print(header: Sequence[str], rows: Sequence[Sequence[str]], folder: Path, console: Console) -> None:
-    table = Table(title="Runs of this sweep so far", title_justify="left")
+def _print(runs: Sequence[Run], folder: Path, console: Console) -> None:
+    header, *rows = _readable_rows(runs)
+    table = Table(title=f"{len(runs)} runs of this sweep so far", title_justify="left")
     for name in header:
-        table.add_column(name, justify="left" if name in ("run", "status") else "right", overflow="fold")
+        table.add_column(escape(name), justify="left" if name in ("run", "status") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
     console.print(table)
-    console.print(f"Comparison: {folder / 'comparison.md'}", highlight=False, soft_wrap=True)
+    console.print(f"Comparison: {folder / 'comparison.md'}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _plot(runs: Sequence[Run], path: Path) -> None:
@@ -139,7 +165,7 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no display, no global state
     from matplotlib.figure import Figure
 
-    labels = [run_label(run, differing(runs)) for run in runs]
+    labels = [fill(label, LABEL_WIDTH) for label in short_labels([run_label(run, differing(runs)) for run in runs])]
     colours = [f"C{i % 10}" for i in range(len(runs))]
     metrics = measured_by(runs)
     curves = any(run.curve for run in runs)
@@ -167,8 +193,9 @@ def _bars(axis: Any, values: Sequence[Interval | None], metric: Definition, colo
     means = [value["mean"] if value else 0.0 for value in values]
     reach = [value.get("ci95") or [value["mean"]] * 2 if value else [0.0, 0.0] for value in values]
     errors = [
-        [mean - low for mean, (low, _) in zip(means, reach, strict=True)],
-        [high - mean for mean, (_, high) in zip(means, reach, strict=True)],
+        # Where all clips have one value, the mean may lie outside of its interval by a rounding error.
+        [max(mean - low, 0.0) for mean, (low, _) in zip(means, reach, strict=True)],
+        [max(high - mean, 0.0) for mean, (_, high) in zip(means, reach, strict=True)],
     ]
     bars = axis.barh(range(len(values)), means, xerr=errors, capsize=3, color=colours)
     axis.bar_label(bars, [metric.text(value["mean"]) if value else "failed" for value in values], padding=4)

@@ -8,8 +8,16 @@ from typing import Any
 from tae.evaluation.page import INDEX, details, facts, metric_columns, page_clip, read_pictures, short
 from tae.evaluation.pictures import mosaic, mosaic_columns, reduced, reduction
 from tae.evaluation.report import latents_text
-from tae.evaluation.results import Interval, measured, summarise
-from tae.evaluation.sweep_runs import Run, differing, measured_by, read_json, read_per_clip, run_label
+from tae.evaluation.results import summarise
+from tae.evaluation.sweep_runs import (
+    Run,
+    common_baseline,
+    differing,
+    measured_by,
+    read_json,
+    read_per_clip,
+    run_label,
+)
 from tae.runtime.config import flat
 from tae.video.writer import write_video
 
@@ -38,7 +46,7 @@ def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
             }
             for run, label in zip(runs, labels, strict=True)
         ],
-        "baseline": _common_baseline(complete),
+        "baseline": common_baseline(runs),
         "advantage": None,
         "settings": {"rows": _different_settings(runs)},
         "rows": [_page_row(key, measurements, list(measured_by(runs))) for key in sorted(set().union(*measurements))],
@@ -95,12 +103,6 @@ def _clip_by_clip(best: PerClip, second: PerClip) -> str:
         f"On the {len(shared)} clips that both have, the difference is {interval['mean']:+.2f} dB, its 95 % interval "
         f"{low:+.2f} to {high:+.2f}, {judgement}."
     )
-
-
-def _common_baseline(complete: Sequence[Run]) -> dict[str, Interval] | None:
-    """The trilinear baseline where all runs were measured on the same clips, hence have the same one."""
-    baselines = [measured(run.document.get("baselines", {}).get("trilinear", {})) for run in complete]
-    return baselines[0] if baselines and baselines[0] and all(one == baselines[0] for one in baselines) else None
 
 
 def _different_settings(runs: Sequence[Run]) -> list[list[str | None]]:

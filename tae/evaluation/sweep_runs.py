@@ -32,6 +32,16 @@ class Run:
         return measured(self.document.get("metrics", {}))
 
     @property
+    def baseline(self) -> dict[str, Interval]:
+        """The trilinear baseline on the same clips."""
+        return measured(self.document.get("baselines", {}).get("trilinear", {}))
+
+    @property
+    def compression(self) -> float | None:
+        """Values of a clip for each value of its latents."""
+        return self.document.get("model", {}).get("compression")
+
+    @property
     def seconds_per_step(self) -> float | None:
         return self.document.get("training", {}).get("seconds_per_step")
 
@@ -50,13 +60,19 @@ def measured_by(runs: Sequence[Run]) -> dict[str, Definition]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Keys of the overrides that are not the same in all runs; all of them where nothing differs."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
-    return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1] or keys
+    """Keys of the overrides that are not the same in all runs; none for a single run."""
+    keys = dict.fromkeys(key for run in runs for key in run.overrides)
+    return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
 
 
 def run_label(run: Run, keys: Sequence[str]) -> str:
     return ", ".join(f"{key}={run.overrides[key]}" for key in keys if key in run.overrides) or run.folder.name
+
+
+def common_baseline(runs: Sequence[Run]) -> dict[str, Interval] | None:
+    """The trilinear baseline where all runs were measured on the same clips, hence have the same one."""
+    baselines = [run.baseline for run in runs if run.document]
+    return baselines[0] if baselines and baselines[0] and all(one == baselines[0] for one in baselines) else None
 
 
 def read_per_clip(run: Run) -> dict[str, dict[str, str]]:

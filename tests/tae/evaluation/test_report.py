@@ -7,10 +7,16 @@ import math
 import pytest
 from rich.console import Console
 
+from tae.evaluation.page import details, facts
 from tae.evaluation.report import print_report, verdict, write_report
 from tae.evaluation.results import ClipResult, EvaluationResult
 from tae.metrics.frame import NO_LPIPS
 from tae.metrics.registry import METRICS, definitions
+
+DATA = {"shards": ["test/*.tar"], "split": "test of ucf101 (split group)", "num_frames": 8, "frame_stride": 2} | {
+    "resolution": 64,
+    "precision": "bf16-mixed",
+}
 
 
 def make_result(model=24.0, trilinear=22.0, spread=0.5, clips=6):
@@ -99,9 +105,25 @@ def test_the_verdict_is_honest(model, spread, words):
 
 def test_the_table_on_the_terminal(tmp_path):
     console = Console(record=True, width=120)
-    print_report(make_result(), tmp_path, console)
+    document = write(tmp_path, make_result(), data=DATA)
+    print_report(document, make_result(), tmp_path, console)
     text = console.export_text()
     assert "trilinear" in text
     assert "25.25" in text
     assert "above it" in text
     assert "LPIPS (VGG): not measured, the weights of VGG-16" in text
+
+
+def test_what_was_measured_stands_beside_the_number(tmp_path):
+    """A number says nothing without clips, window, size, shards, split and precision; no Python syntax, no 15 digits."""
+    checkpoint = {"path": "a.ckpt", "sha256": "ab", "starting_weights": {"init_from": "tiny", "sha256": "cd"}}
+    training = {"steps": 3, "seconds_per_step": 0.12345678901234}
+    document = write(tmp_path, make_result(), data=DATA, checkpoint=checkpoint, training=training)
+    stated = {"6", "48", "8 frames, stride 2", "64x64", "test/*.tar", "test of ucf101 (split group)", "bf16-mixed"}
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| {text} |" in report for text in stated)
+    assert stated <= {text for _, text in facts(document)}
+    assert "init_from tiny, sha256 cd" in report
+    assert "0.1235" in report
+    assert "{'" not in report + str(details(document)[2])
+    assert "0.12345678" not in report

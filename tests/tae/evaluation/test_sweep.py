@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
+from tae.evaluation.sweep import write_comparison
 from tae.evaluation.sweep_page import comparison_page
 from tae.evaluation.sweep_runs import read_runs
 
@@ -30,6 +32,8 @@ def main(cfg):
         "lpips": {"mean": None, "ci95": None, "reason": "no weights"},
     }
     document = {"metrics": metrics, "training": {"steps": 30, "seconds_per_step": 0.125}}
+    document |= {"model": {"class": "A", "input": "any", "latents": [1, 1, 1, 1], "compression": 96.0}}
+    document |= {"baselines": {"trilinear": {"psnr": {"mean": 19.0, "ci95": [18.0, 20.0]}}}}
     (folder / "metrics.json").write_text(json.dumps(document))
     (folder / "csv").mkdir()
     rows = "".join(f"{step},,{psnr - 30 / step}\\n{step},0.5,\\n" for step in (10, 20, 30))
@@ -52,7 +56,7 @@ def sweep(tmp_path, *arguments, chdir=False):
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "app.yaml").write_text(CONFIG % str(chdir).lower())
     done = subprocess.run(
-        [sys.executable, "app.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "app.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
     with (tmp_path / "sweep" / "comparison.csv").open(newline="") as file:
         return done, list(csv.DictReader(file))
@@ -62,23 +66,33 @@ def test_every_run_has_a_row_and_the_plot_is_there(tmp_path):
     done, rows = sweep(tmp_path, "-m", "opl=0,1", "seed=3", chdir=True)
     assert done.returncode == 0, done.stderr
     assert rows == [
-        {"run": "0", "opl": "0", "psnr": "20.0", "ssim": "0.8", "outlier_rate": "0.01"}
+        {"run": "0", "opl": "0", "psnr": "20.0", "psnr_ci95_low": "19.0", "psnr_ci95_high": "20.5", "ssim": "0.8"}
+        | {"ssim_ci95_low": "", "ssim_ci95_high": "", "outlier_rate": "0.01"}
+        | {"outlier_rate_ci95_low": "", "outlier_rate_ci95_high": "", "compression": "96.0"}
         | {"s/step": "0.125", "status": "completed"},
-        {"run": "1", "opl": "1", "psnr": "21.0", "ssim": "0.8", "outlier_rate": "0.005"}
+        {"run": "1", "opl": "1", "psnr": "21.0", "psnr_ci95_low": "20.0", "psnr_ci95_high": "21.5", "ssim": "0.8"}
+        | {"ssim_ci95_low": "", "ssim_ci95_high": "", "outlier_rate": "0.005"}
+        | {"outlier_rate_ci95_low": "", "outlier_rate_ci95_high": "", "compression": "96.0"}
         | {"s/step": "0.125", "status": "completed"},
+        {"run": "trilinear", "psnr": "19.0", "psnr_ci95_low": "18.0", "psnr_ci95_high": "20.0", "status": "baseline"}
+        | dict.fromkeys(["opl", "ssim", "ssim_ci95_low", "ssim_ci95_high", "compression", "s/step"], "")
+        | dict.fromkeys(["outlier_rate", "outlier_rate_ci95_low", "outlier_rate_ci95_high"], ""),
     ]
     with Image.open(tmp_path / "sweep" / "comparison.png") as picture:
         assert picture.width > 1200, "three panels of bars and the validation curve"
     text = (tmp_path / "sweep" / "comparison.md").read_text()
-    assert "| 1 | 1 | 21.00 |" in text
+    assert "| 1 | 1 | 21.00 [20.00, 21.50] |" in text
+    assert "| trilinear |  | 19.00 [18.00, 20.00] |" in text
     assert "20.00" in done.stdout
+    assert done.stdout.count("runs of this sweep") == 1, "neither of one run alone, nor the same table twice"
+    assert "Warning" not in done.stdout + done.stderr
     assert "sweep/comparison.md" in done.stdout
 
 
 def test_a_failed_run_has_a_row_with_its_error_and_the_others_finish(tmp_path):
     done, rows = sweep(tmp_path, "-m", "opl=0,7,1")
     assert done.returncode != 0, "the sweep as a whole did not succeed"
-    assert [row["psnr"] for row in rows] == ["20.0", "", "21.0"]
+    assert [row["psnr"] for row in rows] == ["20.0", "", "21.0", "19.0"]
     assert rows[1]["status"] == "failed: the loss is not finite | at step 3"
     assert "the loss is not finite" in done.stdout + done.stderr
     text = (tmp_path / "sweep" / "comparison.md").read_text()
@@ -122,3 +136,28 @@ def test_the_two_best_are_compared_clip_by_clip(name, tmp_path):
     lead = comparison_page(tmp_path, read_runs(tmp_path))["lead"]
     assert lead.startswith("Highest PSNR: opl=0 with 25.00 dB, then opl=1 with 24.00 dB. ")
     assert expected in lead
+
+
+def test_a_report_in_a_nested_folder_is_linked_from_the_sweep(tmp_path):
+    for run in range(2):
+        folder = tmp_path / "lr [high]" / str(run)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"job": run, "overrides": {"lr": f"1e-{run}"}, "error": None}))
+        (folder / "metrics.json").write_text(json.dumps({"metrics": {"psnr": {"mean": 20.0, "ci95": None}}}))
+        (folder / "report.md").write_text("# report")
+    write_comparison(tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    links = re.findall(r"\[report\]\(<(.*?)>\)", text)
+    assert links == ["lr [high]/0/report.md", "lr [high]/1/report.md"]
+    assert all((tmp_path / link).is_file() for link in links)
+
+
+def test_runs_whose_clips_all_have_one_value_are_plotted(tmp_path):
+    """The mean of equal values may lie below each of them by rounding: an error bar of -1e-16, which matplotlib refuses."""
+    for run, mean in enumerate((25.000000000000004, 24.999999999999996)):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"job": run, "overrides": {"lr": str(run)}, "error": None}))
+        (folder / "metrics.json").write_text(json.dumps({"metrics": {"psnr": {"mean": mean, "ci95": [25.0, 25.0]}}}))
+    write_comparison(tmp_path)
+    assert (tmp_path / "comparison.png").exists()
