@@ -264,6 +264,12 @@ def test_the_layers_of_the_architecture_are_those_that_are_checked() -> None:
     assert [path.name for path in folders if f"`{path.relative_to(ROOT)}/`" not in page] == []
 
 
+def test_every_command_is_on_the_page_of_settings() -> None:
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    commands = [path.name for path in CONF.glob("*.yaml") if path.name != "hydra_common.yaml"]
+    assert [name for name in commands if f"(../../conf/{name})" not in page] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\nplugins:\n")[0]
     named = re.findall(r"[\w/-]+\.md", navigation)
