@@ -1,12 +1,8 @@
-"""Train a Temporal Autoencoder, then evaluate its best checkpoint.
+"""Train a Temporal Autoencoder: `tae/train.py` is the command, `tae/training/run.py` what it does."""
 
-python train.py                                              the demo: no download, no GPU, no account
-python train.py experiment=ucf101 trainer.devices=8          a named run of conf/experiment/
-python train.py -m experiment=ucf101 loss.opl.weight=0,1     a sweep
-"""
+from tae.train import main, train
 
-from tae.runtime.cli import hydra_main
-from tae.training.run import train
+__all__ = ["main", "train"]
 
 if __name__ == "__main__":
-    hydra_main("train")(train)()
+    main()

@@ -3,135 +3,17 @@
 python -m data.inspect shards=DIR
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from rich.console import Console
-from rich.table import Table
 
-from data.decode import DecodeError, read_frames
-from data.ingest.verification import find_folders, read_members
-from data.shards.format import INDEX, VIDEO_EXTENSIONS
-from data.shards.index import find_shards
-from data.shards.reader import open_samples
 from tae.runtime.cli import hydra_main
-from tae.runtime.errors import UserError
-
-COMMON = 4  # of the values of a column this many are named
-TILE = (240, 180)  # pixels of a picture in the contact sheet
-CAPTION = 16  # pixels of the line below it
-COLUMNS = 6
-
-
-def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """The metadata of every sample of a folder of shards, without reading a video."""
-    shards = find_shards([str(folder / name) for name in _names(folder)], "shards")
-    members = (member for shard in shards for member in read_members(Path(shard.url), wanted=()))
-    return [json.loads(content) for name, content in members if name.endswith(".json")]
-
-
-def _names(folder: Path) -> list[str]:
-    return [Path(entry["name"]).name for entry in json.loads((folder / INDEX).read_text())["shards"]]
-
-
-def summary(folders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """A column for each folder's samples."""
-    table = Table("", *folders, title="in the shards")
-    rows = {name: describe(samples) for name, samples in folders.items()}
-    for field in next(iter(rows.values())):
-        table.add_row(field, *(row[field] for row in rows.values()))
-    return table
-
-
-def describe(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What a column says about samples, given by their metadata."""
-    frames = [sample["num_frames"] for sample in samples]
-    seconds = [sample["num_frames"] / sample["fps"] for sample in samples]
-    return {
-        "clips": str(len(samples)),
-        "frames": f"{sum(frames):,}",
-        "hours": f"{sum(seconds) / 3600:.2f}",
-        "frames of a clip": _range(frames, "d"),
-        "seconds of a clip": _range(seconds, ".1f"),
-        "sizes": _most_common(f"{sample['width']}x{sample['height']}" for sample in samples),
-        "frames per second": _most_common(f"{sample['fps']:.4g}" for sample in samples),
-        "codecs": _most_common(str(sample.get("codec", "?")) for sample in samples),
-        "labels": _most_common(str(sample.get("label") or "none") for sample in samples),
-        "scenes (groups)": str(len({sample.get("group") for sample in samples})),
-        "read from the start": str(sum(not sample.get("seekable", True) for sample in samples)),
-    }
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    if not values:
-        return ""
-    return f"{min(values):{form}} to {max(values):{form}}, median {sorted(values)[len(values) // 2]:{form}}"
-
-
-def _most_common(values: Iterable[str]) -> str:
-    counts = Counter(values)
-    named = [f"{value} ({number})" for value, number in counts.most_common(COMMON)]
-    return "\n".join(named + [f"and {len(counts) - COMMON} others"] * (len(counts) > COMMON))
-
-
-def contact_sheet(folder: Path, clips: int) -> Image.Image:
-    """The middle frames of up to `clips` samples, spread evenly over a folder of shards, with their keys."""
-    shards = find_shards([str(folder / name) for name in _names(folder)], "shards")
-    keys = [(shard, key) for shard in shards for key in shard.frames]
-    chosen = [keys[i] for i in np.linspace(0, len(keys) - 1, min(clips, len(keys))).round().astype(int)]
-    tiles: list[Image.Image] = []
-    for shard in shards:
-        if wanted := {key for owner, key in chosen if owner.url == shard.url}:
-            with open_samples(shard, wanted) as samples:
-                tiles += [_tile(sample, shard.frames[sample["__key__"]]) for sample in samples]
-    width, height = TILE[0], TILE[1] + CAPTION
-    sheet = Image.new("RGB", (width * min(COLUMNS, len(tiles)), height * -(-len(tiles) // COLUMNS)), "white")
-    for number, tile in enumerate(tiles):
-        sheet.paste(tile, (width * (number % COLUMNS), height * (number // COLUMNS)))
-    return sheet
-
-
-def _tile(sample: Mapping[str, Any], num_frames: int) -> Image.Image:
-    tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION), "white")
-    (video,) = (content for name, content in sample.items() if name in VIDEO_EXTENSIONS)
-    try:
-        seekable = json.loads(sample["json"]).get("seekable", True)
-        image = ImageOps.contain(Image.fromarray(read_frames(video, [num_frames // 2], seekable)[0]), TILE)
-        tile.paste(image, ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
-        caption = sample["__key__"]
-    except (DecodeError, ValueError) as error:
-        caption = f"{sample['__key__']}: {error}"
-    font = ImageFont.load_default(11)
-    while font.getlength(caption) > TILE[0] - 4:  # the end of a key tells more than its middle
-        caption = f"{caption[: len(caption) // 2 - 2]}…{caption[len(caption) // 2 + 1 :]}"
-    ImageDraw.Draw(tile).text((2, TILE[1] + 1), caption, "black", font)
-    return tile
 
 
 @hydra_main("inspect")
 def main(cfg: DictConfig) -> None:
-    """The command: prints the table and writes a contact sheet for each folder."""
-    if cfg.shards is None:
-        raise UserError("shards is not set. Give a folder of shards: shards=DIR.")
-    folders = [folder for folder in find_folders(Path(cfg.shards)) if _names(folder)]
-    if not folders:
-        raise UserError(f"shards={cfg.shards}: the index lists no shard.")
-    console = Console()
-    console.print(summary({folder.name: read_metadata(folder) for folder in folders}))
-    for folder in folders:
-        path = Path(cfg.sheets) / f"{folder.name}.png"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(folder, cfg.clips).save(path)
-        except OSError as error:
-            raise UserError(f"sheets={cfg.sheets} cannot be written: {error}. Choose another folder.") from error
-        console.print(f"{path}: middle frames", soft_wrap=True)
+    """Print the table and write a contact sheet for each folder of shards."""
+    from data.ingest.inspection import inspect_shards
+
+    inspect_shards(cfg)
 
 
 if __name__ == "__main__":

@@ -3,78 +3,17 @@
 python -m data.prepare dataset=ucf101|mixkit|folder source=DIR output=DIR
 """
 
-import signal
-from collections import Counter
-from pathlib import Path
-
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from data.ingest.download import download_ucf101
-from data.ingest.pipeline import DUPLICATE, Outcome, prepare
-from data.ingest.shots import Encoding
-from data.processes.pool import Crew
 from tae.runtime.cli import hydra_main
-from tae.runtime.errors import UserError
-
-REASONS_SHOWN = 12
-
-
-def report(outcome: Outcome, output: Path) -> None:
-    """Print what was accepted and, by reason, what was not."""
-    table = Table("result", "files", title=f"shards in {output}")
-    for name, clips in outcome.accepted.items():
-        table.add_row(f"accepted: {name}", str(clips))
-    reasons = Counter(
-        f"{DUPLICATE} another file" if reason.startswith(DUPLICATE) else reason for _, reason in outcome.rejected
-    )
-    for reason, files in reasons.most_common(REASONS_SHOWN):
-        table.add_row(f"rejected: {reason}", str(files))
-    if others := len(outcome.rejected) - sum(files for _, files in reasons.most_common(REASONS_SHOWN)):
-        table.add_row("rejected: other reasons", str(others))
-    if outcome.rejected:
-        table.caption = f"each file and its reason: {output / 'rejected.csv'}"
-    Console().print(table)
 
 
 @hydra_main("prepare")
 def main(cfg: DictConfig) -> None:
-    """The command: `prepare` with the config's values, then the table."""
-    if cfg.source is None:
-        raise UserError("source is not set. Give the folder that holds the videos: source=DIR.")
-    source, output = Path(cfg.source), Path(cfg.output)
-    splits_dir = Path(cfg.splits_dir) if cfg.splits_dir else None
-    if cfg.download and cfg.dataset != "ucf101":
-        raise UserError(f"download=true serves dataset=ucf101 alone, not dataset={cfg.dataset}.")
-    if cfg.shots and not cfg.reencode:
-        raise UserError(
-            "shots=true needs reencode=true: without encoding anew a file can only be cut at its keyframes."
-        )
-    encoding = Encoding(cfg.shots, cfg.shot_threshold, cfg.min_shot, cfg.short_side, cfg.gop, cfg.crf)
-    crew = Crew(cfg.engine, cfg.workers, cfg.scheduler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too, as Ctrl-C does
-    try:
-        if cfg.download:
-            source, lists = download_ucf101(source, cfg.download_from.videos, cfg.download_from.lists)
-            splits_dir = splits_dir or lists
-        outcome = prepare(
-            dataset=cfg.dataset,
-            source=source,
-            output=output,
-            split=cfg.split,
-            splits_dir=splits_dir,
-            test=cfg.test,
-            val=cfg.val,
-            seed=cfg.seed,
-            timeout=cfg.timeout,
-            shard_mb=cfg.shard_mb,
-            encoding=encoding if cfg.reencode else None,
-            crew=crew,
-        )
-    except KeyboardInterrupt as interrupt:
-        raise UserError("Stopped. What is done is kept: repeat the command to go on.") from interrupt
-    report(outcome, output)
+    """Prepare the shards of `cfg.source` in `cfg.output`."""
+    from data.ingest.run import prepare_shards
+
+    prepare_shards(cfg)
 
 
 if __name__ == "__main__":

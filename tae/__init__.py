@@ -1,14 +1,19 @@
 """Temporal Autoencoder: video to a small latent and back.
 
-Importing this package needs torch, safetensors and huggingface_hub, nothing else.
+Importing this package costs nothing: each name is imported when it is first used. What they need is torch, numpy,
+safetensors and huggingface_hub, nothing else.
 """
 
-from tae.model.autoencoder import AutoencoderOutput, TemporalAutoencoder
-from tae.model.clip import clip_to_frames, frames_to_clip
-from tae.model.posterior import DiagonalGaussian
-from tae.model.pretrained import load_model
-from tae.model.tiling import Tiling, decode_stream, encode_stream
-from tae.runtime.errors import UserError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tae.model.autoencoder import AutoencoderOutput, TemporalAutoencoder
+    from tae.model.clip import clip_to_frames, frames_to_clip
+    from tae.model.posterior import DiagonalGaussian
+    from tae.model.pretrained import load_model
+    from tae.model.tiling import Tiling, decode_stream, encode_stream
+    from tae.runtime.errors import UserError
 
 __all__ = [
     "AutoencoderOutput",
@@ -22,3 +27,25 @@ __all__ = [
     "frames_to_clip",
     "load_model",
 ]
+
+_HOMES = {
+    "tae.model.autoencoder": ("AutoencoderOutput", "TemporalAutoencoder"),
+    "tae.model.clip": ("clip_to_frames", "frames_to_clip"),
+    "tae.model.posterior": ("DiagonalGaussian",),
+    "tae.model.pretrained": ("load_model",),
+    "tae.model.tiling": ("Tiling", "decode_stream", "encode_stream"),
+    "tae.runtime.errors": ("UserError",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562), so that a command can answer `--help` without torch."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

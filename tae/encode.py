@@ -7,63 +7,23 @@ there are nor on how often the command was stopped. A process works through its 
 entry in `.finished/`, and the last step adds the entries up.
 """
 
-from contextlib import closing
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning as L
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tae.latents.encoding import Encoding, check_settings, report, settings_of, settle
-from tae.latents.file import DTYPES
-from tae.latents.sources import Reading, batched, find_sources
-from tae.latents.stats import LatentStats
-from tae.latents.writer import finish
-from tae.model.pretrained import load_model
 from tae.runtime.cli import hydra_main
-from tae.runtime.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tae.latents.stats import LatentStats
 
 
-def main(cfg: DictConfig) -> LatentStats | None:
-    """Encode `cfg.source`, or go on with it; give the statistics (on the first process).
+@hydra_main("encode")
+def main(cfg: DictConfig) -> "LatentStats | None":
+    """Encode `cfg.source`, or resume it; give the statistics (on the first process)."""
+    from tae.latents.run import encode
 
-    Raises:
-        UserError: a setting is wrong or differs from those that `cfg.output` was begun with, or no video can be encoded.
-    """
-    check_settings(cfg)
-    output = Path(cfg.output).expanduser()
-    sources, rejected = find_sources(cfg.source)
-    tiling = instantiate(cfg.tiling)
-    loaded = load_model(cfg.ckpt)
-    tiling.check(loaded.model.factor)
-    settings = settings_of(cfg, loaded, sources)
-    settle(output, settings)
-    trainer = L.Trainer(
-        **instantiate(cfg.trainer),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=output,
-    )
-    reading = Reading(cfg.resolution, cfg.frame_stride, tiling.tile_pixel_frames, loaded.model.factor)
-    shards = list(batched(sources, cfg.clips_per_shard))
-    with (
-        progress_bar("clips", shown=trainer.is_global_zero) as progress,
-        closing(
-            Encoding(loaded.model, tiling, DTYPES[cfg.dtype], output, shards, reading, cfg.num_workers, progress)
-        ) as encoding,
-    ):
-        trainer.predict(encoding, return_predictions=False)
-    trainer.strategy.barrier()
-    if not trainer.is_global_zero:
-        return None
-    checkpoint = {"path": loaded.source, "sha256": loaded.sha256}
-    stats, rejected = finish(output, settings, len(shards), checkpoint, rejected)
-    report(stats, rejected, output)
-    return stats
+    return encode(cfg)
 
 
 if __name__ == "__main__":
-    hydra_main("encode")(main)()
+    main()

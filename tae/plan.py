@@ -10,33 +10,17 @@ Tensors are counted, and not what the libraries need beside them: a GPU's contex
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from tae.planning.planner import GB, plan
 from tae.runtime.cli import hydra_main
 
 
+@hydra_main("plan")
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Print the plan."""
-    found = plan(cfg)
-    size = f"{cfg.data.resolution}x{cfg.data.resolution}x{cfg.data.num_frames}"
-    checkpointing = "with" if cfg.model.gradient_checkpointing else "without"
-    table = Table(
-        title=f"{found['parameters'] / 1e6:.2f} M parameters, {cfg.data.batch_size} x {size}, {cfg.trainer.precision}, "
-        f"{checkpointing} checkpointing, {cfg.device}"
-    )
-    for header in ("", "TFLOP", "peak memory (GB)"):
-        table.add_column(header, justify="right" if header else "left")
-    if found["largest"]:
-        table.add_column(f"most frames in {cfg.memory_gb} GB", justify="right")
-        table.add_column("largest square (pixels)", justify="right")
-    for name, cost in found["costs"].items():
-        fitting = [str(number) if number else "none" for number in found["largest"].get(name, ())]
-        table.add_row(name, f"{cost.flops / 1e12:.2f}", f"{cost.peak_bytes / GB:.2f}", *fitting)
-    Console().print(table)
-    return found
+    """Print the plan and return it."""
+    from tae.planning.run import print_plan
+
+    return print_plan(cfg)
 
 
 if __name__ == "__main__":
-    hydra_main("plan")(main)()
+    main()

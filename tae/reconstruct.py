@@ -3,57 +3,23 @@
 python -m tae.reconstruct ckpt=PATH source=VIDEO_OR_FOLDER output=DIR
 """
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra.utils import instantiate
-from lightning.fabric import Fabric
 from omegaconf import DictConfig
-from rich.console import Console
 
-from tae.evaluation.reconstruction import Outcome, plan_outputs, reconstruct, summary, write_latents
-from tae.model.pretrained import load_model
 from tae.runtime.cli import hydra_main
-from tae.runtime.config import plain
-from tae.runtime.errors import UserError
-from tae.runtime.files import check_writable
-from tae.runtime.progress import progress_bar, stage
+
+if TYPE_CHECKING:
+    from tae.evaluation.reconstruction import Outcome
 
 
-def main(cfg: DictConfig) -> list[Outcome]:
-    """Reconstruct every video of `cfg.source`; the ones that fail are named, the rest goes on.
+@hydra_main("reconstruct")
+def main(cfg: DictConfig) -> "list[Outcome]":
+    """Reconstruct every video of `cfg.source`; the ones that fail are named, the rest goes on."""
+    from tae.evaluation.reconstruct_videos import reconstruct_videos
 
-    Raises:
-        UserError: nothing to do, or at least one video failed.
-    """
-    plain(cfg)
-    output = Path(cfg.output).expanduser()
-    outputs = plan_outputs(Path(cfg.source).expanduser(), output)
-    check_writable(output, "output")
-    tiling = instantiate(cfg.tiling)
-    fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
-    with stage(f"reading {cfg.ckpt}"):
-        model = load_model(cfg.ckpt).model.to(fabric.device)
-    tiling.check(model.factor, decoding=not cfg.latents_only)
-    outcomes, failed = [], 0
-    with progress_bar("frames") as progress, fabric.autocast():
-        for source, stem in outputs.items():
-            task = progress.add_task(source.name, total=None)
-            try:
-                if cfg.latents_only:
-                    outcome = write_latents(model, source, stem, tiling, progress, task)
-                else:
-                    outcome = reconstruct(model, source, stem, tiling, progress, task, cfg.side_by_side, cfg.difference)
-                outcomes.append(outcome)
-            except UserError as error:
-                failed += 1
-                progress.remove_task(task)
-                progress.console.print(f"error: {error}", soft_wrap=True, markup=False, highlight=False)
-    if outcomes:
-        Console().print(summary(outcomes))
-    if failed:
-        raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
-    return outcomes
+    return reconstruct_videos(cfg)
 
 
 if __name__ == "__main__":
-    hydra_main("reconstruct")(main)()
+    main()

@@ -193,13 +193,3 @@ def test_what_is_no_checkpoint_is_refused(content: bytes | None, message: str, t
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_model(path)
-
-
-def test_importing_the_package_needs_three_packages_only() -> None:
-    program = (
-        "import sys, tae; "
-        "heavy = {'hydra', 'lightning', 'omegaconf', 'lpips', 'webdataset', 'decord', 'torchvision', 'triton', 'av'}; "
-        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
-    )
-    done = run("-c", program)
-    assert done.returncode == 0, done.stderr

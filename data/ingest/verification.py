@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+from rich.console import Console
+
 from data.ingest.check import check
 from data.processes.pool import Crew, Failure, run_isolated
 from data.shards.format import INDEX, VIDEO_EXTENSIONS
@@ -148,3 +151,18 @@ def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iter
 def _repeated(keys: Iterator[str]) -> list[str]:
     seen: set[str] = set()
     return [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+
+
+def verify_shards(cfg: DictConfig) -> None:
+    """Verify every folder of shards in `cfg.shards` and say that nothing is wrong.
+
+    Raises:
+        UserError: with the list of what is wrong.
+    """
+    crew = Crew(cfg.engine, cfg.workers, cfg.dask_address)
+    folders = find_folders(Path(cfg.shards))
+    problems = [problem for folder in folders for problem in verify(folder, cfg.decode, cfg.timeout, crew)]
+    if problems:
+        raise UserError(f"{cfg.shards}: {len(problems)} things are wrong.\n" + "\n".join(problems))
+    for folder in folders:
+        Console().print(f"{folder}: as the index says" + ", every video decodes" * cfg.decode, soft_wrap=True)

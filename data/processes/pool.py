@@ -32,20 +32,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work: `workers` processes here (None: one for every core), or a dask cluster's at `scheduler`."""
+    """Who does the work: `workers` processes here (None: one for every core), or a dask cluster's at `dask_address`."""
 
     engine: str = "local"
     workers: int | None = None
-    scheduler: str | None = None
+    dask_address: str | None = None
     connect_timeout: float = 30.0  # seconds
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UserError(f"engine={self.engine} is unknown. Choose one of: {', '.join(ENGINES)}.")
-        if (self.engine == "dask") != (self.scheduler is not None):
+        if (self.engine == "dask") != (self.dask_address is not None):
             raise UserError(
-                f"engine={self.engine} and scheduler={self.scheduler} do not go together: engine=dask needs the "
-                "address of the cluster's scheduler (scheduler=tcp://HOST:8786), engine=local has none."
+                f"engine={self.engine} and dask_address={self.dask_address} do not go together: engine=dask needs the "
+                "address of the cluster's scheduler (dask_address=tcp://HOST:8786), engine=local has none."
             )
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers} must be at least 1, or null for one process on every core.")
@@ -106,14 +106,14 @@ def _connected(crew: Crew) -> Iterator[Any]:
     except ImportError as error:
         raise UserError("engine=dask needs the package `distributed`: pip install distributed.") from error
     try:
-        with Client(crew.scheduler, timeout=crew.connect_timeout, set_as_default=False) as client:
+        with Client(crew.dask_address, timeout=crew.connect_timeout, set_as_default=False) as client:
             try:
                 yield client
             finally:
                 client.run(_end_children)
     except (OSError, KilledWorker) as error:
         raise UserError(
-            f"scheduler={crew.scheduler}: {error or 'no answer'}. Are its scheduler and workers running? "
+            f"dask_address={crew.dask_address}: {error or 'no answer'}. Are its scheduler and workers running? "
             "What is done is kept: repeat the command to go on."
         ) from error
 

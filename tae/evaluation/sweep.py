@@ -1,19 +1,12 @@
 """A sweep ends in one table, one plot and one page of its runs: comparison.md, .csv, .png, index.html in its folder."""
 
 import csv
-import json
-import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -22,42 +15,12 @@ from tae.evaluation.page import write_page
 from tae.evaluation.report import interval_text, markdown_table, measurement_text
 from tae.evaluation.results import Interval
 from tae.evaluation.sweep_page import comparison_page, short_labels
-from tae.evaluation.sweep_runs import RECORD, Run, common_baseline, differing, measured_by, read_runs, run_label
+from tae.evaluation.sweep_runs import Run, common_baseline, differing, measured_by, read_runs, run_label
 from tae.metrics.metric import Definition
-from tae.runtime.errors import first_line
 from tae.runtime.files import replacing, write_text
-
-log = logging.getLogger(__name__)
 
 PANELS_IN_ROW = 4
 LABEL_WIDTH = 40  # characters of a line beside the bars
-
-
-class SweepComparison(Callback):
-    """Hydra callback that compares the runs of a multirun.
-
-    The comparison is written again after every run, not only at the end: once a run has failed, Hydra raises after the
-    last one and never says that the sweep has ended; and a sweep that is interrupted leaves the comparison so far.
-    """
-
-    def __init__(self) -> None:
-        self.printed = 0  # runs in the table that was printed last
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN:  # also the further processes that Lightning starts for a run
-            return
-        write_text(Path(config.hydra.runtime.output_dir) / RECORD, json.dumps(_record(config, job_return), indent=2))
-        self.compare(_sweep_folder(config), at_least=2)  # a table of one run compares nothing
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        self.compare(_sweep_folder(config), at_least=1)  # the runs of a parallel launcher end in any order, anywhere
-
-    def compare(self, folder: Path, at_least: int) -> None:
-        """Write the comparison, and print its table unless it has fewer runs, or no more than the last one printed."""
-        runs = write_comparison(folder)
-        if len(runs) >= at_least and len(runs) > self.printed:
-            _print(runs, folder, Console())
-            self.printed = len(runs)
 
 
 def write_comparison(folder: Path) -> list[Run]:
@@ -71,26 +34,6 @@ def write_comparison(folder: Path) -> list[Run]:
     _plot(runs, folder / "comparison.png")
     write_page(folder, comparison_page(folder, runs))
     return runs
-
-
-def _sweep_folder(config: DictConfig) -> Path:
-    """The sweep's folder, also where Hydra has changed the working directory to a run's own."""
-    return Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir
-
-
-def _record(config: DictConfig, job_return: JobReturn) -> dict[str, Any]:
-    error = None
-    if job_return.status == JobStatus.FAILED:
-        try:
-            _ = job_return.return_value  # raises what the run raised, after a line on standard error
-        except Exception as failure:
-            error = first_line(failure)
-            log.error("Run %s failed: %s", config.hydra.job.num, error)
-    plainly = (
-        re.sub(r"\\(.)", r"\1", override) for override in job_return.overrides or []
-    )  # Hydra escapes `:` and others
-    overrides = dict(override.lstrip("+~").partition("=")[::2] for override in plainly)
-    return {"job": config.hydra.job.num, "overrides": overrides, "error": error}
 
 
 def _status(run: Run) -> str:
@@ -149,7 +92,9 @@ def _report_link(run: Run, folder: Path) -> str:
     return f"[report](<{report.relative_to(folder).as_posix()}>)" if report.exists() else "no report"
 
 
-def _print(runs: Sequence[Run], folder: Path, console: Console) -> None:
+def print_comparison(runs: Sequence[Run], folder: Path) -> None:
+    """Print the table, with what differs between the runs."""
+    console = Console()
     header, *rows = _readable_rows(runs)
     table = Table(title=f"{len(runs)} runs of this sweep so far", title_justify="left")
     for name in header:

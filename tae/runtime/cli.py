@@ -1,19 +1,20 @@
 """What every entry point shares: Hydra around a task, user errors in one message, the output folder settled."""
 
 import functools
+import importlib.util
 import io
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
@@ -21,47 +22,110 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
+from tae.runtime.config import check_given
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
 
 CONFIG_FOLDER = str(Path(__file__).resolve().parents[2] / "conf")
-Task = Callable[[DictConfig], Any]
+Result = TypeVar("Result")
+Task = Callable[[DictConfig], Result]
 
 
-def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
+@dataclass(frozen=True)
+class Program:
+    """How this command was started, for whoever has to start it once more: a file, or a module behind `python -m`."""
+
+    file: str
+    module: str | None
+
+    @classmethod
+    def running(cls) -> Self:
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        return cls(str(Path(sys.argv[0]).absolute()), None if spec is None else spec.name)
+
+    def pose(self, arguments: list[str]) -> None:
+        """Look like it to Lightning, which starts the further processes of a node from `sys.argv` and `__main__`."""
+        sys.argv = [self.file, *arguments]
+        sys.modules["__main__"].__spec__ = None if self.module is None else importlib.util.find_spec(self.module)
+
+
+class Command(Generic[Result]):
+    """A task that is a command too: `command()` reads the command line, `command(cfg)` calls the task itself."""
+
+    def __init__(self, task: Task[Result], config_name: str, lists: Sequence[str]) -> None:
+        functools.update_wrapper(self, task)
+        self.task = task
+        self.config_name = config_name
+        self.lists = lists
+
+    @overload
+    def __call__(self) -> None: ...
+
+    @overload
+    def __call__(self, cfg: DictConfig) -> Result: ...
+
+    def __call__(self, cfg: DictConfig | None = None) -> Result | None:
+        if cfg is not None:
+            return self.task(cfg)
+        sys.argv = list_commas(sys.argv, self.lists)
+        guarded = guard(self.task, self.config_name, Program.running())
+        return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)()
+
+
+def hydra_main(config_name: str, lists: Sequence[str] = ()) -> Callable[[Task[Result]], Command[Result]]:
     """Make an entry point of `task(cfg)`: like `hydra.main`, on `conf/<config_name>.yaml`.
 
     A mistake of the user ends in one message on standard error and exit code 1, without a traceback. Inside a sweep it is
     raised to Hydra instead, so that the other runs go on. Ctrl-C ends in one message and exit code 130, a sweep too.
+
+    A task imports what it needs in its body: `--help`, a typo and a setting that is missing are then answered before torch
+    is imported, and worker processes, which import the main module, do not import the whole of training.
+
+    Args:
+        config_name: the file's name without its extension.
+        lists: keys whose `a,b` means a list; to Hydra a comma alone means two runs.
     """
+    return lambda task: Command(task, config_name, lists)
 
-    def decorate(task: Task) -> Callable[[], None]:
-        @functools.wraps(task)
-        def guarded(cfg: DictConfig) -> Any:
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(line_buffering=True)  # in a file too: a log is read while the run goes on
-            settle_output_folder(cfg, task.__code__.co_filename)
-            logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
-            try:
-                defaults: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml"))
-                check_switches(cfg, defaults)
-                check_accelerator(OmegaConf.select(cfg, "trainer.accelerator"))
-                with undone_process_group():
-                    return task(cfg)
-            except KeyboardInterrupt:
-                print("stopped by Ctrl-C", file=sys.stderr)
-                sys.exit(128 + signal.SIGINT)
-            except Exception as error:
-                mistake = find_user_error(error)
-                if mistake is None:
-                    raise
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise CompactHydraException(str(mistake)) from error
-                fail(str(mistake))
 
-        return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=config_name)(guarded)
+def list_commas(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """`key=a,b` as `key=[a,b]` for those keys."""
 
-    return decorate
+    def listed(argument: str) -> str:
+        key, equals, value = argument.partition("=")
+        return f"{key}=[{value}]" if equals and key in keys and "," in value and "[" not in value else argument
+
+    return [listed(argument) for argument in arguments]
+
+
+def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result]:
+    """`task` with everything around it that an entry point does."""
+
+    @functools.wraps(task)
+    def guarded(cfg: DictConfig) -> Result:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # in a file too: a log is read while the run goes on
+        settle_output_folder(cfg, program)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
+        try:
+            check_given(cfg)
+            defaults: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml"))
+            check_switches(cfg, defaults)
+            check_accelerator(OmegaConf.select(cfg, "trainer.accelerator"))
+            with undone_process_group():
+                return task(cfg)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            mistake = find_user_error(error)
+            if mistake is None:
+                raise
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise CompactHydraException(str(mistake)) from error
+            fail(str(mistake))
+
+    return guarded
 
 
 @contextmanager
@@ -73,8 +137,9 @@ def undone_process_group() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        distributed: Any = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -105,6 +170,8 @@ def check_accelerator(name: Any) -> None:
     """
     if not isinstance(name, str) or name in ("auto", "cpu"):
         return
+    import torch
+
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     gpus = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
     if not gpus.get(name):
@@ -136,7 +203,7 @@ def find_user_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def settle_output_folder(cfg: DictConfig, script: str) -> None:
+def settle_output_folder(cfg: DictConfig, program: Program) -> None:
     """Make `output_dir` the folder of this very run, and let further processes of it start with the same settings.
 
     Lightning starts the processes of a node by repeating this command line with `hydra.run.dir` added. Inside a sweep that
@@ -149,9 +216,8 @@ def settle_output_folder(cfg: DictConfig, script: str) -> None:
     if hydra_config.hydra.mode == RunMode.MULTIRUN:
         with read_write(hydra_config.hydra):
             hydra_config.hydra.run.dir = output_dir
-        sys.argv = [script, *hydra_config.hydra.overrides.task]
         # A launcher's job runs inside `python -m` of a module of the launcher, which Lightning would repeat.
-        sys.modules["__main__"].__spec__ = None
+        program.pose(list(hydra_config.hydra.overrides.task))
 
 
 class CheckStart(Callback):

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 
 from data.drawing import draw_clip
 from data.shards.index import find_shards
-from data.synthetic import SyntheticDataModule, main
+from data.synthetic import SyntheticDataModule
+from data.synthetic.__main__ import main
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 

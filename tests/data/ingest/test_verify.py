@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from data.drawing import draw_clip, encode
+from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe, read_metadata
 from data.ingest.pipeline import prepare
 from data.ingest.verification import Task, check_shard, find_folders, verify
-from data.inspect import CAPTION, TILE, contact_sheet, describe, read_metadata
 from data.processes.pool import Crew
 from tae.runtime.errors import UserError
 

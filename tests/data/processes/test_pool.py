@@ -55,7 +55,7 @@ def test_a_cluster_of_two_workers_does_the_same(tmp_path: Path) -> None:
         (tmp_path / "videos").mkdir(exist_ok=True)
         (tmp_path / "videos" / f"{number}.mp4").write_bytes(clip)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        crew = Crew("dask", scheduler=cluster.scheduler_address)
+        crew = Crew("dask", dask_address=cluster.scheduler_address)
         assert dict(run_isolated(hang_or_die, TASKS, 4.0, crew)) == RESULTS
         run(tmp_path / "videos", tmp_path / "cluster", crew=crew)
     run(tmp_path / "videos", tmp_path / "here")

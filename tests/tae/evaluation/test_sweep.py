@@ -46,7 +46,7 @@ CONFIG = """
 opl: 0
 seed: 1
 hydra:
-  callbacks: {comparison: {_target_: tae.evaluation.sweep.SweepComparison}}
+  callbacks: {comparison: {_target_: tae.evaluation.sweep_callback.SweepComparison}}
   sweep: {dir: sweep, subdir: "${hydra.job.num}"}
   job: {chdir: %s}
 """

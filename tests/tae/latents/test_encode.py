@@ -175,15 +175,16 @@ def test_a_signal_ends_it_and_keeps_finished_shards(checkpoint: Path, videos: Pa
     """The signal comes with the second shard begun; a process of its own, since it ends by the signal."""
     code = """
 import os, signal
+from pathlib import Path
 from tae import encode
-from tae.runtime.cli import hydra_main
-append = encode.LatentShard.append
+from tae.latents.writer import LatentShard
+append = LatentShard.append
 def append_and_signal(self, *arguments):
     append(self, *arguments)
-    if list(encode.Path(os.environ["OUTPUT"]).glob("shard-*.tar")):
+    if list(Path(os.environ["OUTPUT"]).glob("shard-*.tar")):
         os.kill(os.getpid(), signal.SIGTERM)
-encode.LatentShard.append = append_and_signal
-hydra_main("encode")(encode.main)()
+LatentShard.append = append_and_signal
+encode.main()
 """
     output = tmp_path / "out"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OUTPUT": str(output)}

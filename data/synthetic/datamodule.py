@@ -1,7 +1,4 @@
-"""Small H.264 files of moving textured shapes as shards: the demo's data, made on the spot and cached.
-
-python -m data.synthetic output=DIR     the same as a data set to be kept
-"""
+"""Generated clips: the module that serves them, and the command that keeps them."""
 
 import hashlib
 import json
@@ -21,7 +18,6 @@ from data.drawing import FPS, MIN_SIZE, draw_clip, encode, file_width
 from data.ingest.check import Facts
 from data.sampling.windows import ShortClip
 from data.shards.writer import ShardWriter
-from tae.runtime.cli import hydra_main
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
@@ -140,7 +136,7 @@ def write_splits(folder: Path, recipe: Mapping[str, Any]) -> None:
                 writer.write(key, "mp4", video, asdict(facts) | labels)
 
 
-def main(cfg: DictConfig) -> None:
+def write_synthetic(cfg: DictConfig) -> None:
     """Write generated clips as shards that any data group can name.
 
     Raises:
@@ -158,7 +154,3 @@ def main(cfg: DictConfig) -> None:
     check_writable(output, "output")
     write_splits(output, recipe)
     print(f"{output}: {', '.join(f'{count} {split}' for split, count in recipe['num_clips'].items() if count)}")
-
-
-if __name__ == "__main__":
-    hydra_main("synthetic")(main)()

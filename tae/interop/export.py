@@ -1,0 +1,59 @@
+"""The command that exports a model: from its config to a folder and the hub."""
+
+import copy
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tae.interop.graphs import check_format, export_graphs
+from tae.interop.model_card import CARD, find_metrics, model_card
+from tae.interop.repository import check_stats, prepare_repository, share, upload
+from tae.latents.file import DTYPES
+from tae.latents.stats import STATS, LatentStats
+from tae.model.pretrained import load_model
+from tae.runtime.config import plain
+from tae.runtime.errors import UserError
+from tae.runtime.files import check_writable, write_text
+from tae.runtime.progress import stage
+
+
+def export(cfg: DictConfig) -> Path:
+    """Write the folder `cfg.output` and, where asked, upload it.
+
+    Raises:
+        UserError: a setting is wrong, the metrics are another checkpoint's, or the hub refuses.
+    """
+    plain(cfg)
+    output = Path(cfg.output).expanduser()
+    if cfg.dtype not in DTYPES:
+        raise UserError(f"dtype={cfg.dtype} is unknown. Choose one of: {', '.join(DTYPES)}.")
+    if cfg.format != "safetensors":
+        check_format(cfg.format)
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+    stats = None if cfg.latents is None else LatentStats.read(cfg.latents)
+    check_writable(output, "output")
+    with stage(f"reading {cfg.ckpt}"):
+        loaded = load_model(cfg.ckpt)
+    metrics = find_metrics(loaded, cfg.metrics)
+    check_stats(loaded, stats, cfg.latents)
+    if cfg.push:
+        prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
+    output.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
+    share(output / "model.safetensors")
+    graphs = []
+    if cfg.format != "safetensors":
+        with stage(f"tracing encoder and decoder as {cfg.format}"):
+            graphs = export_graphs(loaded.model, output, cfg.format)
+    if stats is not None:
+        shutil.copy(Path(cfg.latents).expanduser() / STATS, output / STATS)
+    write_text(
+        output / CARD, model_card(loaded, metrics, stats, graphs, cfg.repo or output.name, cfg.license, cfg.dtype)
+    )
+    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    if cfg.push:
+        with stage(f"uploading to {cfg.repo}"):
+            upload(output, cfg.repo)
+    return output
