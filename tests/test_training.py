@@ -253,7 +253,16 @@ def test_nothing_is_saved_of_a_loss_that_is_not_finite(
     assert evidence["terms"]["reconstruction"] == "nan"
 
 
-@pytest.mark.parametrize("when", ["trainer.max_steps=5", "trainer.max_steps=3", "callbacks.last.every_n_steps=1"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "trainer.max_steps=5",
+        "trainer.max_steps=3",
+        "callbacks.last.every_n_steps=1",
+        "trainer.gradient_clip_val=null",
+        "+trainer.gradient_clip_algorithm=value",
+    ],
+)
 def test_nothing_is_saved_of_a_gradient_that_is_not_finite(
     when: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +280,23 @@ def test_nothing_is_saved_of_a_gradient_that_is_not_finite(
     assert len(calls) <= 4
     assert_finite(tmp_path)
     assert json.loads((tmp_path / "nonfinite_rank0.json").read_text())["terms"]["reconstruction"] != "nan"
+
+
+@pytest.mark.parametrize("first", ["validate_first=true", "validate_first=false"])
+def test_a_validation_refuses_a_reconstruction_that_is_not_finite(
+    first: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN is black as uint8: a validation had a figure for it, and best.ckpt was chosen by it."""
+    decode = TemporalAutoencoder.decode
+
+    def broken_where_it_is_measured(self: TemporalAutoencoder, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return decode(self, *args, **kwargs) * (1 if self.training else torch.nan)
+
+    monkeypatch.setattr(TemporalAutoencoder, "decode", broken_where_it_is_measured)
+    step = 0 if first == "validate_first=true" else 1
+    with pytest.raises(UserError, match=rf"validation clip synthetic_val_0000\d is not finite at step {step}"):
+        run(tmp_path, cache, "trainer.max_steps=3", "trainer.val_check_interval=1", first)
+    assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
 BAD_LOSS_IN_ONE_PROCESS = """
@@ -297,17 +323,19 @@ train(cfg)
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["callbacks.last.every_n_steps=1", "trainer.val_check_interval=3"])
 def test_nothing_is_saved_of_another_process_loss_that_is_not_finite(when: str, cache: Path, tmp_path: Path) -> None:
-    """The gradient is the mean over both processes; without clipping nothing but the second one's loss shows it."""
+    """The gradient is the mean over both processes, and is looked at without clipping too."""
     overrides = [*SMALL, f"data.cache_dir={cache}", f"output_dir={tmp_path / 'run'}", "trainer.max_steps=5", when]
     overrides += ["trainer.devices=2", "strategy=ddp", "trainer.gradient_clip_val=null", "validate_first=false"]
     script = tmp_path / "run.py"
     script.write_text(BAD_LOSS_IN_ONE_PROCESS.format(root=str(ROOT), overrides=overrides))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=180)
     assert done.returncode != 0
-    assert "The loss of another process is not finite" in done.stderr, done.stderr[-3000:]
+    assert "The gradient is not finite at step 2" in done.stderr, done.stderr[-3000:]
+    assert "Another process' loss may have caused it" in done.stderr, done.stderr[-3000:]
     assert "The loss is not finite at step 2" in done.stderr, done.stderr[-3000:]
     assert_finite(tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").glob("nonfinite*")] == ["nonfinite_rank1.json"]
+    evidence = sorted(path.name for path in (tmp_path / "run").glob("nonfinite*"))
+    assert evidence == ["nonfinite_rank0.json", "nonfinite_rank1.json"]
 
 
 def test_mixed_precision_trains_and_clips(cache: Path, tmp_path: Path) -> None:

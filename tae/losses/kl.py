@@ -12,6 +12,8 @@ class KL:
     Dividing by the clip's size, not by the latents', keeps its ratio to the reconstruction term at any compression.
     """
 
+    uses_reconstruction = False
+
     def __init__(self, weight: float) -> None:
         self.weight = check_weight("kl", weight)
 

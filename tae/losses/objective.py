@@ -27,6 +27,11 @@ class AutoencoderLoss:
                 "loss.opl.weight a value above 0."
             )
 
+    @property
+    def uses_reconstruction(self) -> bool:
+        """Whether any term gives the decoder a gradient."""
+        return any(getattr(term, "uses_reconstruction", True) for term in self.terms.values())
+
     def __call__(self, clip: Tensor, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective and its parts.
 

@@ -27,6 +27,8 @@ class OutlierPenalty:
         r: how many standard deviations a position may stand out for free; above 0.
     """
 
+    uses_reconstruction = False
+
     def __init__(self, weight: float, r: float) -> None:
         self.weight = check_weight("opl", weight)
         if isinstance(r, bool) or not isinstance(r, int | float) or not (math.isfinite(r) and r > 0):

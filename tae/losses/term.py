@@ -26,7 +26,10 @@ class Output(Protocol):
 
 
 class Term(Protocol):
-    """One term of the objective: a float32 scalar, unweighted; it is called only where its weight is above 0."""
+    """One term of the objective: a float32 scalar, unweighted; it is called only where its weight is above 0.
+
+    A term may say `uses_reconstruction = False` if it looks at posterior and latents alone.
+    """
 
     weight: float
 

@@ -1,7 +1,7 @@
 """Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class AutoencoderModule(L.LightningModule):
         self.config = config
         self.output_dir = Path(output_dir)
         self.metrics = metrics
+        if not loss.uses_reconstruction:  # DDP would wait for the decoder's gradients, which never come
+            model.decoder.requires_grad_(False)
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
+        self.validated: list[tuple[Sequence[str], Tensor]] = []  # keys, and whether each reconstruction is finite
         self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -94,14 +97,19 @@ class AutoencoderModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip here: Lightning refuses a fused optimizer under any mixed precision, though only fp16's scaler minds."""
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
-        elif gradient_clip_val:
+        """Clip here: Lightning refuses a fused optimizer under any mixed precision, though only fp16's scaler minds.
+
+        Whatever the clipping, the gradient that the optimizer gets is looked at before anything is saved.
+        """
+        if gradient_clip_val and gradient_clip_algorithm != "value":
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
-            # fp16's scaler finds gradients that are not finite by itself, and leaves such a step out.
-            if self.unjudged is not None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
-                self.unjudged.gradient_is_finite = FiniteFlag(norm)
+        else:
+            if gradient_clip_val:
+                nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        # fp16's scaler finds gradients that are not finite by itself, and leaves such a step out.
+        if self.unjudged is not None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self.unjudged.gradient_is_finite = FiniteFlag(norm)
 
     def judge_last_step(self, together: bool = False) -> None:
         """Stop on a loss or a gradient that was not finite, and say which clips gave it.
@@ -153,15 +161,34 @@ class AutoencoderModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.validation = Validation(self.metrics)
+        self.validated = []
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
+        self.validated.append((batch["keys"], out.reconstruction.isfinite().flatten(1).all(1)))
         self.validation.add(batch, clip_to_frames(out.reconstruction), out.latents)
 
     def on_validation_epoch_end(self) -> None:
-        """Average over all processes; one without a single clip takes part too."""
+        """Average over all processes; one without a single clip takes part too.
+
+        Raises:
+            UserError: a reconstruction was not finite, here or in another process.
+        """
+        self.check_validated()
         for name, mean in self.validation.means().items():
             self.log(f"val/{name}", mean, sync_dist=True)  # equal already; Lightning warns without
+
+    def check_validated(self) -> None:
+        """Refuse figures of reconstructions that are not finite, in all processes together."""
+        pairs = [pair for keys, finite in self.validated for pair in zip(keys, finite.tolist(), strict=True)]
+        self.validated = []
+        broken = [key for key, is_finite in pairs if not is_finite]
+        if not self.trainer.strategy.reduce_boolean_decision(not broken):
+            clip = f"validation clip {broken[0]}" if broken else "a validation clip of another process"
+            raise UserError(
+                f"The model's reconstruction of {clip} is not finite at step {self.global_step}, so no metric means "
+                "anything. Use precision=fp32 to see whether the precision overflows, or other weights to start from."
+            )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.model.parameters())
