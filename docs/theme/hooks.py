@@ -99,3 +99,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return markdown
     markdown = rewritten(markdown, (ROOT / "docs" / page.file.src_uri).parent, page.file.src_uri)
     return markdown + "\n" + settings_files() if page.file.src_uri == SETTINGS else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Give each formula on a line of its own a box that scrolls: a wide one would widen the page on a phone."""
+    return re.sub(r'<math display="block".*?</math>', r'<div class="formula">\g<0></div>', html, flags=re.DOTALL)
