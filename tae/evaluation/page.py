@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tae.evaluation.pictures import enlargement, latent_picture, mosaic_columns, places, side_by_side
-from tae.evaluation.report import measurement, model_lines, readable, verdict
+from tae.evaluation.report import measurement, model_lines, readable, verdicts
 from tae.evaluation.results import ClipFrames, EvaluationResult, measured
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.frame import psnr
@@ -101,13 +101,17 @@ def short(value: float) -> float | None:
 
 
 def evaluation_page(
-    document: Mapping[str, Any], result: EvaluationResult, clips: Sequence[Mapping[str, Any]]
+    document: Mapping[str, Any],
+    result: EvaluationResult,
+    clips: Sequence[Mapping[str, Any]],
+    curve: Sequence[tuple[int, float]] = (),
 ) -> dict[str, Any]:
     """The page's data for one evaluation.
 
     Args:
         document: the content of metrics.json.
         clips: what `write_clips` returned.
+        curve: (step, validation PSNR) of the training that this evaluation ends, if it does.
     """
     checkpoint = document["checkpoint"] or {"path": "weights that are in no file", "sha256": None}
     metrics = measured(document["metrics"])
@@ -117,11 +121,11 @@ def evaluation_page(
         "metrics": metrics,
         "note": None,
         "error": None,
-        "curve": [],
+        "curve": [list(point) for point in curve],
     }
     return {
         "title": f"Evaluation of {checkpoint['path']}",
-        "lead": verdict(result),
+        "lead": " ".join(verdicts(document, result)),
         "facts": facts(document),
         "metrics": metric_columns({name: result.measured_by[name] for name in metrics}),
         "runs": [run],

@@ -101,6 +101,23 @@ def verdict(result: EvaluationResult) -> str:
     return f"Against the trilinear baseline (8x8x8 down and up, nothing learned) the model is {' and '.join(parts)}."
 
 
+def training_verdict(document: Mapping[str, Any]) -> str | None:
+    """In words, what training changed on the validation clips; None without a validation before and after."""
+    training = document.get("training", {})
+    before, best = training.get("validation_psnr_before"), training.get("validation_psnr_best")
+    if before is None or best is None:
+        return None
+    return (
+        f"Training for {training['steps']:,} steps took the validation PSNR from {before:.2f} to {best:.2f} dB at best "
+        f"({best - before:+.2f})."
+    )
+
+
+def verdicts(document: Mapping[str, Any], result: EvaluationResult) -> list[str]:
+    """What the numbers say: against the baseline, and of training."""
+    return [text for text in (verdict(result), training_verdict(document)) if text]
+
+
 def print_report(
     document: Mapping[str, Any], result: EvaluationResult, output_dir: Path, console: Console | None = None
 ) -> None:
@@ -113,7 +130,7 @@ def print_report(
     for row in _table_rows(result):
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
-    for line in [measurement_text(document), *reasons(result), verdict(result)]:
+    for line in [measurement_text(document), *reasons(result), *verdicts(document, result)]:
         console.print(line, highlight=False, markup=False)
     console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -172,7 +189,7 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
     chosen = result.chosen()
     sections = [
         "# Evaluation",
-        verdict(result),
+        *verdicts(document, result),
         markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
         "Mean over frames, in brackets the 95 % interval by bootstrap over clips. Every metric is taken per frame on uint8 "
         "RGB, the posterior's mode decoded. ↑ higher is better, ↓ lower is better.",

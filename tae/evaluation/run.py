@@ -22,6 +22,7 @@ from tae.evaluation.protocol import evaluate_model
 from tae.evaluation.report import print_report, write_report
 from tae.evaluation.results import ClipFrames, gather
 from tae.evaluation.stored_config import evaluation_data, evaluation_precision
+from tae.evaluation.sweep_runs import read_curve
 from tae.metrics.metric import Metric
 from tae.metrics.registry import complete
 from tae.model.autoencoder import TemporalAutoencoder
@@ -112,7 +113,9 @@ def measure(
             data=data.describe("test") | {"precision": str(cfg.trainer.precision)},
             training=training,
         )
-        write_page(output_dir, evaluation_page(document, result, write_clips(output_dir, shown)))
+        write_page(
+            output_dir, evaluation_page(document, result, write_clips(output_dir, shown), read_curve(output_dir))
+        )
         print_report(document, result, output_dir)
     document = trainer.strategy.broadcast(document)
     check_skipped(

@@ -96,11 +96,11 @@ def _read_run(record: Mapping[str, Any], folder: Path) -> Run:
         status="completed" if record["error"] is None else "failed",
         error=record["error"],
         document=document,
-        curve=_read_curve(folder),
+        curve=read_curve(folder),
     )
 
 
-def _read_curve(folder: Path) -> list[tuple[int, float]]:
+def read_curve(folder: Path) -> list[tuple[int, float]]:
     """Validation PSNR over steps from the newest file of Lightning's CSVLogger, where one is there."""
     files = sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
     if not files:

@@ -1,5 +1,5 @@
 "use strict";
-/* The page of one evaluation or of a sweep's runs. Its data, written by tae/page.py:
+/* The page of one evaluation or of a sweep's runs. Its data, written by tae/evaluation/page.py:
  *
  *   title, lead    text; facts, details: [[name, text], ...]; skipped: [text, ...]
  *   metrics        [{name, label, higher, digits, percent}]: the columns of numbers
@@ -58,11 +58,11 @@ function select(label, options, onchange) {
 
 /* ---------- the numbers ---------- */
 
-/** Mean, interval and, on a common scale, the interval as a line with a dot. */
-function cell(value, metric, scale, paint, sign = false) {
-  if (value == null) return h("td", {}, h("span", { class: "soft" }, "–"));
+/** Mean, interval and, on a common scale, the interval as a line with a dot; a narrow screen shows the column's name here. */
+function cell(value, metric, scale, paint, column, sign = false) {
+  if (value == null) return h("td", { "data-column": column }, h("span", { class: "soft" }, "–"));
   const interval = value.ci95 && `${number(value.ci95[0], metric, sign)} to ${number(value.ci95[1], metric, sign)}`;
-  return h("td", {},
+  return h("td", { "data-column": column },
     h("span", { class: "value" }, number(value.mean, metric, sign)),
     interval && h("span", { class: "interval" }, interval),
     scale && whisker(value, scale, paint));
@@ -88,16 +88,16 @@ function summary() {
 
 function summaryOfOne() {
   const [run] = data.runs;
+  const names = ["metric", "model", "trilinear baseline", "difference, clip by clip"];
   const rows = data.metrics.map((metric) => {
     const [model, baseline] = [run.metrics[metric.name], data.baseline[metric.name]];
     const scale = scaleOf([model, baseline]);
     return h("tr", {},
       h("th", { scope: "row" }, heading(metric)),
-      cell(model, metric, baseline && scale, colour(0)),
-      cell(baseline, metric, scale, "var(--soft)"),
-      cell(data.advantage && data.advantage[metric.name], metric, null, null, true));
+      cell(model, metric, baseline && scale, colour(0), names[1]),
+      cell(baseline, metric, scale, "var(--soft)", names[2]),
+      cell(data.advantage && data.advantage[metric.name], metric, null, null, names[3], true));
   });
-  const names = ["metric", "model", "trilinear baseline", "difference, clip by clip"];
   return h("div", { class: "scroll" }, h("table", { id: "summary" },
     h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows)));
 }
@@ -109,10 +109,10 @@ function summaryOfRuns() {
     h("th", { scope: "row" }, swatch(i), run.href ? h("a", { href: run.href }, run.label) : run.label,
       run.note && h("div", { class: "soft small" }, `latents ${run.note}`),
       run.error && h("div", { class: "failed small" }, `failed: ${run.error}`)),
-    ...data.metrics.map((metric) => cell(run.metrics[metric.name], metric, scales[metric.name], colour(i)))));
+    ...data.metrics.map((metric) => cell(run.metrics[metric.name], metric, scales[metric.name], colour(i), heading(metric)))));
   if (data.baseline) {
     rows.push(h("tr", {}, h("th", { scope: "row" }, swatch(null), "trilinear baseline"),
-      ...data.metrics.map((metric) => cell(data.baseline[metric.name], metric, scales[metric.name], "var(--soft)"))));
+      ...data.metrics.map((metric) => cell(data.baseline[metric.name], metric, scales[metric.name], "var(--soft)", heading(metric)))));
   }
   return h("div", { class: "scroll" }, h("table", { id: "summary" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "run"),

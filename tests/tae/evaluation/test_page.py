@@ -188,6 +188,24 @@ def test_it_tells_the_numbers(page: Page) -> None:
     assert "trilinear baseline" in page.element("#viewer .legend").text
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_number_of_the_summary_is_on_the_screen(width: int, browser: webdriver.Chrome, sweep: Path) -> None:
+    """Long names of runs took the whole width of a telephone, and cut tables off on a desktop."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        opened = Page(browser, sweep)
+        names = "document.querySelectorAll('#summary th a')"
+        renamed = names + ".forEach((x) => { x.textContent = 'ckpt=' + 'long-'.repeat(40) })"
+        opened.script(renamed)
+        edges = "return [...document.querySelectorAll('#summary .value')].map((x) => x.getBoundingClientRect().right)"
+        right = opened.script(edges)
+        assert len(right) == 2 * 3 + 2, "two runs have three metrics each, the baseline has two"
+        assert max(right) <= width
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_it_steps(page: Page) -> None:
     page.element("#forward").click()
     page.at(1)

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from tae.evaluation.page import details, facts
+from tae.evaluation.page import details, evaluation_page, facts
 from tae.evaluation.report import print_report, verdict, write_report
 from tae.evaluation.results import ClipResult, EvaluationResult
 from tae.metrics.frame import NO_LPIPS
@@ -127,3 +127,13 @@ def test_what_was_measured_stands_beside_the_number(tmp_path):
     assert "0.1235" in report
     assert "{'" not in report + str(details(document)[2])
     assert "0.12345678" not in report
+
+
+def test_the_report_says_whether_training_helped(tmp_path):
+    training = {"steps": 200, "seconds_per_step": 0.1, "validation_psnr_before": 24.1, "validation_psnr_best": 23.95}
+    document = write(tmp_path, make_result(), training=training)
+    said = "Training for 200 steps took the validation PSNR from 24.10 to 23.95 dB at best (-0.15)."
+    assert said in (tmp_path / "report.md").read_text()
+    assert said in evaluation_page(document, make_result(), [], [(100, 23.95)])["lead"]
+    assert evaluation_page(document, make_result(), [], [(100, 23.95)])["runs"][0]["curve"] == [[100, 23.95]]
+    assert "Training" not in (evaluation_page(write(tmp_path, make_result()), make_result(), []))["lead"]
