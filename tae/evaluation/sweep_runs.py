@@ -101,9 +101,17 @@ def _read_run(record: Mapping[str, Any], folder: Path) -> Run:
 
 
 def read_curve(folder: Path) -> list[tuple[int, float]]:
-    """Validation PSNR over steps from the newest file of Lightning's CSVLogger, where one is there."""
-    files = sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return []
-    with files[-1].open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]), float(row[CURVE])) for row in csv.DictReader(file) if row.get(CURVE)]
+    """Validation PSNR over steps from the files of Lightning's CSVLogger: one for each time that the run was resumed.
+
+    They are in the order of their numbers; where two have one step the later one counts.
+    """
+    curve: dict[int, float] = {}
+    for path in sorted(folder.rglob("metrics.csv"), key=_version):
+        with path.open(newline="", encoding="utf-8") as file:
+            curve |= {int(row["step"]): float(row[CURVE]) for row in csv.DictReader(file) if row.get(CURVE)}
+    return sorted(curve.items())
+
+
+def _version(path: Path) -> int:
+    number = path.parent.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1

@@ -42,11 +42,31 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def best_checkpoint(folder: str, monitor: str) -> ModelCheckpoint:
-    """`best.ckpt`: the weights with the highest validation metric so far."""
-    return ModelCheckpoint(
-        dirpath=folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False, save_top_k=1
-    )
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the weights with the highest validation metric so far.
+
+    What a resumed run knows of its best checkpoint, its score above all, is about the file of that name in this run's
+    folder, wherever the folder was when it was written: runs are moved and copied.
+    """
+
+    def __init__(self, folder: str, monitor: str) -> None:
+        super().__init__(
+            dirpath=folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False, save_top_k=1
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's own, so that checkpoints of earlier versions keep their best score."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = Path(self.dirpath or "", Path(state_dict["best_model_path"]).name)
+        if not best.is_file():  # of another run, or none yet: the next validation is the best one here
+            return
+        here = {"dirpath": self.dirpath, "best_model_path": str(best)}
+        if state_dict.get("best_k_models"):
+            here |= {"kth_best_model_path": str(best), "best_k_models": {str(best): state_dict["best_model_score"]}}
+        super().load_state_dict(state_dict | here)
 
 
 class LastCheckpoint(Checkpoint):

@@ -24,31 +24,47 @@ FREE = (
     *("model.image_vae", "model.init_from", "model.gradient_checkpointing", "model.compile_blocks", "validate_first"),
     "trainer.default_root_dir",
 )
+LAST = "last.ckpt"
 FIXED = ("model.", "optimizer.", "scheduler")
 
 
 def find_resumable(folder: Path) -> Path | None:
-    """The newest checkpoint of an output folder to go on from, or None where there is none. Others are passed over aloud.
+    """The checkpoint of an output folder that is furthest on, or None where there is none; says which are passed over.
+
+    The largest step counts, and at one step `last.ckpt`, whose run validates once more where it has to. Times of files
+    would not do: a copied folder has them in any order.
 
     Raises:
         UserError: there are checkpoints, and none of them will do. Starting anew would write over them.
     """
-    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name == LAST, file.name), reverse=True)
+    steps: dict[Path, int] = {}
     for path in found:
         try:
-            if read_checkpoint(path).get("between_steps"):
-                print(f"resume=auto passes over {path}: validated between two batches of one step, it is not exact")
-                continue
+            checkpoint = read_checkpoint(path)
+            check_exact(checkpoint, path)
+            steps[path] = checkpoint.get("global_step", 0)
         except UserError as error:
-            print(f"resume=auto passes over a damaged checkpoint: {error}")
-        else:
-            return path
-    if found:
+            print(f"resume=auto passes over {path.name}: {error}")
+    if found and not steps:
         raise UserError(
             f"resume=auto: none of the {len(found)} checkpoints in {folder} can be used; see above. Move them away to start "
             "anew there."
         )
-    return None
+    return max(steps, key=lambda path: steps[path], default=None)
+
+
+def check_exact(checkpoint: Mapping[str, Any], source: Path) -> None:
+    """Refuse a checkpoint that was written between two batches of one step: it has no gradients.
+
+    Raises:
+        UserError: it is one.
+    """
+    if checkpoint.get("between_steps"):
+        raise UserError(
+            f"{source} cannot be resumed exactly: it was written at a validation between two batches of one step "
+            f"(trainer.accumulate_grad_batches). Resume from {LAST} beside it, or start from its weights with init_from."
+        )
 
 
 def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], source: Path) -> None:

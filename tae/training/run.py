@@ -27,7 +27,7 @@ from tae.training.callbacks import StepTimer
 from tae.training.config_checks import check_training
 from tae.training.loggers import close_loggers, open_loggers
 from tae.training.module import AutoencoderModule
-from tae.training.resume import check_resumable, find_resumable
+from tae.training.resume import LAST, check_exact, check_resumable, find_resumable
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -92,7 +92,7 @@ def first_of(kind: type[Kind], callbacks: Iterable[L.Callback]) -> Kind | None:
 def checkpoint_to_measure(best: ModelCheckpoint | None, output_dir: Path) -> Path:
     """The best one of this run, not of an earlier one in the same folder; without a validation there is the last alone."""
     path = None if best is None else Path(best.best_model_path)
-    return path if path is not None and path.is_file() else output_dir / "checkpoints" / "last.ckpt"
+    return path if path is not None and path.is_file() else output_dir / "checkpoints" / LAST
 
 
 def as_float(value: Tensor | None) -> float | None:
@@ -112,5 +112,7 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
                 "resume=auto to go on with it, or choose another output_dir."
             )
     if path is not None:
-        check_resumable(read_checkpoint(path), plain(cfg), path)
+        checkpoint = read_checkpoint(path)
+        check_exact(checkpoint, path)
+        check_resumable(checkpoint, plain(cfg), path)
     return path

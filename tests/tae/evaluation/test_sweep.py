@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -161,3 +162,14 @@ def test_runs_whose_clips_all_have_one_value_are_plotted(tmp_path):
         (folder / "metrics.json").write_text(json.dumps({"metrics": {"psnr": {"mean": mean, "ci95": [25.0, 25.0]}}}))
     write_comparison(tmp_path)
     assert (tmp_path / "comparison.png").exists()
+
+
+def test_the_curve_of_a_resumed_run_has_all_of_its_parts(tmp_path: Path) -> None:
+    """Whatever the times of the files: of a copied sweep the newest one was any of them."""
+    for version, rows in {2: "29,24.0\n39,25.0\n", 10: "39,26.0\n49,27.0\n", 0: "9,20.0\n19,22.0\n"}.items():
+        path = tmp_path / "csv" / f"version_{version}" / "metrics.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text("step,val/psnr\n" + rows)
+    (tmp_path / "run.json").write_text(json.dumps({"job": 0, "overrides": {}, "error": None}))
+    (run,) = read_runs(tmp_path)
+    assert run.curve == [(9, 20.0), (19, 22.0), (29, 24.0), (39, 26.0), (49, 27.0)]

@@ -1,18 +1,23 @@
 """Checkpoints on a failing disk, bit by bit; and what makes a resumed run another one than it was."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
 
 from tae import UserError
 from tae.model.checkpoint_file import read_checkpoint
 from tae.runtime.files import remove_leftovers, write_text
-from tae.training.checkpointing import AtomicCheckpointIO
+from tae.training.checkpointing import AtomicCheckpointIO, BestCheckpoint
 from tae.training.resume import check_resumable, find_resumable
+from tae.training.run import find_checkpoint
 from tae.video.writer import write_video
 
 CONTENT = {
@@ -111,9 +116,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     write_checkpoint(tmp_path / "best.ckpt")
     damaged = tmp_path / "last.ckpt"
     damaged.write_bytes(DAMAGE[name](bytearray((tmp_path / "best.ckpt").read_bytes())))
-    os.utime(tmp_path / "best.ckpt", (1, 1))
     assert find_resumable(tmp_path) == tmp_path / "best.ckpt"
-    assert f"passes over a damaged checkpoint: {damaged}" in capsys.readouterr().out
+    assert f"passes over last.ckpt: {damaged} cannot be read" in capsys.readouterr().out
 
 
 def test_every_byte_counts(tmp_path: Path) -> None:
@@ -145,11 +149,66 @@ def test_all_damaged_is_no_reason_to_start_anew(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_between_two_steps_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its name it is refused: a run resumed from it had other weights without a word."""
     write_checkpoint(tmp_path / "last.ckpt")
-    os.utime(tmp_path / "last.ckpt", (1, 1))
-    AtomicCheckpointIO().save_checkpoint(CONTENT | {"between_steps": True}, tmp_path / "best.ckpt")
+    between = CONTENT | {"between_steps": True, "global_step": 3}
+    AtomicCheckpointIO().save_checkpoint(between, tmp_path / "best.ckpt")
     assert find_resumable(tmp_path) == tmp_path / "last.ckpt"
-    assert "not exact" in capsys.readouterr().out
+    assert "passes over best.ckpt" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"best.ckpt cannot be resumed exactly.*last.ckpt"):
+        find_checkpoint(OmegaConf.create({"resume": str(tmp_path / "best.ckpt"), "output_dir": str(tmp_path / "out")}))
+
+
+@pytest.mark.parametrize(("steps", "chosen"), [((4, 2), "last"), ((4, 4), "last"), ((2, 4), "best")])
+@pytest.mark.parametrize("newest", ["last", "best"])
+def test_the_checkpoint_furthest_on_is_resumed(
+    steps: tuple[int, int], chosen: str, newest: str, tmp_path: Path
+) -> None:
+    """Whatever the times of the files: a copied folder has them in any order."""
+    for name, step in zip(("last", "best"), steps, strict=True):
+        AtomicCheckpointIO().save_checkpoint(CONTENT | {"global_step": step}, tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (1 + (name == newest),) * 2)
+    assert find_resumable(tmp_path) == tmp_path / f"{chosen}.ckpt"
+
+
+def best_state(folder: Path, score: float) -> tuple[BestCheckpoint, dict[str, Any]]:
+    """A best checkpoint in a folder, and what a checkpoint remembers of it."""
+    callback = BestCheckpoint(str(folder), "val/psnr")
+    path = Path(str(callback.dirpath), "best.ckpt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    callback.best_model_path = callback.kth_best_model_path = str(path)
+    callback.best_model_score = callback.kth_value = torch.tensor(score)
+    callback.best_k_models = {str(path): torch.tensor(score)}
+    return callback, callback.state_dict()
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    """Its score was forgotten, so that a worse one took its place, and the old folder's was the one to be evaluated."""
+    _, state = best_state(tmp_path / "old", 30.0)
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    moved = BestCheckpoint(str(tmp_path / "new"), "val/psnr")
+    moved.load_state_dict(state)
+    best = str(tmp_path / "new" / "best.ckpt")
+    assert moved.best_model_path == moved.kth_best_model_path == best
+    assert list(moved.best_k_models) == [best]
+    assert moved.best_model_score is not None
+    assert moved.best_model_score.item() == 30.0
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+    assert not moved.check_monitor_top_k(trainer, torch.tensor(29.0))
+
+
+def test_another_folder_has_no_best_checkpoint_yet(tmp_path: Path) -> None:
+    """Resumed from another run's checkpoint into a new folder: the best there is the first that is validated there."""
+    _, state = best_state(tmp_path / "old", 30.0)
+    branch = BestCheckpoint(str(tmp_path / "new"), "val/psnr")
+    branch.load_state_dict(state)
+    assert (branch.best_model_path, branch.best_model_score) == ("", None)
+
+
+def test_earlier_checkpoints_are_asked_by_the_name_that_they_have(tmp_path: Path) -> None:
+    plain = ModelCheckpoint(dirpath=tmp_path, filename="best", monitor="val/psnr", mode="max")
+    assert BestCheckpoint(str(tmp_path), "val/psnr").state_key == plain.state_key
 
 
 CONFIG = {
