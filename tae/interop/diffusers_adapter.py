@@ -3,6 +3,8 @@
 diffusers itself is not needed here, and nothing of it is imported.
 """
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -60,14 +62,15 @@ class DiffusersVAE(nn.Module):
     def __init__(self, model: TemporalAutoencoder, stats: LatentStats | None = None) -> None:
         super().__init__()
         self.model = model.eval()
+        self.stats = stats
         self.tiling: Tiling | None = None
         self.sliced = False
         self.spatial_compression_ratio = self.temporal_compression_ratio = model.factor
         architecture = model.architecture
         self.config = Config(
+            architecture,
             in_channels=3,
             out_channels=3,
-            latent_channels=model.latent_channels,
             block_out_channels=[architecture["base_channels"] * m for m in architecture["channel_multipliers"]],
             scaling_factor=1.0 if stats is None else stats.scale,
             shift_factor=0.0 if stats is None else stats.shift,
@@ -85,6 +88,18 @@ class DiffusersVAE(nn.Module):
         loaded = load_model(source)
         folder = stats_beside(source) if stats is None else stats
         return cls(loaded.model, None if folder is None else LatentStats.read(folder))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A model of random weights with the architecture of another one's `config`, or of a config.json of ours."""
+        arguments = inspect.signature(TemporalAutoencoder).parameters
+        return cls(TemporalAutoencoder(**{name: value for name, value in config.items() if name in arguments}))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `from_pretrained` reads: config.json, model.safetensors and, where there are any, the statistics."""
+        self.model.save_pretrained(folder)
+        if self.stats is not None:
+            self.stats.write(folder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,11 +131,24 @@ class DiffusersVAE(nn.Module):
         moments = (torch.cat([getattr(part, name) for part in parts]).to(self.dtype) for name in ("mean", "logvar"))
         return Encoded(DiagonalGaussian(*(moment if x.ndim == 5 else moment[:, :, 0] for moment in moments)))
 
-    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Decoded:
-        """Give `.sample`, not clamped: 8 frames for each latent frame, the first one of them for an image."""
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+        num_frames: int | None = None,
+    ) -> Decoded:
+        """Give `.sample`, not clamped: `num_frames` of a video, by default 8 for each latent frame; one of an image.
+
+        Raises:
+            ValueError: more frames are asked for than the latents hold, or fewer than 1.
+        """
+        held = z.shape[2] * self.temporal_compression_ratio if z.ndim == 5 else 1
+        if num_frames is not None and not 1 <= num_frames <= held:
+            raise ValueError(f"num_frames={num_frames} was asked of latents that hold {held}.")
         latents = self._as_video(z).to(self.dtype)
         clip = torch.cat([self._decode(part) for part in (latents.split(1) if self.sliced else [latents])])
-        return Decoded(clip if z.ndim == 5 else clip[:, :, 0])
+        return Decoded(clip[:, :, :num_frames] if z.ndim == 5 else clip[:, :, 0])
 
     def forward(self, sample: Tensor, sample_posterior: bool = False, return_dict: bool = True) -> Decoded:
         """Encode and decode; as long and large as what went in."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tae.runtime.errors import UserError
+from tae.runtime.files import write_text
 
 STATS = "latent_stats.json"
 STATS_VERSION = 1
@@ -52,7 +53,7 @@ class LatentStats:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("version") != STATS_VERSION:
                 raise ValueError("another version")
-            stats = cls(**content)
+            stats = cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in content.items()})
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} is not there: give a folder that `python -m tae.encode` has finished (the same command goes on)."
@@ -60,6 +61,12 @@ class LatentStats:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} cannot be read as statistics of latents ({error!r}): encode again.") from error
         return stats
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `latent_stats.json` into a folder."""
+        path = Path(folder).expanduser() / STATS
+        write_text(path, json.dumps({"version": STATS_VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n")
+        return path
 
 
 @dataclass(frozen=True)

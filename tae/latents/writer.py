@@ -23,7 +23,7 @@ from torch import Tensor
 from data.shards.format import INDEX_VERSION
 from tae.latents.file import FORMAT_NAMES, INDEX, TENSORS
 from tae.latents.moments import Moments
-from tae.latents.stats import STATS, STATS_VERSION, LatentStats
+from tae.latents.stats import LatentStats
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256, write_text
 
@@ -224,6 +224,5 @@ def finish(
             f"The statistics of output={output} are not finite: the latents are all equal, or an earlier version let NaN "
             "pass. Encode into a new folder, with precision=fp32 or another checkpoint."
         )
-    text = json.dumps({"version": STATS_VERSION} | asdict(stats), indent=1, allow_nan=False)
-    write_text(output / STATS, text + "\n")
+    stats.write(output)
     return stats, rejected

@@ -139,3 +139,25 @@ def test_a_pipeline_takes_it_as_its_vae(vae: DiffusersVAE) -> None:
     images = pipeline([1, 2], num_inference_steps=2, generator=generator, output_type="np").images
     assert images.shape == (2, 32, 32, 3)
     assert np.isfinite(images).all()
+
+
+@torch.no_grad()
+def test_decode_keeps_as_many_frames_as_asked_for(model: TemporalAutoencoder, vae: DiffusersVAE) -> None:
+    latents = torch.randn(1, 16, 2, 3, 3)
+    assert torch.equal(vae.decode(latents, num_frames=11).sample, model.decode(latents)[:, :, :11])
+    assert vae.decode(latents[:, :, 0], num_frames=1).sample.shape == (1, 3, 24, 24)
+    for frames in (0, 17):
+        with pytest.raises(ValueError, match=f"num_frames={frames} was asked of latents that hold 16"):
+            vae.decode(latents, num_frames=frames)
+
+
+def test_saving_and_making_another_of_the_same_kind(vae: DiffusersVAE, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    read = DiffusersVAE.from_pretrained(tmp_path)
+    assert read.config == vae.config
+    assert read.stats == vae.stats
+    weights = read.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in vae.state_dict().items())
+    other = DiffusersVAE.from_config(vae.config)
+    assert other.model.architecture == vae.model.architecture
+    assert other.config.scaling_factor == 1.0, "the statistics are of the weights, which are others"
