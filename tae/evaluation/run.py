@@ -29,12 +29,23 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
 from tae.runtime.errors import UserError
+from tae.runtime.ownership import owned
 from tae.runtime.signals import EndOnSignal
 from tae.runtime.trainer_progress import evaluation_progress
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds."""
+    """Evaluate `cfg.ckpt` on the test shards and return what metrics.json holds.
+
+    Raises:
+        UserError: a setting is wrong, another run owns the output folder, or nothing could be measured.
+    """
+    with owned(Path(cfg.output_dir)):
+        return load_and_measure(cfg)
+
+
+def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
+    """The evaluation, in an output folder that is this run's own."""
     metrics = build_metrics(cfg)
     loaded = load_other(cfg.ckpt) if is_other(cfg.ckpt) else load_model(cfg.ckpt)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.

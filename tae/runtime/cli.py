@@ -25,6 +25,7 @@ from tae.runtime import start_time as launch  # noqa: F401  (registers ${started
 from tae.runtime.config import check_given
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
+from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
 
 CONFIG_FOLDER = str(Path(__file__).resolve().parents[2] / "conf")
 Result = TypeVar("Result")
@@ -225,9 +226,33 @@ class CheckStart(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_start(Path(config.hydra.run.dir))
+        if not is_first_process():
+            return
+        if is_named_by_time(config):  # of two that start in one second
+            with read_write(config.hydra):
+                config.hydra.run.dir = str(free_folder(Path(config.hydra.run.dir)))
+        else:
+            claim_or_fail(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_start(Path(config.hydra.sweep.dir), launcher=config.hydra.launcher._target_)
+        if is_first_process():
+            claim_or_fail(Path(config.hydra.sweep.dir))
+
+
+def is_named_by_time(config: DictConfig) -> bool:
+    """Whether this process alone chooses the folder: nobody gave it, and no launcher tells other processes its name."""
+    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    named = any(override.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for override in given)
+    return not named and not any(name in os.environ for name in RANKS)
+
+
+def claim_or_fail(folder: Path) -> None:
+    """Own the folder before anything is written to it, or end the process with the reason."""
+    try:
+        claim(folder)
+    except UserError as error:
+        fail(str(error))
 
 
 def check_start(output_dir: Path, launcher: str = "") -> None:

@@ -23,6 +23,7 @@ from tae.model.pretrained import load_model
 from tae.runtime.config import plain, write_config
 from tae.runtime.errors import UserError
 from tae.runtime.files import remove_leftovers
+from tae.runtime.ownership import owned
 from tae.training.callbacks import StepTimer
 from tae.training.config_checks import check_training
 from tae.training.loggers import close_loggers, open_loggers
@@ -33,8 +34,18 @@ Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train as configured and return what metrics.json holds: the best checkpoint's evaluation."""
+    """Train as configured and return what metrics.json holds: the best checkpoint's evaluation.
+
+    Raises:
+        UserError: a setting is wrong, another run owns the output folder, or training has to stop.
+    """
     check_training(cfg)
+    with owned(Path(cfg.output_dir)):
+        return train_and_evaluate(cfg)
+
+
+def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Training and the evaluation of its best checkpoint, in an output folder that is this run's own."""
     resume_from = find_checkpoint(cfg)
     write_config(cfg)
     L.seed_everything(cfg.seed, verbose=False)
