@@ -14,6 +14,7 @@ WORKDIR /app
 # Dependencies before code: they change rarely, and take minutes and gigabytes.
 COPY --chown=tae pyproject.toml requirements.lock Makefile README.md LICENSE ./
 COPY --chown=tae tae/__init__.py tae/__init__.py
+COPY --chown=tae data/__init__.py data/__init__.py
 RUN make install
 
 COPY --chown=tae . .

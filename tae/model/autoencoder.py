@@ -3,8 +3,10 @@
 Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffusion 3.5 image autoencoder.
 """
 
+import io
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -138,7 +140,8 @@ class TemporalAutoencoder(
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:
         """huggingface_hub's loader, but a file that does not fit is refused instead of half loaded."""
-        return super()._from_pretrained(strict=True, **kwargs)
+        with redirect_stdout(io.StringIO()):  # it prints a line for each local folder, into whatever a program prints
+            return super()._from_pretrained(strict=True, **kwargs)
 
     @classmethod
     def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:

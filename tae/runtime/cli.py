@@ -22,12 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
+from tae.runtime.commands import missing_package
 from tae.runtime.config import check_given
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
 from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
 
-CONFIG_FOLDER = str(Path(__file__).resolve().parents[2] / "conf")
+CONFIG_FOLDER = str((Path(__file__).parents[1] / "conf").resolve())  # a link in a checkout, a folder once installed
 Result = TypeVar("Result")
 Task = Callable[[DictConfig], Result]
 
@@ -119,7 +120,7 @@ def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result
             print("stopped by Ctrl-C", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except Exception as error:
-            mistake = find_user_error(error)
+            mistake = find_user_error(error, config_name)
             if mistake is None:
                 raise
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -188,7 +189,7 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def find_user_error(error: BaseException | None) -> BaseException | None:
+def find_user_error(error: BaseException | None, command: str = "train") -> BaseException | None:
     """The user's mistake behind an exception, if there is one; Hydra wraps what a constructor raises."""
     kinds: tuple[type[BaseException], ...] = (UserError,)
     if (
@@ -200,6 +201,8 @@ def find_user_error(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, kinds):
         if isinstance(error, OSError) and error.errno in NO_SPACE:  # in a file that is no checkpoint, video or report
             return UserError(f"There is no space left for what this run writes ({error}).")
+        if isinstance(error, ModuleNotFoundError) and (message := missing_package(command, error)):
+            return UserError(message)
         error = error.__cause__ or error.__context__
     return error
 
