@@ -32,7 +32,7 @@ def decode_windows(clips: list[tuple[bytes, int]], num_frames: int, windows: int
 
 def reencoded(video: bytes, short_side: int, arguments: argparse.Namespace) -> list[tuple[bytes, int]]:
     encoding = Encoding(True, 27.0, arguments.num_frames, short_side or None, arguments.gop, arguments.crf)
-    shots = find_shots(video, encoding)
+    shots, _ = find_shots(video, encoding)
     clips = list(encode_shots(video, shots, encoding))
     assert not any(isinstance(check(clip), str) for clip in clips)
     return [(clip, end - start) for clip, (start, end) in zip(clips, shots, strict=True)]

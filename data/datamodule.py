@@ -1,6 +1,7 @@
 """Shards to Lightning: checks the arguments, finds the clips, gives a loader for each split."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from data.decode import READERS
 from data.loading.loader import ClipLoader
 from data.sampling.clip import Clip, Window
 from data.sampling.transforms import Augmentation
@@ -48,6 +50,7 @@ class ClipDataModule(LightningDataModule):
         read_tries, read_timeout: as `tries` and `timeout` in `data.storage.remote.Access`.
         cache_dir: folder of a local disk in which shards from http(s) and s3 are kept; None streams them each time.
         cache_gb: at most so many gigabytes (1e9 bytes) are kept there.
+        decoder: the reader of video files: `auto` takes the one that preparation recorded, see `data.decode.choose_reader`.
         allow_pipe: let `shards` hold `pipe:COMMAND`.
 
     Raises:
@@ -75,6 +78,7 @@ class ClipDataModule(LightningDataModule):
         cache_gb: float = 100.0,
         allow_pipe: bool = False,
         augmentation: Mapping[str, Any] | None = None,
+        decoder: str = "auto",
     ) -> None:
         super().__init__()
         at_least_one = {"num_frames": num_frames, "frame_stride": frame_stride, "batch_size": batch_size}
@@ -94,8 +98,14 @@ class ClipDataModule(LightningDataModule):
             raise UserError(f"data.max_skipped={max_skipped} is not a share: give a number from 0 to 1.")
         if unknown := set(shards) - set(SPLITS):
             raise UserError(f"data.shards.{min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
+        if decoder not in ("auto", *READERS):
+            raise UserError(f"data.decoder={decoder} is unknown. Choose one of: auto, {', '.join(READERS)}.")
+        if decoder == "torchcodec" and find_spec("torchcodec") is None:
+            raise UserError(
+                "data.decoder=torchcodec needs the package torchcodec, and FFmpeg's libraries. Install both."
+            )
         self.shards = dict(shards)
-        self.window = Window(num_frames, frame_stride, resolution, Augmentation(**augmentation or {}))
+        self.window = Window(num_frames, frame_stride, resolution, Augmentation(**augmentation or {}), decoder)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.short_clip = short_clip

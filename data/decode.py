@@ -1,18 +1,23 @@
-"""The frames of a video file at given indices, from memory."""
+"""The frames of a video file at given indices, from memory, by one of three readers.
+
+A reader finds a frame by jumping to a keyframe, and where it lands differs: which one is right for a file is found out
+at preparation (`data.ingest.check`) and recorded in the sample's metadata. PyAV (`tae.video.seeking`) is right wherever the
+file has times of display; decord counts from a keyframe, which is right in most files; torchcodec is optional.
+"""
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import groupby
 
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 from tae.runtime.errors import first_line
-
-MAX_PIXELS = 8192 * 8192  # of a frame: 200 MB; 8K has half as many
-MAX_ASPECT = 32  # long side to short side: scaling the short one up must not make the long one huge
+from tae.video.facts import HD_HEIGHT, MAX_ASPECT, MAX_PIXELS, VideoError
+from tae.video.seeking import PacketReader
 
 
 class DecodeError(Exception):
@@ -41,11 +46,63 @@ def as_path(video: bytes) -> Iterator[str]:
             yield file.name
 
 
-class VideoFile:
-    """An open video: `len()` frames, `fps`, `size` (height, width) and frames by index. Use `open_video`.
+class VideoFile(ABC):
+    """An open video: `len()` frames, `fps`, `size` (height, width as displayed) and frames by index. Use `open_video`."""
 
-    Frames come as they are displayed: decord applies the rotation that the container asks for.
-    """
+    fps: float
+    size: tuple[int, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def close(self) -> None:
+        """Free what the reader holds."""
+        return
+
+    @abstractmethod
+    def _decode(self, index: int, seek: bool) -> np.ndarray:
+        """One frame, uint8 RGB (h, w, 3); those of one call to `each_frame` are asked for in ascending order."""
+
+    def frames(self, indices: Sequence[int], seek: bool = True) -> np.ndarray:
+        """Decode uint8 RGB (len(indices), h, w, 3); an index may occur twice. Arguments and errors as in `each_frame`."""
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
+        for place, image in self.each_frame(indices, seek):
+            images[place] = image
+        return images
+
+    def each_frame(self, indices: Sequence[int], seek: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode frame by frame, in the order of the video: (place in `indices`, uint8 RGB (h, w, 3)).
+
+        decord's own `get_batch` reads in the same way, into new memory for all of them, whose pages cost more than copying
+        a small frame.
+
+        Args:
+            seek: jump to the nearest keyframe. In some files the reader then counts from a wrong keyframe, or nothing
+                decodes after one; without seeking every frame up to the last one wanted is decoded.
+
+        Raises:
+            DecodeError: an index is outside the video or a frame does not decode.
+        """
+        first, last = min(indices), max(indices)
+        if last >= len(self):
+            raise DecodeError(f"has {len(self)} frames, frame {last} was asked for")
+        order = sorted(range(len(indices)), key=indices.__getitem__)
+        for index, places in groupby(order, key=indices.__getitem__):
+            try:
+                image = self._decode(int(index), seek)
+            except VideoError as error:
+                raise DecodeError(f"frames {first} to {last} do not decode: {error.reason}") from error
+            except Exception as error:
+                raise DecodeError(f"frames {first} to {last} do not decode: {_plain(error)}") from error
+            if image.shape != (*self.size, 3):
+                size = f"{image.shape[1]}x{image.shape[0]}, the file states {self.size[1]}x{self.size[0]}"
+                raise DecodeError(f"frames {first} to {last} do not decode: frame {index} is {size}")
+            for place in places:
+                yield place, image
+
+
+class DecordFile(VideoFile):
+    """By decord, which applies the rotation that the container asks for, and takes BT.601 where no matrix is stated."""
 
     def __init__(self, path: str) -> None:
         import decord  # here, because it loads its own libav: only processes that decode pay for it
@@ -65,38 +122,6 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def frames(self, indices: Sequence[int], seek: bool = True) -> np.ndarray:
-        """Decode uint8 RGB (len(indices), h, w, 3); an index may occur twice. Arguments and errors as in `each_frame`."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        for place, image in self.each_frame(indices, seek):
-            images[place] = image
-        return images
-
-    def each_frame(self, indices: Sequence[int], seek: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode frame by frame, in the order of the video: (place in `indices`, uint8 RGB (h, w, 3)).
-
-        decord's own `get_batch` reads in the same way, into new memory for all of them, whose pages cost more than copying
-        a small frame.
-
-        Args:
-            seek: jump to the nearest keyframe. In some files decord then counts from a wrong keyframe, or nothing
-                decodes after one; without seeking every frame up to the last one wanted is decoded.
-
-        Raises:
-            DecodeError: an index is outside the video or a frame does not decode.
-        """
-        first, last = min(indices), max(indices)
-        if last >= len(self):
-            raise DecodeError(f"has {len(self)} frames, frame {last} was asked for")
-        order = sorted(range(len(indices)), key=indices.__getitem__)
-        for index, places in groupby(order, key=indices.__getitem__):
-            try:
-                image = self._decode(int(index), seek)
-            except Exception as error:
-                raise DecodeError(f"frames {first} to {last} do not decode: {_plain(error)}") from error
-            for place in places:
-                yield place, image
-
     def _decode(self, index: int, seek: bool) -> np.ndarray:
         if seek and index != self._position:
             self._reader.seek_accurate(index)  # not `skip_frames`, which goes to the wrong place in some files
@@ -111,15 +136,87 @@ class VideoFile:
         return _without_padding(image, *self.size)
 
 
+class PyAVFile(VideoFile):
+    """By PyAV: what players show (`tae.video.facts`), and frames found by their times."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._reader = PacketReader(path)
+        except VideoError as error:
+            raise DecodeError(f"cannot be opened: {error.reason}") from error
+        self.fps, self.size = float(self._reader.facts.rate), self._reader.facts.size
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _decode(self, index: int, seek: bool) -> np.ndarray:
+        return self._reader.frame(index, seek)
+
+
+class TorchCodecFile(VideoFile):
+    """By torchcodec, in the mode that reads the whole file's times; an optional package that needs FFmpeg's libraries."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            from torchcodec.decoders import VideoDecoder
+        except (ImportError, RuntimeError, OSError) as error:
+            raise DecodeError(f"decoder=torchcodec cannot be loaded: {_plain(error)}") from error
+        try:
+            self._decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            self.fps = float(self._decoder.metadata.average_fps)
+            self.size = tuple(self._decoder[0].shape[:2])
+        except Exception as error:
+            raise DecodeError(f"cannot be opened: {_plain(error)}") from error
+
+    def __len__(self) -> int:
+        return len(self._decoder)
+
+    def _decode(self, index: int, seek: bool) -> np.ndarray:
+        return self._decoder[index].numpy()
+
+
+READERS: dict[str, Callable[[str], VideoFile]] = {"decord": DecordFile, "pyav": PyAVFile, "torchcodec": TorchCodecFile}
+
+
+def choose_reader(decoder: str, recorded: str) -> str:
+    """The reader for a file, "" for `open_video`'s own choice.
+
+    Args:
+        decoder: "auto"; "pyav", which is right for every file; or another reader, for the files of which preparation
+            recorded nothing else.
+        recorded: the reader that preparation found right, "" where it recorded none.
+
+    Raises:
+        DecodeError: the shard names a reader that there is none of.
+    """
+    if recorded not in ("", *READERS):
+        raise DecodeError(f"its metadata ask for the unknown reader {recorded}")
+    if decoder == "auto":
+        return recorded
+    return decoder if decoder == "pyav" else recorded or decoder
+
+
 @contextmanager
-def open_video(video: bytes) -> Iterator[VideoFile]:
-    """Open the bytes of a video file; raises DecodeError where decord cannot."""
+def open_video(video: bytes, reader: str = "") -> Iterator[VideoFile]:
+    """Open the bytes of a video file; raises DecodeError where the reader cannot.
+
+    Args:
+        reader: "decord", "pyav" or "torchcodec"; without it decord, but PyAV where the picture is so high that players take
+            BT.709 for files that do not state a matrix, which decord does not know.
+    """
     with as_path(video) as path:
-        yield VideoFile(path)
+        file = READERS[reader or "decord"](path)
+        if not reader and max(file.size) >= HD_HEIGHT:
+            file = PyAVFile(path)
+        with closing(file):
+            yield file
 
 
-def read_frames(video: bytes, indices: Sequence[int], seek: bool = True) -> np.ndarray:
-    """Decode some frames of a video file held in memory; `seek` as in `VideoFile.each_frame`.
+def read_frames(video: bytes, indices: Sequence[int], seek: bool = True, reader: str = "") -> np.ndarray:
+    """Decode some frames of a video file held in memory; arguments as in `VideoFile.each_frame` and `open_video`.
 
     Shapes:
         returns: (len(indices), h, w, 3) uint8 RGB, in the order of `indices`
@@ -127,7 +224,7 @@ def read_frames(video: bytes, indices: Sequence[int], seek: bool = True) -> np.n
     Raises:
         DecodeError: the bytes are no video, or one of the frames does not decode.
     """
-    with open_video(video) as file:
+    with open_video(video, reader) as file:
         return file.frames(indices, seek)
 
 
@@ -138,12 +235,8 @@ def _without_padding(image: np.ndarray, height: int, width: int) -> np.ndarray:
     number of channels: on one processor a picture 48 pixels wide comes with four "channels", on another one 144 wide.
     The bytes are those of the padded rows.
 
-    Raises:
-        ValueError: the frame is of another size.
     """
-    if image.shape[:2] != (height, width):
-        raise ValueError(f"a frame is {image.shape[1]}x{image.shape[0]}, the file states {width}x{height}")
-    if image.shape[2] == 3:
+    if image.shape[:2] != (height, width) or image.shape[2] == 3:
         return image
     return image.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 

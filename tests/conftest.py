@@ -32,6 +32,15 @@ def shared_clips() -> Path:
     return SHARED_CLIPS
 
 
+@pytest.fixture(scope="session")
+def bug_inputs() -> Path:
+    """The folder of small files that once broke something, beside the real clips."""
+    folder = SHARED_CLIPS.parent / "bug_inputs"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} does not exist (set TAE_SHARED_CLIPS to the folder beside it)")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def fixed_rng() -> Iterator[None]:
     """Every test starts from the same seed and leaves the global generator as it found it."""

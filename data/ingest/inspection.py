@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from data.decode import DecodeError, read_frames
+from data.decode import DecodeError, choose_reader, read_frames
 from data.ingest.verification import find_folders, read_members
 from data.shards.format import INDEX, VIDEO_EXTENSIONS
 from data.shards.index import find_shards
@@ -97,8 +97,9 @@ def _tile(sample: Mapping[str, Any], num_frames: int) -> Image.Image:
     tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION), "white")
     (video,) = (content for name, content in sample.items() if name in VIDEO_EXTENSIONS)
     try:
-        seekable = json.loads(sample["json"]).get("seekable", True)
-        image = ImageOps.contain(Image.fromarray(read_frames(video, [num_frames // 2], seekable)[0]), TILE)
+        metadata = json.loads(sample["json"])
+        seekable, reader = metadata.get("seekable", True), choose_reader("auto", metadata.get("reader", ""))
+        image = ImageOps.contain(Image.fromarray(read_frames(video, [num_frames // 2], seekable, reader)[0]), TILE)
         tile.paste(image, ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
         caption = sample["__key__"]
     except (DecodeError, ValueError) as error:

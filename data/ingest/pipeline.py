@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data.decode import READERS
 from data.ingest.journal import Journal, Origin
 from data.ingest.shots import Encoding
 from data.ingest.sources import find_videos
@@ -20,8 +21,10 @@ from data.shards.format import VIDEO_EXTENSIONS
 from data.shards.writer import ShardWriter
 from tae.runtime.errors import UserError
 from tae.runtime.progress import progress_bar
+from tae.video.facts import INTERLACED
 
 DATASETS = ("ucf101", "mixkit", "folder")
+KEPT_AS_IT_IS = ("refuse", "keep")  # what may be done with interlaced video whose bytes are kept
 DUPLICATE = "same content as"
 
 
@@ -46,6 +49,8 @@ def prepare(
     shard_mb: int,
     encoding: Encoding | None,
     crew: Crew,
+    interlaced: str = "refuse",
+    decoder: str = "auto",
 ) -> Outcome:
     """Turn a folder of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
@@ -61,6 +66,8 @@ def prepare(
         shard_mb: size of a shard in megabytes.
         encoding: how to encode clips anew, and whether to cut shots; None keeps the files' own bytes.
         crew: who checks the files.
+        interlaced: what becomes of interlaced video: `refuse`, `keep`, or with an encoding `deinterlace`.
+        decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.
 
     Raises:
         UserError: the source holds no usable video, the output holds something else, is in use or cannot be written,
@@ -76,14 +83,23 @@ def prepare(
     candidates, rejected = find_videos(source, dataset, output)
     if not candidates:
         raise UserError(f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}).")
+    if interlaced not in (INTERLACED if encoding else KEPT_AS_IT_IS):
+        raise UserError(
+            f"interlaced={interlaced} is not allowed: refuse or keep, and with reencode=true also deinterlace."
+        )
+    if decoder not in ("auto", *READERS):
+        raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(READERS)}.")
     recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
     assign_splits(candidates, split, test, val, seed, splits_dir)  # a wrong option shows before the long part
     if encoding:
         recipe["encoding"] = asdict(encoding)
-    settings = recipe | {"source": str(source.resolve()), "timeout": timeout, "shard_mb": shard_mb}
+    ways = {"interlaced": interlaced, "decoder": decoder}
+    settings = recipe | ways | {"source": str(source.resolve()), "timeout": timeout, "shard_mb": shard_mb}
     try:
         with Journal(output, settings) as journal:
-            videos, refused = keep_good(candidates, check_files(source, candidates, journal, encoding, timeout, crew))
+            videos, refused = keep_good(
+                candidates, check_files(source, candidates, journal, encoding, timeout, crew, ways)
+            )
             splits, unlisted = assign_splits(list(videos), split, test, val, seed, splits_dir)
             rejected = sorted(rejected + refused + unlisted)
             _write_rejected(output / "rejected.csv", rejected)
@@ -101,12 +117,18 @@ def prepare(
 
 
 def check_files(
-    source: Path, videos: Sequence[Video], journal: Journal, encoding: Encoding | None, timeout: float, crew: Crew
+    source: Path,
+    videos: Sequence[Video],
+    journal: Journal,
+    encoding: Encoding | None,
+    timeout: float,
+    crew: Crew,
+    ways: dict[str, str],
 ) -> Iterator[Checked | str]:
     """For each video its clips in the staging folder, or the reason to refuse it; those in the journal are done."""
     origins = {video.key: origin for video in videos if (origin := Origin.of(source, video.path))}
     waiting = [video for video in videos if video.key in origins and origins[video.key] not in journal.results]
-    tasks = (Task(source / video.path, video.key, journal.clips, encoding) for video in waiting)
+    tasks = (Task(source / video.path, video.key, journal.clips, encoding, **ways) for video in waiting)
     with progress_bar("files") as progress:
         bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
         for task, result in run_isolated(stage, tasks, timeout, crew) if waiting else ():

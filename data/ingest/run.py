@@ -44,7 +44,7 @@ def prepare_shards(cfg: DictConfig) -> None:
         raise UserError(
             "shots=true needs reencode=true: without encoding anew a file can only be cut at its keyframes."
         )
-    encoding = Encoding(cfg.shots, cfg.shot_threshold, cfg.min_shot, cfg.short_side, cfg.gop, cfg.crf)
+    encoding = Encoding(cfg.shots, cfg.shot_threshold, cfg.min_shot, cfg.short_side, cfg.gop, cfg.crf, cfg.interlaced)
     crew = Crew(cfg.engine, cfg.workers, cfg.dask_address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too, as Ctrl-C does
     try:
@@ -64,6 +64,8 @@ def prepare_shards(cfg: DictConfig) -> None:
             shard_mb=cfg.shard_mb,
             encoding=encoding if cfg.reencode else None,
             crew=crew,
+            interlaced=cfg.interlaced,
+            decoder=cfg.decoder,
         )
     except KeyboardInterrupt as interrupt:
         raise UserError("Stopped. What is done is kept: repeat the command to go on.") from interrupt

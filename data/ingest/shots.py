@@ -14,9 +14,14 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange
 
-from data.ingest.check import decode_sound
+from data.decode import as_path
+from data.ingest.check import Decoded, decode_sound
 from tae.runtime.errors import UserError
+from tae.video.facts import INTERLACED
+from tae.video.reader import Frame, VideoReader
+from tae.video.writer import yuv420p, yuv_matrix
 
 DETECTOR_HEIGHT = 144  # rows that the detector looks at: its scores are means over the image
 
@@ -32,6 +37,7 @@ class Encoding:
         short_side: pixels, even; a smaller video keeps its size. None keeps every size, made even.
         gop: frames from one keyframe to the next.
         crf: quality of x264, 0 (lossless) to 51.
+        interlaced: what becomes of interlaced video: refuse, deinterlace or keep.
     """
 
     shots: bool
@@ -40,10 +46,13 @@ class Encoding:
     short_side: int | None
     gop: int
     crf: int
+    interlaced: str = "refuse"
 
     def __post_init__(self) -> None:
         if self.short_side is not None and (self.short_side < 16 or self.short_side % 2):
             raise UserError(f"short_side={self.short_side} must be even and at least 16, or null.")
+        if self.interlaced not in INTERLACED:
+            raise UserError(f"interlaced={self.interlaced} is unknown. Choose one of: {', '.join(INTERLACED)}.")
         if self.gop < 1 or self.min_frames < 1 or not self.threshold > 0 or not 0 <= self.crf <= 51:
             raise UserError(
                 f"gop={self.gop} and min_shot={self.min_frames} must be at least 1, shot_threshold={self.threshold} "
@@ -58,18 +67,16 @@ class Encoding:
             raise UserError("reencode=true needs a build of PyAV with libx264, as its packages on PyPI have.")
 
 
-def find_shots(video: bytes, encoding: Encoding) -> list[tuple[int, int]]:
-    """(start, end) of each shot in frames, `end` excluded; together they are the whole video.
+def find_shots(video: bytes, encoding: Encoding) -> tuple[list[tuple[int, int]], Decoded]:
+    """(start, end) of each shot in frames, `end` excluded, which together are the whole video, and the decoded video.
 
     Raises:
         RefusedError: the video is damaged.
     """
-    if not encoding.shots:
-        return [(0, len(decode_sound(video).points))]
-    watcher = _ShotWatcher(encoding)
-    frames = len(decode_sound(video, watcher).points)
-    starts = [0, *watcher.cuts]
-    return list(zip(starts, [*watcher.cuts, frames], strict=True))
+    watcher = _ShotWatcher(encoding) if encoding.shots else None
+    decoded = decode_sound(video, watcher, encoding.interlaced)
+    cuts = watcher.cuts if watcher else []
+    return list(zip([0, *cuts], [*cuts, len(decoded.points)], strict=True)), decoded
 
 
 class _ShotWatcher:
@@ -95,59 +102,40 @@ class _ShotWatcher:
 def encode_shots(video: bytes, shots: list[tuple[int, int]], encoding: Encoding) -> Iterator[bytes]:
     """An .mp4 file (H.264, 4:2:0, no sound) for each shot, in one pass over the video.
 
-    Frames come as they are displayed (rotation applied), one for one, at the average frame rate. Sizes are made even.
+    Frames come as they are displayed (turned, with square pixels), one for one, at the average frame rate. Sizes are made
+    even. The matrix is the video's own and is stated, the range is limited.
     """
-    with av.open(io.BytesIO(video), "r") as source:
-        stream = source.streams.best("video")
-        assert isinstance(stream, av.VideoStream)
-        stream.thread_type = "NONE"  # processes already use every core
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        frames = _decoded(source, stream)
+    with as_path(video) as path, VideoReader(path, encoding.interlaced, threads="NONE") as reader:
+        frames = reader.frames()
         for start, end in shots:
-            yield _encode(frames, end - start, rate, encoding)
+            yield _encode(frames, end - start, reader, encoding)
 
 
-def _decoded(source: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Every frame that decodes, as `data.check` counts them."""
-    for packet in source.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.error.FFmpegError:
-            continue
-
-
-def _encode(frames: Iterator[av.VideoFrame], count: int, rate: Fraction, encoding: Encoding) -> bytes:
+def _encode(frames: Iterator[Frame], count: int, source: VideoReader, encoding: Encoding) -> bytes:
     file = io.BytesIO()
+    height, width = source.size
+    width, height = even_size(width, height, encoding.short_side)
+    matrix = yuv_matrix(source.facts.colours, source.size[0])
     with av.open(file, "w", format="mp4") as sink:
-        stream: Any = None
+        stream = _add_stream(sink, source.rate, width, height, encoding)
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, ColorRange.MPEG
+        stream.codec_context.color_primaries = source.facts.colours.primaries
+        stream.codec_context.color_trc = source.facts.colours.transfer
         for number in range(count):
-            frame = _upright(next(frames))
-            if stream is None:
-                width, height = even_size(frame.width, frame.height, encoding.short_side)
-                stream = _add_stream(sink, rate, width, height, encoding)
-            image = frame.reformat(width, height, "yuv420p", interpolation="BICUBIC")
-            image.pts, image.time_base, image.pict_type = number, 1 / rate, 0
+            image = yuv420p(next(frames).rgb, matrix, width, height)
+            image.pts, image.time_base = number, 1 / source.rate
             sink.mux(stream.encode(image))
         sink.mux(stream.encode())
     return file.getvalue()
 
 
-def _add_stream(
-    sink: av.container.OutputContainer, rate: Fraction, width: int, height: int, encoding: Encoding
-) -> av.VideoStream:
+def _add_stream(sink: av.container.OutputContainer, rate: Fraction, width: int, height: int, encoding: Encoding) -> Any:
     # One thread, so that the same input gives the same bytes; no B-frames and no keyframe but every gop-th one, so
     # that a window costs the same wherever it starts.
     parameters = f"keyint={encoding.gop}:min-keyint={encoding.gop}:scenecut=0:bframes=0:threads=1"
     stream = sink.add_stream("libx264", rate, options={"crf": str(encoding.crf), "x264-params": parameters})
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     return stream
-
-
-def _upright(frame: av.VideoFrame) -> av.VideoFrame:
-    if frame.rotation % 360 == 0:
-        return frame
-    image: Any = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
 def even_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:

@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.decode import DecodeError
-from data.ingest.check import Facts, RefusedError, examine
+from data.ingest.check import Decoded, Facts, RefusedError, decode_sound, examine, facts_about
 from data.ingest.shots import Encoding, encode_shots, find_shots
+from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
 
+SAME_COLOUR = 6.0  # of 255, mean of a picture at some 1,000 points
 WHEN_FULL = "Free some space and repeat the command: it goes on where it stopped."
 
 
@@ -59,6 +63,8 @@ class Task:
     key: str
     folder: Path
     encoding: Encoding | None  # None keeps the file's own bytes
+    interlaced: str = "refuse"
+    decoder: str = "auto"
 
 
 def stage(task: Task) -> Checked | str:
@@ -68,6 +74,8 @@ def stage(task: Task) -> Checked | str:
         UserError: the staging folder cannot be written.
     """
     try:
+        if (size := task.path.stat().st_size) > MAX_VIDEO_BYTES:  # before it is read into memory
+            return f"{size / 2**30:.1f} GiB; readers of shards take videos of up to {MAX_VIDEO_BYTES >> 30} GiB: cut it"
         video = task.path.read_bytes()
     except OSError as error:
         return f"cannot be read: {error.strerror}"
@@ -79,18 +87,34 @@ def stage(task: Task) -> Checked | str:
 
 
 def _original(task: Task, video: bytes) -> Iterator[Clip]:
-    clip = Clip(task.key, task.path.suffix.lower().lstrip("."), examine(video))
+    clip = Clip(task.key, task.path.suffix.lower().lstrip("."), examine(video, task.interlaced, task.decoder))
     write_whole(task.folder / clip.file_name, video)
     yield clip
 
 
 def _encoded(task: Task, video: bytes, encoding: Encoding) -> Iterator[Clip]:
-    shots = find_shots(video, encoding)
+    shots, original = find_shots(video, encoding)
     for number, content in enumerate(encode_shots(video, shots, encoding)):
         key = f"{task.key}_shot{number:03d}" if encoding.shots else task.key
-        clip = Clip(key, "mp4", examine(content), shots[number])
+        copy = decode_sound(content)
+        _compare_colours(original, copy, *shots[number])
+        clip = Clip(key, "mp4", facts_about(content, copy, task.decoder), shots[number])
         write_whole(task.folder / clip.file_name, content)
         yield clip
+
+
+def _compare_colours(original: Decoded, copy: Decoded, start: int, end: int) -> None:
+    """Refuse a copy whose pictures have another mean colour: a wrong matrix or range shows in it, loss does not.
+
+    Raises:
+        RefusedError: they have, or frames are missing.
+    """
+    if len(copy.points) != end - start:
+        raise RefusedError(f"encoded again it has {len(copy.points)} frames in place of {end - start}")
+    for number, points in enumerate(copy.points, start):
+        change = np.abs(points.mean((0, 1)) - original.points[number].mean((0, 1))).max()
+        if change > SAME_COLOUR:
+            raise RefusedError(f"encoded again, frame {number} changes its mean colour by {change:.0f} of 255")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ class Sample:
     video: bytes = b""
     fps: float = 0.0
     seekable: bool = True
+    reader: str = ""  # the one that preparation found right, if the shard says so
     fault: str = ""
 
 
@@ -85,11 +86,12 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
     try:
         metadata = read_json(sample["json"])
         fps, expected = float(metadata["fps"]), metadata.get("sha256")
-        seekable = bool(metadata.get("seekable", True))  # our own word: shards that others wrote do not have it
+        # Our own words: shards that others wrote do not have them.
+        seekable, reader = bool(metadata.get("seekable", True)), str(metadata.get("reader", ""))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
     if not (math.isfinite(fps) and fps > 0):
         return Sample(clip, fault=f"its metadata states {fps} frames a second")
     if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
         return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")
-    return Sample(clip, videos[0], fps, seekable)
+    return Sample(clip, videos[0], fps, seekable, reader)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.decode import DecodeError, open_video
+from data.decode import DecodeError, choose_reader, open_video
 from data.loading.samples import Sample, read_ahead, read_samples
 from data.processes.shared_memory import BatchWriter
 from data.processes.watchdog import Board
@@ -149,7 +149,7 @@ class ClipStream(IterableDataset):
         info = get_worker_info()
         shown = self.board.shows(info.id, clip.number) if self.board and info else nullcontext()
         try:
-            with shown, open_video(sample.video) as video:
+            with shown, open_video(sample.video, choose_reader(window.decoder, sample.reader)) as video:
                 square = Square(*video.size, window.resolution, rng, window.augmentation)
                 rows = place.numpy()
                 for number, image in video.each_frame(indices, sample.seekable):

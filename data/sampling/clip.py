@@ -23,13 +23,14 @@ class Clip:
 class Window:
     """What becomes of a file: `num_frames` at every `frame_stride`-th frame, as a square of `resolution` pixels.
 
-    In training `augmentation` is done to it.
+    In training `augmentation` is done to it. `decoder` reads it, see `data.decode.choose_reader`.
     """
 
     num_frames: int
     frame_stride: int
     resolution: int
     augmentation: Augmentation = NO_AUGMENTATION
+    decoder: str = "auto"
 
     def shape(self, clips: int) -> tuple[int, ...]:
         """Of a batch of so many: (clips, t, size, size, 3)."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from av import FFmpegError
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
@@ -36,16 +37,22 @@ def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
             task = progress.add_task(source.name, total=None)
             try:
                 if cfg.latents_only:
-                    outcome = write_latents(model, source, stem, tiling, progress, task)
+                    outcome = write_latents(model, source, stem, tiling, progress, task, cfg.interlaced)
                 else:
-                    outcome = reconstruct(model, source, stem, tiling, progress, task, cfg.side_by_side, cfg.difference)
+                    panels = cfg.side_by_side, cfg.difference
+                    outcome = reconstruct(model, source, stem, tiling, progress, task, *panels, cfg.interlaced)
                 outcomes.append(outcome)
-            except UserError as error:
+            except (UserError, FFmpegError) as error:  # a file's fault, in reading or in writing, costs that file
                 failed += 1
                 progress.remove_task(task)
-                progress.console.print(f"error: {error}", soft_wrap=True, markup=False, highlight=False)
+                progress.console.print(f"error: {_named(source, error)}", soft_wrap=True, markup=False, highlight=False)
     if outcomes:
         Console().print(summary(outcomes))
     if failed:
         raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
     return outcomes
+
+
+def _named(source: Path, error: UserError | FFmpegError) -> str:
+    """What went wrong, with the file's name."""
+    return str(error) if isinstance(error, UserError) else f"{source} cannot be written again: {error.strerror}"

@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from rich.progress import Progress
 from rich.table import Column, Table
 from torch import Tensor
 
-from data.ingest.check import TOLERATED_LOSS
 from data.shards.format import VIDEO_EXTENSIONS
 from tae.latents.writer import LatentFile
 from tae.metrics.frame import psnr, ssim
@@ -88,12 +86,13 @@ def reconstruct(
     task: Any,
     side_by_side: bool,
     difference: bool,
+    interlaced: str = "refuse",
 ) -> Outcome:
     """Write the reconstruction of a video, and measure it before it is compressed into a file."""
     quality = {"psnr": 0.0, "ssim": 0.0}
     count = 0
     with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(source))
+        reader = stack.enter_context(VideoReader(source, interlaced))
         check_size(reader, model.factor)
         progress.update(task, total=reader.stated_frames)
         container, sound = container_for(source)
@@ -114,7 +113,7 @@ def reconstruct(
             writer.write(Frame(panels(original.rgb, rgb, side_by_side, difference), original.pts))
             progress.update(task, completed=count)
     progress.update(task, total=count)
-    notes = missing_frames(source, count)
+    notes = [reader.damage] * bool(reader.damage)
     notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
     notes += ["without its sound, which neither MP4 nor Matroska can carry"] * (not sound)
     means = {name: total / count for name, total in quality.items()}
@@ -122,10 +121,16 @@ def reconstruct(
 
 
 def write_latents(
-    model: TemporalAutoencoder, source: Path, stem: Path, tiling: Tiling, progress: Progress, task: Any
+    model: TemporalAutoencoder,
+    source: Path,
+    stem: Path,
+    tiling: Tiling,
+    progress: Progress,
+    task: Any,
+    interlaced: str = "refuse",
 ) -> Outcome:
     """Write mean and deviation of the posterior of a video."""
-    with VideoReader(source) as reader:
+    with VideoReader(source, interlaced) as reader:
         check_size(reader, model.factor)
         progress.update(task, total=reader.stated_frames)
         counted = Counted(reader.frames())
@@ -140,24 +145,8 @@ def write_latents(
             with replacing(target) as path, path.open("wb") as file:
                 latents.write_to(file, **facts)
     progress.update(task, total=counted.count)
-    return Outcome(source, target, counted.count, reader.size, notes=tuple(missing_frames(source, counted.count)))
-
-
-def missing_frames(source: Path, count: int) -> list[str]:
-    """A note where fewer frames came than the header states, by the rule of `data.prepare`.
-
-    Only a number in the header counts: what follows from duration and rate is off for uneven times. Frames that an edit
-    list hides are not missing.
-    """
-    with av.open(str(source), metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stated = stream.frames
-        tolerated = max(1, TOLERATED_LOSS * stated)
-        if stated - count <= tolerated:
-            return []
-        hidden = sum(packet.is_discard for packet in container.demux(stream))
-    lost = stated - hidden - count
-    return [f"{count} of the {stated - hidden} frames that its header states"] * (lost > tolerated)
+    notes = (reader.damage,) * bool(reader.damage)
+    return Outcome(source, target, counted.count, reader.size, notes=notes)
 
 
 def check_size(reader: VideoReader, smallest: int) -> None:

@@ -58,7 +58,7 @@ def check_settings(cfg: DictConfig) -> None:
 def settings_of(cfg: DictConfig, loaded: LoadedModel, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything on which the latents depend, and in which shard they lie."""
     lines = "\n".join(f"{source.key} {source.name} {source.content}" for source in sources)
-    own = {name: cfg[name] for name in ("resolution", "frame_stride", "dtype", "clips_per_shard")}
+    own = {name: cfg[name] for name in ("resolution", "frame_stride", "interlaced", "dtype", "clips_per_shard")}
     return own | {
         "checkpoint": loaded.sha256,
         "precision": str(cfg.trainer.precision),

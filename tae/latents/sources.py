@@ -20,6 +20,7 @@ from data.shards.format import VIDEO_EXTENSIONS, Shard
 from data.shards.index import find_shards
 from data.shards.reader import open_samples
 from tae.runtime.errors import UserError
+from tae.video.facts import VideoError
 from tae.video.reader import Frame, VideoReader
 
 
@@ -54,6 +55,7 @@ class Reading:
     frame_stride: int
     piece: int  # frames that are encoded together
     smallest: int  # height and width that the model takes
+    interlaced: str = "refuse"
 
 
 class Piece(NamedTuple):
@@ -140,8 +142,7 @@ class Pieces(IterableDataset):
                         yield Piece(number, frames=frames, name=source.name)
                     yield Piece(number, clip=clip | {"metadata": metadata | facts | {"source": source.name}})
                 except Exception as error:  # whatever a broken file provokes in a library must not stop the others
-                    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                    yield Piece(number, clip=clip | {"fault": kind + str(error).removeprefix(f"{video} ")})
+                    yield Piece(number, clip=clip | {"fault": _reason(error)})
             yield Piece(number)
 
 
@@ -186,13 +187,19 @@ def open_members(shard: Shard, waiting: dict[str, Source]) -> Iterator[tuple[Sou
         yield source, Path(), {}, fault
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, VideoError):
+        return error.reason
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator[Tensor]:
     """The frames of a video, (t, h, w, 3) uint8, as many at once as are encoded together; fills `facts` on the way.
 
     Raises:
         UserError: the file cannot be read as a video, or its frames are too small.
     """
-    with VideoReader(path) as reader:
+    with VideoReader(path, reading.interlaced) as reader:
         if not reading.resolution and min(reader.size) < reading.smallest:
             height, width = reader.size
             raise UserError(f"frames of {height}x{width} are too small; the model needs {reading.smallest} each way.")
@@ -204,10 +211,11 @@ def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator
             piece = torch.from_numpy(np.stack(images))
             count += len(piece)
             yield piece
+        if reader.damage:
+            raise VideoError(path, reader.damage)
         height, width = piece.shape[1:3]
         facts |= {
             "num_frames": count,
-            "stated_frames": reader.stated_frames,  # of the header: far more than were read is a damaged file
             "height": height,
             "width": width,
             "fps": float(reader.rate / reading.frame_stride),

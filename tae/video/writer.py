@@ -9,23 +9,25 @@ from typing import Any, Self
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange
+from av.container import InputContainer
+from av.video.reformatter import ColorRange, Interpolation
 from torch import Tensor
 
 from tae.runtime.files import replacing
-from tae.video.reader import H273, Frame, VideoReader, plain_errors
+from tae.video.facts import HD_HEIGHT, MATRICES, Colours
+from tae.video.reader import Frame, VideoReader, plain_errors
 
 CONTAINERS = {"mp4": ".mp4", "matroska": ".mkv"}
 CRF = "14"  # of H.264: the loss that shows should be the autoencoder's, not the file's
 
 
 class VideoWriter:
-    """An H.264 file (yuv420p, limited range, as browsers play it) with the timing, matrix and sound of another.
+    """An H.264 file as browsers play it (yuv420p, limited range), with the timing, matrix and sound of another.
 
     Args:
         path: the file.
         container: "mp4" or "matroska", see `container_for`.
-        source: whose frame times, colour matrix and pixel aspect it takes.
+        source: whose frame times and colour matrix it takes.
         size: height and width of its frames; odd ones are made even by repeating the last row or column, since
             yuv420p has one colour sample for 2x2 pixels.
         sound: whether the sound streams are copied, bit for bit.
@@ -33,8 +35,9 @@ class VideoWriter:
 
     def __init__(self, path: Path, container: str, source: VideoReader, size: tuple[int, int], sound: bool) -> None:
         self._stack = ExitStack()
-        self._matrix = source.matrix
+        self._matrix = yuv_matrix(source.facts.colours, size[0])
         self._padding = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        self._start = source.start
         options = {"movflags": "+faststart"} if container == "mp4" else {}
         self._container = self._stack.enter_context(av.open(str(path), "w", format=container, options=options))
         self._stream = self._add_video(source, size)
@@ -47,9 +50,9 @@ class VideoWriter:
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.time_base = source.time_base
-        context.colorspace, context.color_range = H273[source.matrix], ColorRange.MPEG
-        if source.aspect is not None:
-            context.sample_aspect_ratio = source.aspect
+        context.colorspace, context.color_range = self._matrix, ColorRange.MPEG
+        context.color_primaries = source.facts.colours.primaries
+        context.color_trc = source.facts.colours.transfer
         return stream
 
     def __enter__(self) -> Self:
@@ -64,9 +67,7 @@ class VideoWriter:
     def write(self, frame: Frame) -> None:
         """Append a frame (h, w, 3) and the sound that belongs before it."""
         rgb = np.pad(frame.rgb, self._padding, mode="edge") if any(p[1] for p in self._padding) else frame.rgb
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG
-        )
+        picture = yuv420p(rgb, self._matrix)
         picture.pts, picture.time_base = frame.pts, self._stream.codec_context.time_base
         self._copy_sound(until=frame.pts * picture.time_base)
         self._container.mux(self._stream.encode(picture))
@@ -79,27 +80,67 @@ class VideoWriter:
             self._next_packet = next(self._sound, None)
 
     def _packets(self, path: Path) -> Iterator[Any]:
+        """The sound, from the moment at which the frames start; in each stream later and later, as muxers insist."""
         with plain_errors(path), av.open(str(path), metadata_errors="replace") as source:
             if not source.streams.audio:
                 return
             copies = {stream.index: self._container.add_stream_from_template(stream) for stream in source.streams.audio}
+            last: dict[int, int] = {}
             for packet in source.demux(*source.streams.audio):
                 if packet.dts is not None:  # the last one of each only flushes
-                    packet.stream = copies[packet.stream.index]
+                    number = packet.stream.index
+                    start = round(self._start / packet.time_base)
+                    earliest = last.get(number, packet.dts - start - 1) + 1
+                    packet.dts = last[number] = max(packet.dts - start, earliest)
+                    packet.pts = packet.dts if packet.pts is None else max(packet.pts - start, packet.dts)
+                    packet.stream = copies[number]
                     yield packet
+
+
+def yuv_matrix(colours: Colours, height: int) -> int:
+    """The number (H.273) of the matrix for a copy: the source's own, or where it is RGB the one that players take."""
+    return colours.number if colours.number in MATRICES else (1 if height >= HD_HEIGHT else 6)
+
+
+def yuv420p(rgb: np.ndarray, matrix: int, width: int | None = None, height: int | None = None) -> av.VideoFrame:
+    """A picture (h, w, 3) for an encoder: limited range, by the matrix with this number (H.273).
+
+    Args:
+        width, height: even, to scale it to (bicubic); None keeps its own.
+    """
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+    return picture.reformat(
+        width,
+        height,
+        "yuv420p",
+        dst_colorspace=MATRICES[matrix][0],
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC if width or height else Interpolation.BILINEAR,
+        threads=1,
+    )
 
 
 def container_for(source: Path) -> tuple[str, bool]:
     """The container for a copy of this file's sound, and whether it can carry it: MP4 if it can, else Matroska."""
     with plain_errors(source), av.open(str(source), metadata_errors="replace") as container:
-        if not container.streams.audio:
-            return "mp4", True
-        codecs = {stream.codec_context.codec.canonical_name for stream in container.streams.audio}
-    for name in CONTAINERS:
-        with av.open(io.BytesIO(), "w", format=name) as candidate:
-            if codecs <= candidate.supported_codecs:
+        for name in CONTAINERS:
+            if _takes_sound(name, container):
                 return name, True
     return "mp4", False
+
+
+def _takes_sound(name: str, source: InputContainer) -> bool:
+    """Whether a muxer writes a header for these streams: what it says about codecs is not the whole truth."""
+    if not source.streams.audio:
+        return True
+    try:
+        with av.open(io.BytesIO(), "w", format=name) as candidate:
+            for stream in source.streams.audio:
+                candidate.add_stream_from_template(stream)
+            candidate.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
 
 
 def write_video(path: Path, frames: Tensor, fps: float) -> None:

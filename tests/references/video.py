@@ -53,3 +53,45 @@ def lossless(pictures: Sequence[np.ndarray]) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
+
+
+def numbered_picture(number: int, height: int = 32, width: int = 64) -> np.ndarray:
+    """An RGB picture that shows its number (below 256) in blocks that any codec keeps; see `number_in`."""
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([x * 2 + 3 * number, y * 3 + 2 * number, x + y], -1) % 256 // 3 + 60
+    for bit in range(8):
+        block = slice(bit * width // 8, (bit + 1) * width // 8)
+        picture[: height // 2, block] = 235 if number >> bit & 1 else 20
+    return picture.astype(np.uint8)
+
+
+def number_in(image: np.ndarray) -> int:
+    """The number that `numbered_picture` has drawn."""
+    height, width = image.shape[:2]
+    rows = image[height // 8 : height * 3 // 8]
+    blocks = rows.reshape(len(rows), 8, width // 8, -1)[:, :, width // 32 : width * 3 // 32]
+    return sum(int(mean > 128) << bit for bit, mean in enumerate(blocks.mean((0, 2, 3))))
+
+
+def numbered_video(
+    path: Path, codec: str, options=None, pix_fmt="yuv420p", b_frames=None, gop=12, frames=60, times=None,
+    time_base=Fraction(1, 25), size=(32, 64), setting=None,
+) -> Path:  # fmt: skip
+    """A file whose frames show their numbers; `setting` is called with the stream before anything is encoded."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
+        stream.codec_context.time_base, stream.codec_context.bit_rate = time_base, 1_000_000
+        if b_frames is not None:
+            stream.codec_context.max_b_frames = b_frames
+        if not options:
+            stream.codec_context.gop_size = gop
+        if setting:
+            setting(stream)
+        for number, time in enumerate(times or range(frames)):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(number, *size), format="rgb24")
+            frame = frame.reformat(format=pix_fmt)
+            frame.pts, frame.time_base = time, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

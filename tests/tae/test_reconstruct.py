@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, safe_open
 
 from tae import TemporalAutoencoder
-from tae.evaluation.reconstruction import missing_frames, panels, plan_outputs
+from tae.evaluation.reconstruction import panels, plan_outputs
 from tae.metrics.frame import psnr
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.model.tiling import decode_stream, encode_stream
@@ -168,16 +168,9 @@ def test_a_file_that_is_cut_off_is_said_to_be(checkpoint, tmp_path, latents_only
     cut.write_bytes(content)
     settings = {"ckpt": checkpoint, "output": tmp_path / "out", "latents_only": latents_only}
     (outcome,) = main(config(source=cut, **settings))
-    assert outcome.notes == ("40 of the 80 frames that its header states",)
+    assert outcome.notes == ("truncated or damaged: 40 of 80 frames decode",)
     (outcome,) = main(config(source=whole, **settings))
     assert outcome.notes == ()
-
-
-def test_frames_that_nobody_promised_are_not_missing(shared_clips):
-    """An edit list that hides frames, and headers with a duration alone."""
-    for name, count in (("editlist_cut_copy.mp4", 122), ("start_pts_5s.mkv", 90), ("vfr_vp8_480x270.webm", 836)):
-        assert missing_frames(shared_clips / "awkward" / name, count) == []
-    assert "81 of the 160 frames" in missing_frames(shared_clips / "awkward" / "truncated_half.avi", 81)[0]
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(checkpoint, tmp_path, capsys):
@@ -190,7 +183,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(checkpoint, tmp_path,
     with pytest.raises(UserError, match="3 of 4 videos"):
         main(config(ckpt=checkpoint, source=folder, output=tmp_path / "out"))
     errors = capsys.readouterr().err
-    assert all(f"{name} cannot be read" in errors for name in ("empty.mp4", "text.avi"))
+    assert all(f"{name}: not a video file that can be opened" in errors for name in ("empty.mp4", "text.avi"))
     assert "tiny.mkv: frames of 6x16" in errors
     assert [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")] == [Path("deeper/good.mp4")]
 
@@ -232,14 +225,14 @@ def test_outputs_keep_apart(tmp_path):
 @pytest.mark.parametrize(("height", "matrix"), [(480, "smpte170m"), (720, "bt709")])
 def test_colours_survive_writing_and_reading(tmp_path, height, matrix):
     """A wrong matrix turns pure green by some 20 levels, a wrong range black and white by 16."""
-    source = make_video(tmp_path / "a.mkv", [0], size=(height, 16), codec="ffv1")
+    source = make_video(tmp_path / "a.mkv", [0], size=(height, 32), codec="ffv1")
     colours = np.array([[0, 0, 0], [255, 255, 255], [0, 255, 0], [255, 0, 0], [0, 0, 255], [180, 90, 30]], np.uint8)
     with (
         VideoReader(source) as reader,
-        VideoWriter(tmp_path / "b.mp4", "mp4", reader, (height, 16), sound=False) as writer,
+        VideoWriter(tmp_path / "b.mp4", "mp4", reader, (height, 32), sound=False) as writer,
     ):
         for i, colour in enumerate(colours):
-            writer.write(Frame(np.broadcast_to(colour, (height, 16, 3)), 24 * i))
+            writer.write(Frame(np.broadcast_to(colour, (height, 32, 3)), 24 * i))
     with av.open(str(tmp_path / "b.mp4")) as container:
         context = container.streams.video[0].codec_context
         assert (context.colorspace, context.color_range) == ({"bt709": 1, "smpte170m": 6}[matrix], 1)
