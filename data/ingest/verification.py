@@ -126,7 +126,7 @@ def _check_sample(video: bytes, text: bytes, num_frames: int, decode: bool) -> I
     elif metadata["num_frames"] != num_frames:
         yield f"{metadata['num_frames']} frames by its metadata, {num_frames} by the index"
     elif decode:
-        facts = check(video)
+        facts = check(video, interlaced="keep")  # whether that may be was decided at preparation
         if isinstance(facts, str):
             yield facts
         elif facts.num_frames != num_frames:
