@@ -115,7 +115,7 @@ def reconstruct(
     progress.update(task, total=count)
     notes = [reader.damage] * bool(reader.damage)
     notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
-    notes += ["without its sound, which neither MP4 nor Matroska can carry"] * (not sound)
+    notes += ["without its sound, which cannot be copied into MP4, Matroska or MOV"] * (not sound)
     means = {name: total / count for name, total in quality.items()}
     return Outcome(source, target, count, reader.size, **means, notes=tuple(notes))
 

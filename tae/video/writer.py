@@ -17,7 +17,7 @@ from tae.runtime.files import replacing
 from tae.video.facts import HD_HEIGHT, MATRICES, Colours
 from tae.video.reader import Frame, VideoReader, plain_errors
 
-CONTAINERS = {"mp4": ".mp4", "matroska": ".mkv"}
+CONTAINERS = {"mp4": ".mp4", "matroska": ".mkv", "mov": ".mov"}  # in the order of preference
 CRF = "14"  # of H.264: the loss that shows should be the autoencoder's, not the file's
 
 
@@ -26,7 +26,7 @@ class VideoWriter:
 
     Args:
         path: the file.
-        container: "mp4" or "matroska", see `container_for`.
+        container: one of `CONTAINERS`, see `container_for`.
         source: whose frame times and colour matrix it takes.
         size: height and width of its frames; odd ones are made even by repeating the last row or column, since
             yuv420p has one colour sample for 2x2 pixels.
@@ -38,7 +38,7 @@ class VideoWriter:
         self._matrix = yuv_matrix(source.facts.colours, size[0])
         self._padding = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
         self._start = source.start
-        options = {"movflags": "+faststart"} if container == "mp4" else {}
+        options = {"movflags": "+faststart"} if container != "matroska" else {}
         self._container = self._stack.enter_context(av.open(str(path), "w", format=container, options=options))
         self._stream = self._add_video(source, size)
         self._sound = self._packets(source.path) if sound else iter(())
@@ -121,7 +121,7 @@ def yuv420p(rgb: np.ndarray, matrix: int, width: int | None = None, height: int 
 
 
 def container_for(source: Path) -> tuple[str, bool]:
-    """The container for a copy of this file's sound, and whether it can carry it: MP4 if it can, else Matroska."""
+    """The container for a copy of this file's sound, and whether it can carry it: the first that can."""
     with plain_errors(source), av.open(str(source), metadata_errors="replace") as container:
         for name in CONTAINERS:
             if _takes_sound(name, container):

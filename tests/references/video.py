@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 
 
 def decode_in_order(video: bytes) -> list[np.ndarray]:
@@ -93,5 +94,23 @@ def numbered_video(
             frame = frame.reformat(format=pix_fmt)
             frame.pts, frame.time_base = time, time_base
             container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def flat(path: Path, height: int, colorspace: int, color_range: int, stated: bool, pix_fmt: str = "yuv420p") -> Path:
+    """A green picture, converted by a matrix and range, which the file states or not."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = height, 64, pix_fmt
+        if stated:
+            stream.codec_context.colorspace = colorspace
+            stream.codec_context.color_range = color_range
+        picture = av.VideoFrame.from_ndarray(np.full((height, 64, 3), (30, 200, 60), np.uint8), format="rgb24")
+        for _ in range(2):
+            matrix = Colorspace.ITU709 if colorspace == 1 else Colorspace.ITU601
+            container.mux(
+                stream.encode(picture.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=color_range))
+            )
         container.mux(stream.encode())
     return path

@@ -188,6 +188,23 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(checkpoint, tmp_path,
     assert [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")] == [Path("deeper/good.mp4")]
 
 
+def test_a_fault_in_writing_costs_that_file(checkpoint, tmp_path, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / "in" / name, [0, 24])
+    write = VideoWriter.write
+
+    def fail_once(writer, frame):
+        monkeypatch.setattr(VideoWriter, "write", write)
+        raise av.error.InvalidDataError(22, "Invalid argument")
+
+    monkeypatch.setattr(VideoWriter, "write", fail_once)
+    with pytest.raises(UserError, match="1 of 2 videos"):
+        main(config(ckpt=checkpoint, source=tmp_path / "in", output=tmp_path / "out"))
+    assert "a.mp4 cannot be written again" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.mp4"]
+
+
 def test_an_output_that_is_a_file_is_refused_before_the_model_is_loaded(tmp_path):
     make_video(tmp_path / "a.mp4", [0])
     (tmp_path / "out").touch()

@@ -12,14 +12,17 @@ import av
 import numpy as np
 import pytest
 
+from data.decode import read_frames
 from data.drawing import draw_clip, encode
 from data.ingest import shots
 from data.ingest.check import RefusedError, check
 from data.ingest.pipeline import prepare
 from data.ingest.shots import Encoding, encode_shots, even_size, find_shots
+from data.ingest.staging import Task, stage
 from data.processes.pool import Crew
+from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
-from tests.references.video import decode_in_order
+from tests.references.video import decode_in_order, flat
 
 SHOTS = Encoding(shots=True, threshold=27.0, min_frames=8, short_side=None, gop=8, crf=10)
 
@@ -59,6 +62,38 @@ def test_a_shot_is_never_shorter_than_asked_and_one_file_is_one_shot_without_cut
     assert {frame.shape for frame in decode_in_order(clip)} == {(32, 64, 3)}
     with pytest.raises(RefusedError):
         find_shots(b"no video", SHOTS)
+
+
+@pytest.mark.parametrize(("height", "colorspace", "color_range"), [(64, 1, 1), (64, 6, 2), (720, 6, 1)])
+def test_encoding_again_keeps_colours_and_says_which(
+    tmp_path: Path, height: int, colorspace: int, color_range: int
+) -> None:
+    video = flat(tmp_path / "a.mkv", height, colorspace, color_range, stated=True).read_bytes()
+    whole = Encoding(shots=False, threshold=27.0, min_frames=8, short_side=32, gop=8, crf=18)
+    (clip,) = encode_shots(video, [(0, 2)], whole)
+    with av.open(io.BytesIO(clip)) as file:
+        context = file.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == (colorspace, 1)
+    for image in (read_frames(clip, [1], reader="pyav")[0], read_frames(clip, [1], reader="decord")[0]):
+        # Two conversions, each rounding down, and H.264; the wrong matrix is off by 20, the wrong range by 10.
+        np.testing.assert_allclose(image[16, image.shape[1] // 2].astype(int), (30, 200, 60), atol=6)
+
+
+def test_a_copy_of_other_colours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shots, "yuv_matrix", lambda colours, height: 9)
+    monkeypatch.setattr(shots, "ColorRange", type("", (), {"MPEG": 2}))  # the tag is wrong, as if forgotten
+    path = flat(tmp_path / "a.mkv", 64, 1, 1, stated=True)
+    encoding = Encoding(shots=False, threshold=27.0, min_frames=8, short_side=None, gop=8, crf=18)
+    assert "changes its mean colour" in str(stage(Task(path, "a", tmp_path, encoding)))
+
+
+def test_files_larger_than_readers_take_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "a.mp4").open("wb") as file:
+        file.truncate(MAX_VIDEO_BYTES + 1)  # a hole: no disk is filled
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read into memory"))
+    assert str(stage(Task(tmp_path / "a.mp4", "a", tmp_path, None))).startswith("4.0 GiB; readers of shards take")
 
 
 def test_sizes_are_even_and_never_larger() -> None:

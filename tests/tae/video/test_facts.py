@@ -7,12 +7,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange
 
 from data.decode import read_frames
 from tae.video.facts import VideoError
 from tae.video.reader import VideoReader
-from tests.references.video import number_in, numbered_picture, numbered_video
+from tests.references.video import flat, number_in, numbered_picture, numbered_video
 
 LOSSLESS = {"codec": "libx264rgb", "options": {"qp": "0"}, "pix_fmt": "rgb24"}
 
@@ -69,24 +69,6 @@ def test_previews_are_passed_over(bug_inputs: Path, name: str) -> None:
     frames, _, _ = shown(bug_inputs / name)
     assert len(frames) == {"thumb_first_nodisp.mkv": 24, "two_default_second.mp4": 40}[name]
     np.testing.assert_array_equal(read_frames((bug_inputs / name).read_bytes(), [5], reader="pyav")[0], frames[5])
-
-
-def flat(path: Path, height: int, colorspace: int, color_range: int, stated: bool, pix_fmt: str = "yuv420p") -> Path:
-    """A green picture, converted by a matrix and range, which the file states or not."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=25)
-        stream.height, stream.width, stream.pix_fmt = height, 64, pix_fmt
-        if stated:
-            stream.codec_context.colorspace = colorspace
-            stream.codec_context.color_range = color_range
-        picture = av.VideoFrame.from_ndarray(np.full((height, 64, 3), (30, 200, 60), np.uint8), format="rgb24")
-        for _ in range(2):
-            matrix = Colorspace.ITU709 if colorspace == 1 else Colorspace.ITU601
-            container.mux(
-                stream.encode(picture.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=color_range))
-            )
-        container.mux(stream.encode())
-    return path
 
 
 @pytest.mark.parametrize(
