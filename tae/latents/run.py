@@ -39,9 +39,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
         use_distributed_sampler=False,
         default_root_dir=output,
     )
-    reading = Reading(
-        cfg.resolution, cfg.frame_stride, tiling.tile_pixel_frames, loaded.model.factor, cfg.interlaced
-    )
+    reading = Reading(cfg.resolution, cfg.frame_stride, tiling.tile_pixel_frames, loaded.model.factor, cfg.interlaced)
     shards = list(batched(sources, cfg.clips_per_shard))
     with (
         progress_bar("clips", shown=trainer.is_global_zero) as progress,
