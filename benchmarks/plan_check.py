@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmarks.common import RESULTS, peak_resident_bytes, publish
+from tae.losses.step import training_step
 from tae.planning import planner as plan
 from tae.runtime.cli import CONFIG_FOLDER
 
@@ -68,7 +69,7 @@ def real_task(cfg: DictConfig, task: str) -> Callable[[], Any]:
     if task.startswith("training"):
         loss = plan.build_losses(cfg.loss)[task.removeprefix("training step, ")]
         optimizer = planner.make_optimizer(model.parameters())
-        return lambda: plan.training_step(model, optimizer, loss, frames, precision)
+        return lambda: training_step(model, loss, optimizer, frames, precision)
     latents = torch.randn(batch, *model.latent_shape(frames_count, side, side), device=device)
 
     def encode_or_decode() -> Tensor:

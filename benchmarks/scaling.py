@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import DTYPES, MODELS, RESULTS, interleaved, publish, spread
 from benchmarks.step import VARIANTS, Step, build_loss, measure_memory
-from tae.losses import AutoencoderLoss
+from tae.losses import Objective
+from tae.losses.step import compute_loss
 
 LEAST_SIDE, MULTIPLE = 32, 8  # LPIPS needs 16 pixels, the model works on multiples of 8
 
@@ -38,16 +39,15 @@ def sizes(base: Sequence[int]) -> list[tuple[int, int, int, int]]:
     return list(dict.fromkeys([*around, (2, frames, height, width)]))
 
 
-class Objective(nn.Module):
+class ModelAndLoss(nn.Module):
     """Model and loss in one: DDP has to wrap what returns the loss, as in training."""
 
-    def __init__(self, model: nn.Module, loss: AutoencoderLoss) -> None:
+    def __init__(self, model: nn.Module, loss: Objective) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, clip: Tensor) -> Tensor:
-        total, _ = self.loss(clip, self.model(clip))
-        return total
+        return compute_loss(self.model, self.loss, clip).total
 
 
 class DistributedStep(Step):
@@ -55,14 +55,11 @@ class DistributedStep(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        objective = Objective(self.model, self.loss)
-        self.objective = DistributedDataParallel(objective, static_graph=True, gradient_as_bucket_view=True)
+        together = ModelAndLoss(self.model, self.loss)
+        self.replica = DistributedDataParallel(together, static_graph=True, gradient_as_bucket_view=True)
 
-    def backward(self) -> Tensor:
-        with torch.autocast(self.clip.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            total = self.objective(self.clip)
-        total.backward()
-        return total.detach()
+    def compute_loss(self) -> Tensor:
+        return self.replica(self.clip)
 
 
 def process(rank: int, world_size: int, arguments: argparse.Namespace, folder: str) -> None:

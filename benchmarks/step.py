@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks.common import DTYPES, MODELS, RESULTS, interleaved, matmul_rate, publish, spread
 from benchmarks.naive import NaiveAutoencoder
 from tae import TemporalAutoencoder
-from tae.losses import KL, AutoencoderLoss, OutlierPenalty, Perceptual, Reconstruction
+from tae.losses import KL, Objective, OutlierPenalty, Perceptual, Reconstruction
+from tae.losses.step import compute_loss, update
 from tae.planning.meter import Meter
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
@@ -47,12 +48,14 @@ def random_vgg16(folder: Path) -> Path:
     return folder / "vgg16.pth"
 
 
-def build_loss(lpips: bool) -> AutoencoderLoss:
+def build_loss(lpips: bool) -> Objective:
     """The objective of the reference's run; LPIPS with random weights, or without LPIPS."""
     with tempfile.TemporaryDirectory() as folder:
         weights = str(random_vgg16(Path(folder)))
         perceptual = Perceptual(weight=1.0 if lpips else 0.0, net="vgg", weights_path=weights)
-    return AutoencoderLoss(Reconstruction(1.0), perceptual, KL(1e-6), OutlierPenalty(1.0, r=3.0))
+    return Objective(
+        reconstruction=Reconstruction(1.0), perceptual=perceptual, kl=KL(1e-6), opl=OutlierPenalty(1.0, r=3.0)
+    )
 
 
 def shipped(architecture: dict[str, Any]) -> nn.Module:
@@ -85,32 +88,32 @@ class Step:
     """A model with its optimizer, ready to take training steps on one clip."""
 
     model: nn.Module
-    loss: AutoencoderLoss
+    loss: Objective
     clip: Tensor
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
 
-    def backward(self) -> Tensor:
-        device = self.clip.device.type
-        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            total, _ = self.loss(self.clip, self.model(self.clip))
-        total.backward()
-        return total.detach()
+    def forward(self) -> Tensor:
+        """The objective, in the step's precision."""
+        with torch.autocast(self.clip.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.compute_loss()
+
+    def compute_loss(self) -> Tensor:
+        return compute_loss(self.model, self.loss, self.clip).total
 
     def __call__(self) -> Tensor:
         """Take the step; returns the loss before it."""
-        total = self.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+        total = self.forward()
+        update(self.model, self.optimizer, total)
+        return total.detach()
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """One backward pass from a fixed seed, without a step: the loss, and the gradient in one vector on the CPU."""
         torch.manual_seed(SEED)
-        total = self.backward()
+        total = self.forward()
+        total.backward()
         parameters = dict(self.model.named_parameters())  # whose order differs between the variants
         gradient = torch.cat([parameters[name].grad.float().flatten() for name in sorted(parameters)]).cpu()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,7 +143,7 @@ def measure_memory(step: Step) -> float:
 def count_flops(step: Step) -> int:
     """Floating-point operations of one forward and backward pass; of a matrix product or convolution alone."""
     with Meter() as meter:
-        step.backward()
+        step.forward().backward()
     step.optimizer.zero_grad(set_to_none=True)
     return meter.flops
 

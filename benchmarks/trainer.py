@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from benchmarks.common import RESULTS, publish, spread, synchronize
 from benchmarks.step import random_vgg16
 from tae.evaluation.run import build_metrics
+from tae.losses.step import training_step
 from tae.planning import planner as plan
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.config import plain
@@ -74,7 +75,7 @@ def bare(cfg: DictConfig, clock: Clock) -> None:
     dtype = plan.AUTOCAST[cfg.trainer.precision]
     precision = torch.autocast(clock.device, dtype, enabled=dtype is not None)
     for done, batch in enumerate(itertools.islice(batches(cfg, clock.device), clock.warmup + clock.steps), 1):
-        plan.training_step(model, optimizer, loss, batch["frames"].to(clock.device, non_blocking=True), precision)
+        training_step(model, loss, optimizer, batch["frames"].to(clock.device, non_blocking=True), precision)
         clock.tick(done)
 
 

@@ -53,7 +53,8 @@ class LatentStats:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("version") != STATS_VERSION:
                 raise ValueError("another version")
-            stats = cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in content.items()})
+            fields: dict[str, Any] = {k: tuple(item) if isinstance(item, list) else item for k, item in content.items()}
+            stats = cls(**fields)
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} is not there: give a folder that `python -m tae.encode` has finished (the same command goes on)."

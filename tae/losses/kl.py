@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tae.losses.term import Output, check_weight
+from tae.losses.term import Context, check_weight
 
 
 class KL:
@@ -17,6 +17,6 @@ class KL:
     def __init__(self, weight: float) -> None:
         self.weight = check_weight("kl", weight)
 
-    def __call__(self, clip: Tensor, out: Output) -> Tensor:
-        with torch.autocast(clip.device.type, enabled=False):
-            return out.posterior.kl().float().sum() / clip.numel()
+    def __call__(self, context: Context) -> Tensor:
+        with torch.autocast(context.clip.device.type, enabled=False):
+            return context.output.posterior.kl().float().sum() / context.clip.numel()

@@ -1,30 +1,31 @@
-"""The objective as a weighted sum of its terms."""
+"""The objective: a weighted sum of terms."""
 
 import torch
 from torch import Tensor
 
-from tae.losses.kl import KL
-from tae.losses.outlier import OutlierPenalty, outlier_rate
-from tae.losses.perceptual import Perceptual
-from tae.losses.reconstruction import Reconstruction
-from tae.losses.term import Output, Term
+from tae.losses.outlier import outlier_rate
+from tae.losses.term import Context, Term, check_weight
 from tae.runtime.errors import UserError
 
+RESERVED = ("loss", "outlier_rate", "psnr")  # what a training step logs beside its terms
 
-class AutoencoderLoss:
-    """Weighted sum of the four terms; one whose weight is 0 is not computed.
+
+class Objective:
+    """Weighted sum of any terms by name; one whose weight is 0, or that is None, is not computed.
 
     Not an nn.Module: no term has anything to train or to save.
+
+    Raises:
+        UserError: a term is none, its name or weight is not allowed, or there is nothing to train.
     """
 
-    def __init__(self, reconstruction: Reconstruction, perceptual: Perceptual, kl: KL, opl: OutlierPenalty) -> None:
-        terms: dict[str, Term] = {"reconstruction": reconstruction, "perceptual": perceptual, "kl": kl, "opl": opl}
-        self.terms = {name: term for name, term in terms.items() if term.weight > 0}
+    def __init__(self, **terms: Term | None) -> None:
+        given = {name: check_term(name, term) for name, term in terms.items() if term is not None}
+        self.terms = {name: term for name, term in given.items() if term.weight > 0}
         if not self.terms:
+            weights = ", ".join(f"loss.{name}.weight" for name in given) or "loss.reconstruction.weight"
             raise UserError(
-                "Every loss weight is 0, so there is nothing to train. "
-                "Give at least one of loss.reconstruction.weight, loss.perceptual.weight, loss.kl.weight, "
-                "loss.opl.weight a value above 0."
+                f"Every loss weight is 0, so there is nothing to train. Give one of {weights} a value above 0."
             )
 
     @property
@@ -32,16 +33,27 @@ class AutoencoderLoss:
         """Whether any term gives the decoder a gradient."""
         return any(getattr(term, "uses_reconstruction", True) for term in self.terms.values())
 
-    def __call__(self, clip: Tensor, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the objective and its parts.
+    def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective and its parts.
 
-        Shapes:
-            clip:    (b, 3, t, h, w) in [-1, 1]
-            out:     the autoencoder's reconstruction, posterior and latents of this clip
-            returns: total () float32 with gradient; {term: () float32}, unweighted and detached, for terms with a
-                     weight, and `outlier_rate`, always: a run without the penalty is what one compares with
+        Returns:
+            total () float32 with gradient; {term: () float32}, unweighted and detached, for terms with a weight, and
+            `outlier_rate`, always: a run without the penalty is what one compares with.
         """
-        values = {name: term(clip, out) for name, term in self.terms.items()}
+        values = {name: term(context) for name, term in self.terms.items()}
         total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
         logged = {name: value.detach() for name, value in values.items()}
-        return total, {**logged, "outlier_rate": outlier_rate(out.latents)}
+        return total, {**logged, "outlier_rate": outlier_rate(context.output.latents)}
+
+
+def check_term(name: str, term: Term) -> Term:
+    """Return the term, or raise UserError where its name is taken or it is not a term with a weight."""
+    if name in RESERVED:
+        raise UserError(f"loss.{name}: train/{name} is logged in any case. Give the term another name.")
+    if not callable(term) or not hasattr(term, "weight"):
+        raise UserError(
+            f"loss.{name} makes a {type(term).__name__}, which is no term: give a class whose objects have a `weight` and "
+            "are called with a `tae.losses.Context`. docs/extending.md has an example."
+        )
+    check_weight(name, term.weight)
+    return term

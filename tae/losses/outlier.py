@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from tae.losses.term import Output, check_weight
+from tae.losses.term import Context, check_weight
 from tae.runtime.errors import UserError
 
 RATE_R = 3.0  # the reported rate keeps the paper's r, so that runs with another `r` stay comparable
@@ -35,8 +35,8 @@ class OutlierPenalty:
             raise UserError(f"loss.opl.r={r} is not a number of standard deviations: give a finite number > 0 (3.0).")
         self.r = float(r)
 
-    def __call__(self, clip: Tensor, out: Output) -> Tensor:
-        distance, spread = _distance_and_spread(out.latents)
+    def __call__(self, context: Context) -> Tensor:
+        distance, spread = _distance_and_spread(context.output.latents)
         return (distance - self.r * spread).relu().mean()
 
 

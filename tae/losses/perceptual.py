@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tae.losses.lpips import BACKBONES, feature_distance, features, load_network
-from tae.losses.term import Output, check_weight
+from tae.losses.term import Context, check_weight
 from tae.runtime.errors import UserError
 
 
@@ -48,8 +48,8 @@ class Perceptual:
         self.frames_per_chunk = frames_per_chunk
         self._network = load_network(net, weights_path) if self.weight > 0 else None
 
-    def __call__(self, clip: Tensor, out: Output) -> Tensor:
-        return self.mean(clip, out.reconstruction)
+    def __call__(self, context: Context) -> Tensor:
+        return self.mean(context.clip, context.output.reconstruction)
 
     def mean(self, clip: Tensor, reconstruction: Tensor) -> Tensor:
         """Mean distance over frames.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tae.losses.term import Output, check_weight
+from tae.losses.term import Context, check_weight
 
 
 class Reconstruction:
@@ -13,6 +13,6 @@ class Reconstruction:
     def __init__(self, weight: float) -> None:
         self.weight = check_weight("reconstruction", weight)
 
-    def __call__(self, clip: Tensor, out: Output) -> Tensor:
-        with torch.autocast(clip.device.type, enabled=False):
-            return F.l1_loss(out.reconstruction.float(), clip.float())
+    def __call__(self, context: Context) -> Tensor:
+        with torch.autocast(context.clip.device.type, enabled=False):
+            return F.l1_loss(context.output.reconstruction.float(), context.clip.float())

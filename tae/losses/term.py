@@ -1,9 +1,10 @@
 """What every term of the objective has in common."""
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
@@ -25,6 +26,22 @@ class Output(Protocol):
         """(b, c, t', h', w'): what was decoded."""
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a term may look at.
+
+    clip:   (b, 3, t, h, w) in [-1, 1]: what went into the model
+    output: the model's, of this clip
+    model:  the autoencoder
+    step:   of the training, counted in updates of the autoencoder
+    """
+
+    clip: Tensor
+    output: Output
+    model: nn.Module
+    step: int
+
+
 class Term(Protocol):
     """One term of the objective: a float32 scalar, unweighted; it is called only where its weight is above 0.
 
@@ -33,7 +50,7 @@ class Term(Protocol):
 
     weight: float
 
-    def __call__(self, clip: Tensor, out: Output) -> Tensor: ...
+    def __call__(self, context: Context) -> Tensor: ...
 
 
 def check_weight(name: str, weight: float) -> float:

@@ -1,1 +1,5 @@
 """Metrics of reconstructions, without Lightning."""
+
+from tae.metrics.metric import Metric, NotMeasured
+
+__all__ = ["Metric", "NotMeasured"]

@@ -20,7 +20,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
-from tae.losses import AutoencoderLoss
+from tae.losses import Objective
+from tae.losses.step import training_step
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.clip import frames_to_clip
 from tae.planning.meter import Cost, Meter, rehearsal
@@ -51,7 +52,7 @@ class Planner:
     device: str
     autocast: torch.dtype | None
 
-    def step(self, shape: Shape, loss: AutoencoderLoss) -> Cost:
+    def step(self, shape: Shape, loss: Objective) -> Cost:
         """A whole training step: forward, losses, backward, clipping, update."""
         with self.rehearsal() as (meter, model):
             optimizer = self.make_optimizer(model.parameters())
@@ -61,7 +62,7 @@ class Planner:
             optimizer.zero_grad()
             meter.start()
             frames = torch.empty(*shape, 3, dtype=torch.uint8)
-            training_step(model, optimizer, loss, frames, self.precision())
+            training_step(model, loss, optimizer, frames, self.precision())
             return meter.cost
 
     @torch.no_grad()
@@ -101,23 +102,6 @@ class Planner:
         return torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
 
 
-def training_step(
-    model: TemporalAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    loss: AutoencoderLoss,
-    frames: Tensor,
-    precision: torch.autocast,
-) -> None:
-    """What Lightning makes of the training module: (b, t, h, w, 3) uint8 frames to updated weights."""
-    clip = frames_to_clip(frames)
-    with precision:
-        total, _ = loss(clip, model(clip))
-    total.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def fake_clip(shape: Shape) -> Tensor:
     """(b, 3, t, h, w), from frames as the data road gives them."""
     return frames_to_clip(torch.empty(*shape, 3, dtype=torch.uint8))
@@ -154,14 +138,18 @@ def random_lpips_weights(folder: Path) -> Path:
     return folder / "vgg16.safetensors"
 
 
-def build_losses(cfg: DictConfig) -> dict[str, AutoencoderLoss]:
+def has_lpips(cfg: DictConfig) -> bool:
+    """Whether the objective has a perceptual term with a weight."""
+    return bool(cfg.get("perceptual") and cfg.perceptual.weight)
+
+
+def build_losses(cfg: DictConfig) -> dict[str, Objective]:
     """The configured objective with LPIPS and without."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = None if cfg.perceptual.weight == 0 else str(random_lpips_weights(Path(folder)))
-        net = {"net": "vgg", "weights_path": weights}
-        losses = {"without LPIPS": instantiate(cfg, perceptual={"weight": 0.0, **net})}
-        if weights is not None:
-            losses["with LPIPS"] = instantiate(cfg, perceptual=net)
+        losses = {"without LPIPS": instantiate(cfg, perceptual=None)}
+        if has_lpips(cfg):
+            weights = str(random_lpips_weights(Path(folder)))
+            losses["with LPIPS"] = instantiate(cfg, perceptual={"net": "vgg", "weights_path": weights})
     return losses
 
 
@@ -179,7 +167,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"device={cfg.device} is unknown. Choose one of: {', '.join(DEVICES)}.")
     if cfg.trainer.precision not in AUTOCAST:
         raise UserError(f"precision={cfg.trainer.precision} is unknown. Choose one of: bf16, fp16, fp32.")
-    if cfg.loss.perceptual.weight and cfg.loss.perceptual.net != "vgg":
+    if has_lpips(cfg.loss) and cfg.loss.perceptual.net != "vgg":
         raise UserError(
             f"loss.perceptual.net={cfg.loss.perceptual.net} is not planned: give vgg, or weight 0 for none."
         )
@@ -216,7 +204,7 @@ def rehearse(name: str, task: Callable[[], Cost]) -> Cost:
         return task()
 
 
-def tasks_of(planner: Planner, losses: dict[str, AutoencoderLoss]) -> dict[str, Callable[[Shape], Cost]]:
+def tasks_of(planner: Planner, losses: dict[str, Objective]) -> dict[str, Callable[[Shape], Cost]]:
     """What is planned, by name."""
     tasks: dict[str, Callable[[Shape], Cost]] = {"encoding": planner.encode, "decoding": planner.decode}
     return tasks | {f"training step, {name}": partial(planner.step, loss=loss) for name, loss in losses.items()}

@@ -63,7 +63,7 @@ class BestCheckpoint(ModelCheckpoint):
         best = Path(self.dirpath or "", Path(state_dict["best_model_path"]).name)
         if not best.is_file():  # of another run, or none yet: the next validation is the best one here
             return
-        here = {"dirpath": self.dirpath, "best_model_path": str(best)}
+        here: dict[str, Any] = {"dirpath": self.dirpath, "best_model_path": str(best)}
         if state_dict.get("best_k_models"):
             here |= {"kth_best_model_path": str(best), "best_k_models": {str(best): state_dict["best_model_score"]}}
         super().load_state_dict(state_dict | here)

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tae.evaluation.validation import Validation
-from tae.losses import AutoencoderLoss
+from tae.losses import Objective
+from tae.losses.step import compute_loss
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric
 from tae.model.autoencoder import TemporalAutoencoder
@@ -29,7 +30,7 @@ class AutoencoderModule(L.LightningModule):
 
     Args:
         model: the autoencoder to train.
-        loss: gives (objective, {term: value}) for a clip and the model's output.
+        loss: the objective.
         optimizer: makes the optimizer of the parameters (a partial).
         scheduler: makes the learning rate's schedule of the optimizer, stepped every step (a partial), or None.
         metrics: {name: metric} to measure at each validation.
@@ -41,7 +42,7 @@ class AutoencoderModule(L.LightningModule):
     def __init__(
         self,
         model: TemporalAutoencoder,
-        loss: AutoencoderLoss,
+        loss: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         metrics: Mapping[str, Metric],
@@ -75,11 +76,10 @@ class AutoencoderModule(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.global_rank, batches]).generate_state(1)[0]))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        clip = frames_to_clip(batch["frames"])
-        out = self.model(clip)
-        total, terms = self.loss(clip, out)
+        step = self.global_step
+        total, terms, out = compute_loss(self.model, self.loss, frames_to_clip(batch["frames"]), step)
         self.judge_last_step()
-        self.unjudged = StepRecord(self.global_step, batch["keys"], total.detach(), terms)
+        self.unjudged = StepRecord(step, batch["keys"], total.detach(), terms)
         if is_logged_step(self.trainer):  # Lightning would record every step's figures and throw the others away
             self.log_step(batch["frames"], out.reconstruction, total, terms)
         return total

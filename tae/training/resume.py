@@ -26,6 +26,7 @@ FREE = (
 )
 LAST = "last.ckpt"
 FIXED = ("model.", "optimizer.", "scheduler")
+RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints
 
 
 def find_resumable(folder: Path) -> Path | None:
@@ -74,6 +75,7 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
         UserError: a setting differs where the checkpoint would win (optimizer, schedule) or would not fit (model).
     """
     was, now = flat(checkpoint["config"]), flat(config)
+    was = {name: RENAMED.get(value, value) if name.endswith("_target_") else value for name, value in was.items()}
     changed = [name for name in sorted(was | now) if was.get(name) != now.get(name) and not name.startswith(FREE)]
     lines = {name: f"{name} was {was.get(name)!r} and is {now.get(name)!r}" for name in changed}
     if refused := [lines[name] for name in changed if name.startswith(FIXED)]:

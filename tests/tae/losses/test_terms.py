@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tae.losses import KL, AutoencoderLoss, OutlierPenalty, Perceptual, Reconstruction, outlier_rate
+from tae.losses import KL, Context, Objective, OutlierPenalty, Perceptual, Reconstruction, outlier_rate
 from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
 from tests.references.losses import kl_by_loops, opl_by_loops
@@ -25,15 +25,16 @@ def make_output(b=2, t=3, h=6, w=5, dtype=torch.float32):
     )
 
 
-def no_perceptual():
-    return Perceptual(weight=0, net="vgg", weights_path=None)
+def of(clip, out):
+    """What a term is called with."""
+    return Context(clip, out, torch.nn.Identity(), step=0)
 
 
 def test_reconstruction_is_the_mean_absolute_error():
     clip, out = make_output()
     expected = (clip.double() - out.reconstruction.double()).abs().sum() / clip.numel()
     # 6,000 summands below 2 in float32, pairwise: rounding < 1e-6; a squared error would be off by 0.1.
-    assert Reconstruction(weight=1)(clip, out).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert Reconstruction(weight=1)(of(clip, out)).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_kl_equals_its_definition():
@@ -41,7 +42,7 @@ def test_kl_equals_its_definition():
     posterior = out.posterior
     expected = kl_by_loops(posterior.mean.double().numpy(), posterior.logvar.double().numpy(), clip.numel())
     # Rounding of a float32 sum: 1e-6 relative. Dividing by the latents' size instead would change it by a factor of 3.
-    assert KL(weight=1)(clip, out).item() == pytest.approx(expected, rel=1e-6)
+    assert KL(weight=1)(of(clip, out)).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("r", [0.5, 1.0, 3.0])
@@ -49,7 +50,7 @@ def test_outlier_penalty_equals_its_definition(r):
     clip, out = make_output()
     expected, _ = opl_by_loops(out.latents.double().numpy(), r)
     # float32 rounding: 1e-6 relative. The sample (not population) deviation would differ by 2 % of r ||s||.
-    assert OutlierPenalty(weight=1, r=r)(clip, out).item() == pytest.approx(expected, rel=1e-5)
+    assert OutlierPenalty(weight=1, r=r)(of(clip, out)).item() == pytest.approx(expected, rel=1e-5)
     assert expected > 0, "a penalty of 0 would prove nothing"
 
 
@@ -64,7 +65,7 @@ def test_outlier_rate_equals_its_definition():
 def test_outlier_penalty_of_constant_latents_has_a_finite_gradient(size):
     """Standard deviation and norm are 0 everywhere: written with sqrt(var) the gradient would be NaN."""
     latents = torch.ones(1, 16, 2, *size, requires_grad=True)
-    value = OutlierPenalty(weight=1, r=3)(torch.zeros(1, 3, 16, 8, 8), SimpleNamespace(latents=latents))
+    value = OutlierPenalty(weight=1, r=3)(of(torch.zeros(1, 3, 16, 8, 8), SimpleNamespace(latents=latents)))
     value.backward()
     assert value.item() == 0
     assert latents.grad.isfinite().all()
@@ -74,14 +75,14 @@ def test_outlier_penalty_pulls_the_outlier_in():
     latents = torch.randn(1, 16, 1, 8, 8)
     latents[0, :, 0, 3, 3] += 50
     latents.requires_grad_()
-    OutlierPenalty(weight=1, r=3)(torch.zeros(1, 3, 8, 64, 64), SimpleNamespace(latents=latents)).backward()
+    OutlierPenalty(weight=1, r=3)(of(torch.zeros(1, 3, 8, 64, 64), SimpleNamespace(latents=latents))).backward()
     assert (latents.grad[0, :, 0, 3, 3] > 0).all(), "a step against the gradient must lower the outlier"
 
 
 def test_total_is_the_weighted_sum_and_terms_are_unweighted():
     clip, out = make_output()
-    loss = AutoencoderLoss(Reconstruction(2.0), no_perceptual(), KL(1e-3), OutlierPenalty(0.5, r=3))
-    total, terms = loss(clip, out)
+    loss = Objective(reconstruction=Reconstruction(2.0), kl=KL(1e-3), opl=OutlierPenalty(0.5, r=3))
+    total, terms = loss(of(clip, out))
     assert set(terms) == {"reconstruction", "kl", "opl", "outlier_rate"}
     expected = 2.0 * terms["reconstruction"] + 1e-3 * terms["kl"] + 0.5 * terms["opl"]
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
@@ -90,21 +91,22 @@ def test_total_is_the_weighted_sum_and_terms_are_unweighted():
 
 def test_terms_are_float32_under_autocast():
     clip, out = make_output(dtype=torch.bfloat16)
-    loss = AutoencoderLoss(Reconstruction(1.0), no_perceptual(), KL(1e-6), OutlierPenalty(1.0, r=3))
-    plain, _ = loss(clip, out)
+    loss = Objective(reconstruction=Reconstruction(1.0), kl=KL(1e-6), opl=OutlierPenalty(1.0, r=3))
+    plain, _ = loss(of(clip, out))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, terms = loss(clip, out)
+        total, terms = loss(of(clip, out))
     assert {term.dtype for term in (total, *terms.values())} == {torch.float32}
     assert total.item() == plain.item()
 
 
 def test_a_term_of_weight_0_is_not_computed():
     class Exploding(Reconstruction):
-        def __call__(self, clip, out):
+        def __call__(self, context):
             raise AssertionError("computed")
 
     clip, out = make_output()
-    _, terms = AutoencoderLoss(Exploding(0), no_perceptual(), KL(1.0), OutlierPenalty(0, r=3))(clip, out)
+    objective = Objective(reconstruction=Exploding(0), perceptual=None, kl=KL(1.0), opl=OutlierPenalty(0, r=3))
+    _, terms = objective(of(clip, out))
     assert set(terms) == {"kl", "outlier_rate"}
 
 
@@ -131,7 +133,39 @@ def test_an_impossible_r_is_refused(r):
 
 def test_an_objective_of_nothing_is_refused():
     with pytest.raises(UserError, match="nothing to train"):
-        AutoencoderLoss(Reconstruction(0), no_perceptual(), KL(0), OutlierPenalty(0, r=3))
+        Objective(reconstruction=Reconstruction(0), kl=KL(0))
+
+
+class Late:
+    """A term that is on from step 10, and looks at the model."""
+
+    weight = 2.0
+
+    def __call__(self, context):
+        assert isinstance(context.model, torch.nn.Identity)
+        return context.clip.mean() if context.step >= 10 else context.clip.new_zeros(())
+
+
+def test_any_term_by_name_is_weighed_and_logged():
+    clip, out = make_output()
+    objective = Objective(reconstruction=Reconstruction(1.0), late=Late())
+    for step, expected in ((9, 0.0), (10, clip.mean().item())):
+        total, terms = objective(Context(clip, out, torch.nn.Identity(), step))
+        assert terms["late"].item() == expected
+        assert total.item() == pytest.approx(terms["reconstruction"].item() + 2 * expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ({"psnr": KL(1.0)}, "train/psnr is logged in any case"),
+        ({"motion": torch.square}, "loss.motion makes a builtin"),
+        ({"motion": type("Motion", (Late,), {"weight": -1.0})()}, r"loss\.motion\.weight=-1\.0"),
+    ],
+)
+def test_what_is_no_term_is_refused_by_name(terms, told):
+    with pytest.raises(UserError, match=told):
+        Objective(**terms)
 
 
 def test_the_default_config_builds_the_objective():

@@ -1,0 +1,57 @@
+"""A training step: from a clip to the objective, and from the objective to updated weights.
+
+`compute_loss` is the part that Lightning's automatic optimization asks of a module; `training_step` is the whole step, for
+the planner and for benchmarks.
+"""
+
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tae.losses.objective import Objective
+from tae.losses.term import Context, Output
+from tae.model.clip import frames_to_clip
+
+
+class StepLoss(NamedTuple):
+    """total: () float32 with gradient; terms: what is logged, without gradient; output: the model's."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    output: Output
+
+
+def compute_loss(model: nn.Module, objective: Objective, clip: Tensor, step: int = 0) -> StepLoss:
+    """Encode, sample and decode a clip (b, 3, t, h, w) in [-1, 1], and take the objective of what comes back."""
+    output = model(clip)
+    total, terms = objective(Context(clip, output, model, step))
+    return StepLoss(total, terms, output)
+
+
+def update(model: nn.Module, optimizer: Optimizer, total: Tensor, max_norm: float = 1.0) -> None:
+    """Backward pass, clipping of the gradient's norm, and the optimizer's step."""
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def training_step(
+    model: nn.Module,
+    objective: Objective,
+    optimizer: Optimizer,
+    frames: Tensor,
+    precision: AbstractContextManager,
+) -> None:
+    """A whole step, as the Trainer takes it.
+
+    Args:
+        frames: (b, t, h, w, 3) uint8.
+        precision: what the forward pass runs in, such as torch.autocast.
+    """
+    clip = frames_to_clip(frames)
+    with precision:
+        total = compute_loss(model, objective, clip).total
+    update(model, optimizer, total)
