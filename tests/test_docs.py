@@ -42,6 +42,7 @@ NOT_COMPOSED = {
     "make test": "these tests",
     "source .venv/bin/activate": "of the shell",
     "hf auth login": "asks for an account's token",
+    "tae-": "commands of the installed package; tests/test_installed.py starts them",
     "python -m benchmarks.": "has no config; its options are looked up below, tests/benchmarks/ runs most of them small",
     "python examples/flow_matching.py": "has no config; the slow tests run it",
 }
@@ -307,6 +308,16 @@ def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
     licence = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in licence
     assert licence.rstrip().endswith("limitations under the License.")
+
+
+def test_extras_and_console_commands_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = "\n".join(page.read_text() for page in PAGES + PAPERS)
+    assert {name for names in re.findall(r"\.\[([\w,]+)\]", text) for name in names.split(",")} <= set(
+        project["optional-dependencies"]
+    )
+    quickstart = (ROOT / "docs" / "quickstart.md").read_text()
+    assert set(re.findall(r"\btae-[a-z]+", quickstart)) - {"tae-eval"} == set(project["scripts"])
 
 
 def clips(folder: Path, names: list[str], size: tuple[int, int] = (48, 64)) -> None:
