@@ -1,6 +1,8 @@
 # docker build -t tae .
 # docker run --rm tae                                              the demo
-# docker run --rm --gpus all -v DATA:/app/datasets tae .venv/bin/python train.py experiment=ucf101 trainer.devices=8
+# docker run --rm --gpus all --shm-size=8g -v DATA:/app/datasets tae \
+#     .venv/bin/python train.py experiment=ucf101 trainer.devices=8
+# (batches go through shared memory, of which Docker gives 64 MB where --shm-size does not say otherwise)
 FROM python:3.11.14-slim-bookworm
 
 RUN apt-get update \
