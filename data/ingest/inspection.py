@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from rich.console import Console
 from rich.table import Table
 
 from data.decode import DecodeError, choose_reader, read_frames
@@ -17,6 +16,7 @@ from data.ingest.verification import find_folders, read_members
 from data.shards.format import INDEX, VIDEO_EXTENSIONS
 from data.shards.index import find_shards
 from data.shards.reader import open_samples
+from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 
 COMMON = 4  # of the values of a column this many are named
@@ -116,7 +116,7 @@ def inspect_shards(cfg: DictConfig) -> None:
     folders = [folder for folder in find_folders(Path(cfg.shards)) if _names(folder)]
     if not folders:
         raise UserError(f"shards={cfg.shards}: the index lists no shard.")
-    console = Console()
+    console = plain_console()
     console.print(summary({folder.name: read_metadata(folder) for folder in folders}))
     for folder in folders:
         path = Path(cfg.sheets) / f"{folder.name}.png"

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from data.ingest.download import download_ucf101
 from data.ingest.pipeline import DUPLICATE, Outcome, prepare
 from data.ingest.shots import Encoding
 from data.processes.pool import Crew
+from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 
 REASONS_SHOWN = 12
@@ -31,7 +31,7 @@ def report(outcome: Outcome, output: Path) -> None:
         table.add_row("rejected: other reasons", str(others))
     if outcome.rejected:
         table.caption = f"each file and its reason: {output / 'rejected.csv'}"
-    Console().print(table)
+    plain_console().print(table)
 
 
 def prepare_shards(cfg: DictConfig) -> None:

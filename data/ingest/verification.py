@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from data.ingest.check import check
 from data.processes.pool import Crew, Failure, run_isolated
 from data.shards.format import INDEX, VIDEO_EXTENSIONS
 from data.shards.index import find_shards
+from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.progress import progress_bar
@@ -165,4 +165,4 @@ def verify_shards(cfg: DictConfig) -> None:
     if problems:
         raise UserError(f"{cfg.shards}: {len(problems)} things are wrong.\n" + "\n".join(problems))
     for folder in folders:
-        Console().print(f"{folder}: as the index says" + ", every video decodes" * cfg.decode, soft_wrap=True)
+        plain_console().print(f"{folder}: as the index says" + ", every video decodes" * cfg.decode, soft_wrap=True)

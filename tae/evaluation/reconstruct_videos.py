@@ -6,11 +6,11 @@ from av import FFmpegError
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
-from rich.console import Console
 
 from tae.evaluation.reconstruction import Outcome, plan_outputs, reconstruct, summary, write_latents
 from tae.model.pretrained import load_model
 from tae.runtime.config import plain
+from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
 from tae.runtime.progress import progress_bar, stage
@@ -45,9 +45,9 @@ def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
             except (UserError, FFmpegError) as error:  # a file's fault, in reading or in writing, costs that file
                 failed += 1
                 progress.remove_task(task)
-                progress.console.print(f"error: {_named(source, error)}", soft_wrap=True, markup=False, highlight=False)
+                progress.console.print(f"error: {_named(source, error)}", soft_wrap=True)
     if outcomes:
-        Console().print(summary(outcomes))
+        plain_console().print(summary(outcomes))
     if failed:
         raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
     return outcomes

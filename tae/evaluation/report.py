@@ -13,6 +13,7 @@ from rich.table import Table
 from tae.evaluation.protocol import PROTOCOL
 from tae.evaluation.results import EvaluationResult, Interval, measured
 from tae.metrics.metric import Definition
+from tae.runtime.console import plain_console
 from tae.runtime.environment import environment
 from tae.runtime.files import replacing, write_text
 
@@ -122,7 +123,7 @@ def print_report(
     document: Mapping[str, Any], result: EvaluationResult, output_dir: Path, console: Console | None = None
 ) -> None:
     """The table on the terminal, what it was measured on, the verdict in words, and where the files are."""
-    console = console or Console()
+    console = console or plain_console()
     table = Table(title=f"{PROTOCOL}, mean [95 % interval over clips]")
     table.add_column("metric")
     for header in ("model", "trilinear", "difference"):
@@ -131,8 +132,8 @@ def print_report(
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
     for line in [measurement_text(document), *reasons(result), *verdicts(document, result)]:
-        console.print(line, highlight=False, markup=False)
-    console.print(f"Report: {output_dir / 'index.html'}", highlight=False, soft_wrap=True)
+        console.print(line)
+    console.print(f"Report: {output_dir / 'index.html'}", soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

@@ -7,8 +7,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tae.evaluation.page import write_page
@@ -17,6 +15,7 @@ from tae.evaluation.results import Interval
 from tae.evaluation.sweep_page import comparison_page, short_labels
 from tae.evaluation.sweep_runs import Run, common_baseline, differing, measured_by, read_runs, run_label
 from tae.metrics.metric import Definition
+from tae.runtime.console import plain_console
 from tae.runtime.files import replacing, write_text
 
 PANELS_IN_ROW = 4
@@ -94,15 +93,15 @@ def _report_link(run: Run, folder: Path) -> str:
 
 def print_comparison(runs: Sequence[Run], folder: Path) -> None:
     """Print the table, with what differs between the runs."""
-    console = Console()
+    console = plain_console()
     header, *rows = _readable_rows(runs)
     table = Table(title=f"{len(runs)} runs of this sweep so far", title_justify="left")
     for name in header:
-        table.add_column(escape(name), justify="left" if name in ("run", "status") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in ("run", "status") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
+        table.add_row(*(cell.replace(" [", "\n[") for cell in row))
     console.print(table)
-    console.print(f"Comparison: {folder / 'comparison.md'}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Comparison: {folder / 'comparison.md'}", soft_wrap=True)
 
 
 def _plot(runs: Sequence[Run], path: Path) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -34,6 +33,7 @@ from tae.model.clip import frames_to_clip
 from tae.model.pretrained import LoadedModel
 from tae.model.tiling import Tiling, encode_in_space
 from tae.runtime.config import plain
+from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
 from tae.runtime.signals import StopSignals, end_by_signal
@@ -179,4 +179,4 @@ def report(stats: LatentStats, rejected: Sequence[tuple[str, str]], output: Path
         table.add_row(f"not encoded: {reason}", str(files))
     if rejected:
         table.add_row("all that was not encoded", str(output / "rejected.csv"))
-    Console().print(table)
+    plain_console().print(table)

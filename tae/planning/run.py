@@ -3,10 +3,10 @@
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from tae.planning.planner import GB, plan
+from tae.runtime.console import plain_console
 
 
 def print_plan(cfg: DictConfig) -> dict[str, Any]:
@@ -26,5 +26,5 @@ def print_plan(cfg: DictConfig) -> dict[str, Any]:
     for name, cost in found["costs"].items():
         fitting = [str(number) if number else "none" for number in found["largest"].get(name, ())]
         table.add_row(name, f"{cost.flops / 1e12:.2f}", f"{cost.peak_bytes / GB:.2f}", *fitting)
-    Console().print(table)
+    plain_console().print(table)
     return found

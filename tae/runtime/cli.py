@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import io
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
 from tae.runtime.commands import missing_package
 from tae.runtime.config import check_given
+from tae.runtime.console import prepare_output
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
 from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
@@ -69,6 +69,7 @@ class Command(Generic[Result]):
     def __call__(self, cfg: DictConfig | None = None) -> Result | None:
         if cfg is not None:
             return self.task(cfg)
+        prepare_output()
         sys.argv = list_commas(sys.argv, self.lists)
         guarded = guard(self.task, self.config_name, Program.running())
         return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)()
@@ -105,8 +106,7 @@ def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Result:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # in a file too: a log is read while the run goes on
+        prepare_output()
         settle_output_folder(cfg, program)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
         try:

@@ -18,6 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+from tae.runtime.console import plain_console
 
 BYTES = "bytes"
 
@@ -29,25 +32,25 @@ def progress_bar(unit: str = "", shown: bool = True) -> Progress:
         unit: of what is counted; `BYTES` are shown as megabytes with their rate.
         shown: false in all processes but the first.
     """
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if shown and not is_interactive(console):
         return ProgressLines(unit, console)
-    counted: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
+    counted: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn(unit, markup=False), TimeElapsedColumn())
     if unit == BYTES:
         counted = (DownloadColumn(), TransferSpeedColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counted, TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not shown)
 
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
     """Say what takes a while and has no steps to count: a spinner on a terminal, else one line when it begins."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if is_interactive(console):
-        with console.status(description):
+        with console.status(Text(description)):
             yield
     else:
-        console.print(f"{description} ...", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{description} ...", soft_wrap=True)
         yield
 
 
@@ -97,7 +100,7 @@ class ProgressLines(Progress):
         amounts = [self._amount(amount) for amount in (task.completed, task.total) if amount is not None]
         unit = self.unit if self.unit != BYTES else ""
         text = f"{task.description}: {'/'.join(amounts)} {unit}".rstrip() + f", {self._times(task_id, elapsed)}"
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def _times(self, task_id: TaskID, elapsed: float) -> str:
         task = self._tasks[task_id]

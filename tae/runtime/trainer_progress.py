@@ -4,15 +4,15 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from rich.console import Console
 from rich.progress import TaskID
 
+from tae.runtime.console import plain_console
 from tae.runtime.progress import ProgressLines, is_interactive
 
 
 def evaluation_progress() -> ProgressBar:
     """Lightning's bar where standard output is a terminal, else `EvaluationLines`."""
-    return RichProgressBar() if is_interactive(Console()) else EvaluationLines()
+    return RichProgressBar() if is_interactive(plain_console()) else EvaluationLines()
 
 
 class EvaluationLines(ProgressBar):
@@ -57,7 +57,7 @@ class EvaluationLines(ProgressBar):
 
     def _begin(self, what: str, batches: Any) -> None:
         """Count the batches of this process from now on."""
-        lines = ProgressLines("batches", Console())
+        lines = ProgressLines("batches", plain_console())
         self._counted = lines, lines.add_task(what, total=sum(batches) if isinstance(batches, list) else batches)
 
     def _advance(self) -> None:

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from rich.console import Console
 
 from tae.evaluation.pictures import side_by_side
 from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.runtime.console import plain_console
 from tae.runtime.progress import clock, is_interactive
 from tae.runtime.trainer_progress import EvaluationLines
 from tae.training.loggers import is_logged_step
@@ -91,7 +91,7 @@ def training_progress(refresh_rate: int) -> LightningProgressBar:
     Args:
         refresh_rate: batches between two refreshes of the bar; 0 shows neither bar nor lines.
     """
-    if refresh_rate == 0 or is_interactive(Console()):
+    if refresh_rate == 0 or is_interactive(plain_console()):
         return ProgressBar(refresh_rate)
     return TrainingLines()
 

@@ -18,7 +18,9 @@ class Log:
     def __init__(self, unit: str) -> None:
         self.file = io.StringIO()
         self.now = 1000.0
-        self.progress = ProgressLines(unit, Console(file=self.file), get_time=lambda: self.now)
+        self.progress = ProgressLines(
+            unit, Console(file=self.file, markup=False, highlight=False), get_time=lambda: self.now
+        )
 
     def lines(self) -> list[str]:
         return self.file.getvalue().splitlines()
