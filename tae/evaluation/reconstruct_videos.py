@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from tae.evaluation.reconstruction import Outcome, plan_outputs, reconstruct, summary, write_latents
+from tae.evaluation.reconstruction import Excerpt, Outcome, plan_outputs, reconstruct, summary, write_latents
 from tae.model.pretrained import load_model
 from tae.runtime.config import plain
 from tae.runtime.console import plain_console
@@ -25,6 +25,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
     plain(cfg)
     output = Path(cfg.output).expanduser()
     outputs = plan_outputs(Path(cfg.source).expanduser(), output)
+    excerpt = Excerpt(cfg.start, cfg.num_frames, cfg.resolution)
     check_writable(output, "output")
     tiling = instantiate(cfg.tiling)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
@@ -37,10 +38,10 @@ def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
             task = progress.add_task(source.name, total=None)
             try:
                 if cfg.latents_only:
-                    outcome = write_latents(model, source, stem, tiling, progress, task, cfg.interlaced)
+                    outcome = write_latents(model, source, stem, tiling, progress, task, cfg.interlaced, excerpt)
                 else:
                     panels = cfg.side_by_side, cfg.difference
-                    outcome = reconstruct(model, source, stem, tiling, progress, task, *panels, cfg.interlaced)
+                    outcome = reconstruct(model, source, stem, tiling, progress, task, *panels, cfg.interlaced, excerpt)
                 outcomes.append(outcome)
             except (UserError, FFmpegError) as error:  # a file's fault, in reading or in writing, costs that file
                 failed += 1

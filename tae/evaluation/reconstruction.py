@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 from torch import Tensor
 
+from data.sampling.transforms import resize_short_side, scaled_size
 from data.shards.format import VIDEO_EXTENSIONS
 from tae.latents.writer import LatentFile
 from tae.metrics.frame import psnr, ssim
@@ -44,6 +45,63 @@ class Outcome:
     psnr: float | None = None
     ssim: float | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What is taken of a video.
+
+    Args:
+        start: its first frame, counted from 0.
+        num_frames: how many frames; None for all that follow.
+        resolution: pixels that the short side is scaled to, bicubic and antialiased; None for the video's own size.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    start: int = 0
+    num_frames: int | None = None
+    resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("start", 0), ("num_frames", 1), ("resolution", 8)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise UserError(f"{name}={value} is not allowed: give a whole number of at least {least}.")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every frame is taken, so that the sound fits."""
+        return self.start == 0 and self.num_frames is None
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the frames of a video of this size."""
+        return size if self.resolution is None else scaled_size(*size, self.resolution)
+
+    def total(self, stated: int | None) -> int | None:
+        """How many frames there will be, as far as the header tells."""
+        left = None if stated is None else max(stated - self.start, 0)
+        return left if self.num_frames is None else min(self.num_frames, left or self.num_frames)
+
+    def frames(self, reader: VideoReader) -> Iterator[Frame]:
+        """The frames; an excerpt that begins later is shown from 0 on.
+
+        Raises:
+            UserError: the video ends before the first of them.
+        """
+        stop = None if self.num_frames is None else self.start + self.num_frames
+        origin = None
+        for frame in itertools.islice(reader.frames(), self.start, stop):
+            if origin is None:
+                origin = frame.pts if self.start else 0
+            rgb = frame.rgb if self.resolution is None else resize_short_side(frame.rgb, self.resolution)
+            yield Frame(rgb, frame.pts - origin)
+        if origin is None:
+            raise UserError(f"{reader.path} has no frame {self.start}: it ends before start={self.start}.")
+
+
+WHOLE = Excerpt()
 
 
 def plan_outputs(source: Path, output: Path) -> dict[Path, Path]:
@@ -87,24 +145,27 @@ def reconstruct(
     side_by_side: bool,
     difference: bool,
     interlaced: str = "refuse",
+    excerpt: Excerpt = WHOLE,
 ) -> Outcome:
     """Write the reconstruction of a video, and measure it before it is compressed into a file."""
     quality = {"psnr": 0.0, "ssim": 0.0}
     count = 0
     with ExitStack() as stack:
         reader = stack.enter_context(VideoReader(source, interlaced))
-        check_size(reader, model.factor)
-        progress.update(task, total=reader.stated_frames)
+        size = excerpt.size(reader.size)
+        check_size(reader.path, size, model.factor)
+        progress.update(task, total=excerpt.total(reader.stated_frames))
         container, sound = container_for(source)
         target = stem.with_name(stem.name + CONTAINERS[container])
         target.parent.mkdir(parents=True, exist_ok=True)
         path = stack.enter_context(replacing(target))
-        width = reader.size[1] * (1 + side_by_side + difference)
-        writer = stack.enter_context(VideoWriter(path, container, reader, (reader.size[0], width), sound))
+        width = size[1] * (1 + side_by_side + difference)
+        copied = sound and excerpt.is_whole
+        writer = stack.enter_context(VideoWriter(path, container, reader, (size[0], width), copied))
         # `tee` keeps the frames that went into the model and have not come out yet: a tile or two.
-        originals, inputs = itertools.tee(reader.frames())
+        originals, inputs = itertools.tee(excerpt.frames(reader))
         latents = (posterior.mode() for posterior in encode_frames(model, inputs, tiling))
-        decoded = decode_stream(model, latents, size=reader.size, tiling=tiling)
+        decoded = decode_stream(model, latents, size=size, tiling=tiling)
         for original, rgb in zip(originals, each_frame(decoded), strict=False):  # the last tile has surplus frames
             pair = torch.from_numpy(original.rgb)[None], torch.from_numpy(rgb)[None]
             quality["psnr"] += psnr(*pair).item()
@@ -114,10 +175,11 @@ def reconstruct(
             progress.update(task, completed=count)
     progress.update(task, total=count)
     notes = [reader.damage] * bool(reader.damage)
-    notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (reader.size[0], width))
+    notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (size[0], width))
     notes += ["without its sound, which cannot be copied into MP4, Matroska or MOV"] * (not sound)
+    notes += ["without its sound, of which an excerpt has no part"] * (sound and not excerpt.is_whole)
     means = {name: total / count for name, total in quality.items()}
-    return Outcome(source, target, count, reader.size, **means, notes=tuple(notes))
+    return Outcome(source, target, count, size, **means, notes=tuple(notes))
 
 
 def write_latents(
@@ -128,34 +190,34 @@ def write_latents(
     progress: Progress,
     task: Any,
     interlaced: str = "refuse",
+    excerpt: Excerpt = WHOLE,
 ) -> Outcome:
     """Write mean and deviation of the posterior of a video."""
     with VideoReader(source, interlaced) as reader:
-        check_size(reader, model.factor)
-        progress.update(task, total=reader.stated_frames)
-        counted = Counted(reader.frames())
+        size = excerpt.size(reader.size)
+        check_size(reader.path, size, model.factor)
+        progress.update(task, total=excerpt.total(reader.stated_frames))
+        counted = Counted(excerpt.frames(reader))
         target = stem.with_name(stem.name + ".safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
         with LatentFile(str(source)) as latents:
             for posterior in encode_frames(model, counted, tiling):
                 latents.append(posterior.mean, torch.exp(0.5 * posterior.logvar))
                 progress.update(task, completed=counted.count)
-            height, width = reader.size
+            height, width = size
             facts = {"num_frames": counted.count, "fps": float(reader.rate), "height": height, "width": width}
             with replacing(target) as path, path.open("wb") as file:
                 latents.write_to(file, **facts)
     progress.update(task, total=counted.count)
     notes = (reader.damage,) * bool(reader.damage)
-    return Outcome(source, target, counted.count, reader.size, notes=notes)
+    return Outcome(source, target, counted.count, size, notes=notes)
 
 
-def check_size(reader: VideoReader, smallest: int) -> None:
+def check_size(path: Path, size: tuple[int, int], smallest: int) -> None:
     """Refuse frames that the model cannot take."""
-    if min(reader.size) < smallest:
-        height, width = reader.size
-        raise UserError(
-            f"{reader.path}: frames of {height}x{width} are too small; the model needs {smallest}x{smallest}."
-        )
+    if min(size) < smallest:
+        height, width = size
+        raise UserError(f"{path}: frames of {height}x{width} are too small; the model needs {smallest}x{smallest}.")
 
 
 def encode_frames(model: TemporalAutoencoder, frames: Iterable[Frame], tiling: Tiling) -> Iterator[DiagonalGaussian]:

@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import load_file, safe_open
 
+from data.sampling.transforms import resize_short_side
 from tae import TemporalAutoencoder
 from tae.evaluation.reconstruction import panels, plan_outputs
 from tae.metrics.frame import psnr
@@ -226,6 +227,34 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path)
     assert errors.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in errors
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_excerpt_at_another_size(checkpoint, tmp_path):
+    """Frames 5 to 14 of 20 at half the size: the values are those of the whole video, scaled."""
+    source = make_video(tmp_path / "a.mkv", list(range(0, 480, 24)), size=(64, 96), codec="ffv1")
+    options = {"start": 5, "num_frames": 10, "resolution": 32}
+    (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out", side_by_side=True, **options))
+    assert (outcome.num_frames, outcome.size) == (10, (32, 48))
+    with VideoReader(source) as reader:
+        expected = [resize_short_side(frame.rgb, 32) for frame in reader.frames()][5:15]
+    with VideoReader(outcome.output) as reader:
+        written = list(reader.frames())
+    assert written[0].pts == 0
+    assert len(written) == 10
+    left = np.stack([frame.rgb[:, :48] for frame in written]).astype(int)
+    # H.264 at crf 16 keeps these pictures to a few levels; frames differ by more.
+    assert np.abs(left - np.stack(expected)).mean() < 4
+
+
+def test_an_excerpt_beyond_the_end_and_wrong_numbers(checkpoint, tmp_path, capsys):
+    source = make_video(tmp_path / "a.mp4", list(range(0, 120, 24)))
+    with pytest.raises(UserError, match="1 of 1 videos"):
+        main(config(ckpt=checkpoint, source=source, output=tmp_path / "out", start=9))
+    assert "has no frame 9" in "".join(capsys.readouterr())
+    assert not list((tmp_path / "out").iterdir())
+    for name, value in (("start", -1), ("num_frames", 0), ("resolution", 4)):
+        with pytest.raises(UserError, match=f"^{name}={value} is not allowed"):
+            main(config(ckpt="/nowhere.ckpt", source=source, output=tmp_path / "out", **{name: value}))
 
 
 def test_outputs_keep_apart(tmp_path):
