@@ -3,6 +3,7 @@
 Pages are written to be read in the repository as well, so their links lead to files: `../benchmarks/NOTES.md`.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -28,7 +29,17 @@ FENCES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
 def source_of(path: Path) -> str:
     """A file of the repository as Markdown."""
     text = path.read_text()
-    return text if path.suffix == ".md" else f"# {path.name}\n\n```{FENCES.get(path.suffix, 'text')}\n{text}\n```\n"
+    if path.suffix == ".md":
+        return text
+    if path.suffix == ".ipynb":
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        return "\n\n".join(source if kind == "markdown" else fenced(source, "python") for kind, source in cells)
+    return f"# {path.name}\n\n{fenced(text, FENCES.get(path.suffix, 'text'))}\n"
+
+
+def fenced(code: str, language: str) -> str:
+    """Code as a block of Markdown."""
+    return f"```{language}\n{code}\n```"
 
 
 def place_of(path: Path) -> str:
@@ -69,7 +80,7 @@ def settings_files() -> str:
     for title, pattern in (("Commands", "*.yaml"), ("Groups", "*/*.yaml")):
         parts.append(f"## {title}\n")
         for path in sorted(CONF.glob(pattern)):
-            parts.append(f"### {path.relative_to(ROOT)}\n\n```yaml\n{path.read_text().rstrip()}\n```\n")
+            parts.append(f"### {path.relative_to(ROOT)}\n\n{fenced(path.read_text().rstrip(), 'yaml')}\n")
     return "\n".join(parts)
 
 
@@ -86,7 +97,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         done.add(path)
         place = place_of(path)
         text = source_of(path)
-        if path.suffix == ".md":
+        if path.suffix in (".md", ".ipynb"):
             waiting |= linked_files(text, path.parent) - done
             text = rewritten(text, path.parent, place)
         files.append(File.generated(config, place, content=text, inclusion=InclusionLevel.NOT_IN_NAV))
