@@ -1,7 +1,8 @@
 """Per-frame quality metrics, each with one definition.
 
 All take uint8 RGB frames (n, h, w, 3), as a viewer sees them, so there is no value range to guess, and return one float
-value for each frame: (n,). They run in float32, outside autocast; on CUDA in float64, which TF32 cannot round.
+value for each frame: (n,) float32. SSIM is computed in float64 on all devices: its variances are small differences of
+large squares, which float32 leaves wrong in the third place where a frame is bright and flat.
 """
 
 import math
@@ -35,7 +36,7 @@ def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
 def ssim(original: Tensor, reconstruction: Tensor) -> Tensor:
     """Structural similarity with torchmetrics' defaults: Gaussian window 11x11, sigma 1.5.
 
-    Shapes: (n, h, w, 3) uint8 twice -> (n,) float. Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
+    Shapes: (n, h, w, 3) uint8 twice -> (n,) float32. Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -43,7 +44,7 @@ def ssim(original: Tensor, reconstruction: Tensor) -> Tensor:
         x, y = _unit_range(original), _unit_range(reconstruction)
         values = structural_similarity_index_measure(y, x, data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)  # a pair only when asked for the full image
-    return values
+    return values.float().to(original.device)
 
 
 def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
     The mean runs over the positions whose window lies inside the frame, and over channels. Many published figures
     are this one; it differs from `ssim` by about 0.01.
 
-    Shapes: (n, h, w, 3) uint8 twice -> (n,) float.
+    Shapes: (n, h, w, 3) uint8 twice -> (n,) float32.
     """
     window, c1, c2 = 7, 0.01**2, 0.03**2
     with torch.autocast(original.device.type, enabled=False):
@@ -64,7 +65,8 @@ def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
         var_x, var_y = sample * (mean_xx - mean_x**2), sample * (mean_yy - mean_y**2)
         covariance = sample * (mean_xy - mean_x * mean_y)
         luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+        values = (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+    return values.float().to(original.device)
 
 
 class LPIPS:
@@ -96,6 +98,6 @@ class LPIPS:
 
 
 def _unit_range(frames: Tensor) -> Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w) in [0, 1]."""
-    dtype = torch.float64 if frames.is_cuda else torch.float32
-    return frames.movedim(-1, 1).to(dtype) / 255
+    """(n, h, w, 3) uint8 to (n, 3, h, w) float64 in [0, 1]; on the CPU where the device has no float64."""
+    frames = frames.cpu() if frames.is_mps else frames
+    return frames.movedim(-1, 1).double() / 255

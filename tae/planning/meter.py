@@ -12,7 +12,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop, sdpa_flop
+
+# PyTorch counts attention as GPUs compute it, and not the CPU's kernels, by which fake tensors go.
+for kernel, formula in {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}.items():
+    if kernel not in flop_registry:
+        register_flop_formula(kernel, get_raw=True)(formula)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,17 @@ def test_psnr_of_an_exact_frame_is_capped(frames):
     assert psnr(frames[0], frames[0]).tolist() == [100.0] * 4
 
 
+@pytest.mark.parametrize("metric", [ssim, ssim_uniform])
+@pytest.mark.parametrize("pair", [(254, 246), (255, 255), (3, 0)])
+def test_ssim_of_flat_frames_is_its_luminance_term(metric, pair):
+    """On a CPU bright ones had a variance of float32's rounding: up to 0.003 too little."""
+    x, y = (value / 255 for value in pair)
+    exact = (2 * x * y + 0.01**2) / (x**2 + y**2 + 0.01**2)
+    original, reconstruction = (torch.full((1, 64, 64, 3), value, dtype=torch.uint8) for value in pair)
+    # The result itself is float32: 6e-8. In float32 throughout it was off by 1e-4 and more.
+    assert metric(original, reconstruction).item() == pytest.approx(exact, abs=2e-7)
+
+
 def test_ssim_equals_scikit_image_with_a_gaussian_window(frames):
     """scikit-image crops its 11x11 window's border where torchmetrics reflects it, so the whole maps differ there."""
 

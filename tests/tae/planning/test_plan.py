@@ -38,6 +38,19 @@ def test_the_meter_counts_what_is_alive():
         assert meter.peak == 8_000_000
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_meter_counts_the_flops_of_attention(device):
+    """PyTorch counts no kernel of the CPU, by which a rehearsal goes."""
+    with rehearsal(device) as meter:
+        query, key, value = (torch.empty(2, 1, 64, 512, requires_grad=True) for _ in range(3))
+        meter.start()
+        nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    product = 2 * 2 * 64 * 64 * 512
+    assert (
+        meter.cost.flops == (2 + 5) * product
+    )  # forward; backward: the scores again, and two gradients of each product
+
+
 def test_the_meter_counts_the_flops_of_a_convolution():
     with rehearsal("cpu") as meter:
         layer = nn.Conv2d(4, 8, 3, padding=1)
