@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import logging
 import os
 import shutil
 import signal
@@ -27,6 +26,7 @@ from tae.runtime.console import prepare_output
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
 from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
+from tae.runtime.quiet import quiet
 
 CONFIG_FOLDER = str((Path(__file__).parents[1] / "conf").resolve())  # a link in a checkout, a folder once installed
 Result = TypeVar("Result")
@@ -108,7 +108,7 @@ def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result
     def guarded(cfg: DictConfig) -> Result:
         prepare_output()
         settle_output_folder(cfg, program)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
+        quiet()
         try:
             check_given(cfg)
             defaults: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml"))
@@ -142,11 +142,6 @@ def undone_process_group() -> Iterator[None]:
         distributed: Any = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def is_no_advertisement(record: logging.LogRecord) -> bool:
-    """Lightning's log recommends products of its makers at every start."""
-    return "Tip:" not in record.getMessage()
 
 
 def check_switches(cfg: DictConfig, defaults: Mapping[str, Any], prefix: str = "") -> None:

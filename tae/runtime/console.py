@@ -5,10 +5,18 @@ import sys
 
 from rich.console import Console
 
+from tae.runtime.ownership import is_first_process
+
 
 def plain_console(stderr: bool = False) -> Console:
     """A console without markup, emoji codes and colours by content, all of which rich would find in foreign text."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes of a run."""
+    if is_first_process():
+        print(text)
 
 
 def prepare_output() -> None:

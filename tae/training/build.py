@@ -4,6 +4,7 @@ from typing import Any
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import load_model, load_weights
+from tae.runtime.console import say
 
 
 def build_autoencoder(
@@ -32,10 +33,10 @@ def build_autoencoder(
         load_weights(model, loaded.model.state_dict(), init_from)
         model.starting_weights = {"init_from": loaded.source, "sha256": loaded.sha256}
         unused = "" if image_vae is None else f"; image_vae={image_vae} is not used, unless with init_from=null"
-        print(f"init_from: all weights from {init_from}{unused}")
+        say(f"init_from: all weights from {init_from}{unused}")
     elif image_vae is not None:
         model = TemporalAutoencoder.from_image_vae(image_vae, **architecture)
-        print(f"image_vae: {model.inflation}")
+        say(f"image_vae: {model.inflation}")
     else:
         model = TemporalAutoencoder(**architecture)
     model.gradient_checkpointing = gradient_checkpointing

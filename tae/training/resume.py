@@ -6,6 +6,7 @@ from typing import Any
 
 from tae.model.checkpoint_file import read_checkpoint
 from tae.runtime.config import flat
+from tae.runtime.console import say
 from tae.runtime.errors import UserError
 
 # What a resumed run may change without a word, and what it may not change at all.
@@ -46,7 +47,7 @@ def find_resumable(folder: Path) -> Path | None:
             check_exact(checkpoint, path)
             steps[path] = checkpoint.get("global_step", 0)
         except UserError as error:
-            print(f"resume=auto passes over {path.name}: {error}")
+            say(f"resume=auto passes over {path.name}: {error}")
     if found and not steps:
         raise UserError(
             f"resume=auto: none of the {len(found)} checkpoints in {folder} can be used; see above. Move them away to start "
@@ -84,4 +85,4 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
             "optimizer and schedule: give them as they were, or start a new run from the weights with init_from."
         )
     for line in lines.values():
-        print(f"resume: {line}")
+        say(f"resume: {line}")

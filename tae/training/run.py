@@ -21,6 +21,7 @@ from tae.evaluation.run import build_metrics, measure
 from tae.model.checkpoint_file import read_checkpoint
 from tae.model.pretrained import load_model
 from tae.runtime.config import plain, write_config
+from tae.runtime.console import say
 from tae.runtime.errors import UserError
 from tae.runtime.files import remove_leftovers
 from tae.runtime.ownership import owned
@@ -114,7 +115,7 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint to go on from, read once in full so that a damaged one is refused before anything starts."""
     if cfg.resume == "auto":
         path = find_resumable(Path(cfg.output_dir) / "checkpoints")
-        print(f"resume=auto: {f'going on from {path}' if path else 'nothing to go on from, starting anew'}")
+        say(f"resume=auto: {f'going on from {path}' if path else 'nothing to go on from, starting anew'}")
     else:
         path = None if cfg.resume is None else Path(cfg.resume)
         if path is None and any((Path(cfg.output_dir) / "checkpoints").glob("*.ckpt")):
