@@ -90,7 +90,7 @@ def main() -> None:
     endless = (frames_to_clip(batch["frames"]) for _ in iter(int, 1) for batch in data.train_dataloader())
     linear = LinearCodec(islice(endless, arguments.fit_clips), model.latent_channels)
     codecs = {
-        "trilinear": trilinear_baseline,
+        "trilinear": lambda clip: trilinear_baseline(clip, model.time_factor, model.space_factor),
         "linear": linear,
         "model": lambda clip: model(clip, sample_posterior=False).reconstruction,
     }

@@ -46,18 +46,21 @@ def write_page(folder: Path, data: Mapping[str, Any]) -> Path:
     return folder / "index.html"
 
 
-def write_clips(folder: Path, shown: Mapping[str, ClipFrames]) -> list[dict[str, Any]]:
+def write_clips(
+    folder: Path, shown: Mapping[str, ClipFrames], time_factor: int, space_factor: int
+) -> list[dict[str, Any]]:
     """Write what can be looked at of a run: a video and a picture of the latents for each clip, and their index.
 
     Args:
         folder: the run's; files go to `videos/`.
         shown: {name: clip}; the name is the files'.
+        time_factor, space_factor: of the model, and so of the baseline beside it.
     """
     entries = []
     for name, clip in shown.items():
         video = f"videos/{name}.mp4"
         write_video(folder / video, side_by_side(clip.original, clip.reconstruction), clip.fps)
-        baseline = clip_to_frames(trilinear_baseline(frames_to_clip(clip.original[None])))[0]
+        baseline = clip_to_frames(trilinear_baseline(frames_to_clip(clip.original[None]), time_factor, space_factor))[0]
         entry = {
             "name": name,
             "key": clip.key,

@@ -21,42 +21,42 @@ PREFIX = "diffusers:"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
-class Shape(NamedTuple):
-    """What an architecture takes: `stride` k + 1 frames (any number where it sees single frames), multiples of `size`."""
+class Factors(NamedTuple):
+    """What an architecture takes: `time` k + 1 frames (any number where it sees single frames), multiples of `space`."""
 
-    stride: int | None
-    size: int
+    time: int | None
+    space: int
 
 
 # The closed list: classes whose rules are written here and tested, each read from the model's own config.
-def _wan(config: Mapping[str, Any]) -> Shape:
-    return Shape(config["scale_factor_temporal"], config["scale_factor_spatial"])
+def _wan(config: Mapping[str, Any]) -> Factors:
+    return Factors(config["scale_factor_temporal"], config["scale_factor_spatial"])
 
 
-def _by_ratio(config: Mapping[str, Any]) -> Shape:
-    return Shape(config["temporal_compression_ratio"], config["spatial_compression_ratio"])
+def _by_ratio(config: Mapping[str, Any]) -> Factors:
+    return Factors(config["temporal_compression_ratio"], config["spatial_compression_ratio"])
 
 
-def _cogvideox(config: Mapping[str, Any]) -> Shape:
-    return Shape(int(config["temporal_compression_ratio"]), _halvings(config))
+def _cogvideox(config: Mapping[str, Any]) -> Factors:
+    return Factors(int(config["temporal_compression_ratio"]), _halvings(config))
 
 
-def _ltx(config: Mapping[str, Any]) -> Shape:
+def _ltx(config: Mapping[str, Any]) -> Factors:
     """Patches, then a factor of 2 in time and space for each level that scales; newer configs state the products."""
     levels = 2 ** sum(config["spatio_temporal_scaling"])
     stride = config["temporal_compression_ratio"] or config["patch_size_t"] * levels
-    return Shape(stride, config["spatial_compression_ratio"] or config["patch_size"] * levels)
+    return Factors(stride, config["spatial_compression_ratio"] or config["patch_size"] * levels)
 
 
-def _image(config: Mapping[str, Any]) -> Shape:
-    return Shape(None, _halvings(config))
+def _image(config: Mapping[str, Any]) -> Factors:
+    return Factors(None, _halvings(config))
 
 
 def _halvings(config: Mapping[str, Any]) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-SHAPES = {
+FACTORS = {
     "AutoencoderKL": _image,
     "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLCosmos": _by_ratio,
@@ -80,14 +80,15 @@ class DiffusersAutoencoder(nn.Module):
     back is trimmed; an image autoencoder sees one frame at a time.
 
     Args:
-        vae: an instance of a class in `SHAPES`.
+        vae: an instance of a class in `FACTORS`.
     """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
         self.name = type(vae).__name__
-        self.shape = SHAPES[self.name](vae.config)
+        self.factors = FACTORS[self.name](vae.config)
+        self.time_factor, self.space_factor = self.factors.time or 1, self.factors.space
 
     def forward(self, clip: Tensor, sample_posterior: bool = False) -> OtherOutput:
         """Encode and decode (b, 3, t, h, w) in [-1, 1]."""
@@ -98,7 +99,7 @@ class DiffusersAutoencoder(nn.Module):
             n for want, have in zip(reversed(padded), reversed(clip.shape[2:]), strict=True) for n in (0, want - have)
         ]
         x = F.pad(clip, reach, mode="replicate") if any(reach) else clip
-        if self.shape.stride is None:
+        if self.factors.time is None:
             parts = [self._reconstruct(image, sample_posterior) for image in x.unbind(2)]
             reconstruction, latents = (torch.stack(values, dim=2) for values in zip(*parts, strict=True))
         else:
@@ -107,16 +108,16 @@ class DiffusersAutoencoder(nn.Module):
 
     def padded_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The smallest size that the architecture takes and that holds this one."""
-        stride, size = self.shape
-        if stride is not None:
-            frames = math.ceil((frames - 1) / stride) * stride + 1
-        return frames, math.ceil(height / size) * size, math.ceil(width / size) * size
+        time, space = self.factors
+        if time is not None:
+            frames = math.ceil((frames - 1) / time) * time + 1
+        return frames, math.ceil(height / space) * space, math.ceil(width / space) * space
 
     def about_input(self, frames: int, height: int, width: int) -> str:
         """In words, what the architecture takes and what was done to clips of this size."""
-        stride, size = self.shape
-        count = "one frame at a time" if stride is None else f"{stride}k+1 frames"
-        rule = f"takes {count} in multiples of {size} pixels"
+        time, space = self.factors
+        count = "one frame at a time" if time is None else f"{time}k+1 frames"
+        rule = f"takes {count} in multiples of {space} pixels"
         padded = self.padded_size(frames, height, width)
         if padded == (frames, height, width):
             return f"{rule}; the clips fit as they are"
@@ -152,17 +153,17 @@ def load_other(source: str) -> OtherModel:
     """Load `diffusers:CLASS:SOURCE` in evaluation mode.
 
     Args:
-        source: CLASS is one of `SHAPES`; SOURCE a local folder with config.json and safetensors (or one whose `vae`
+        source: CLASS is one of `FACTORS`; SOURCE a local folder with config.json and safetensors (or one whose `vae`
             subfolder has them), or OWNER/NAME or OWNER/NAME/SUBFOLDER on the hub.
 
     Raises:
         UserError: another class, no diffusers, no such model, or weights that do not fit it whole.
     """
     _, name, place = (*source.split(":", 2), "", "")[:3]
-    if name not in SHAPES or not place:
+    if name not in FACTORS or not place:
         raise UserError(
             f"ckpt={source}: give diffusers:CLASS:SOURCE, where SOURCE is a folder or OWNER/NAME[/SUBFOLDER] on the hub and "
-            f"CLASS one of {', '.join(SHAPES)}."
+            f"CLASS one of {', '.join(FACTORS)}."
         )
     try:
         import diffusers

@@ -27,14 +27,16 @@ class Evaluation(L.LightningModule):
 
     Args:
         model: called as `model(clip, sample_posterior=False)`; returns an object with `reconstruction` (shaped as the
-            clip) and `latents` ((b, c, t', h', w'), or None where a model has none to look at). An autoencoder of
-            other authors needs no more than an adapter with this one method.
+            clip) and `latents` ((b, c, t', h', w'), or None where a model has none to look at). Its `time_factor` and
+            `space_factor` are frames, and pixels along an axis, for each of the latent. An autoencoder of other authors
+            needs no more than an adapter with these three.
         metrics: {name: metric}; PSNR, by which clips are ranked, is always among them.
     """
 
     def __init__(self, model: nn.Module, metrics: Mapping[str, Metric] = METRICS) -> None:
         super().__init__()
         self.model = model
+        self.factors: tuple[int, int] = (model.time_factor, model.space_factor)  # type: ignore[assignment]
         self.measure = Measurement(complete(metrics))
         self._clips: list[ClipResult] = []
         self._result: EvaluationResult | None = None
@@ -54,9 +56,10 @@ class Evaluation(L.LightningModule):
         original = batch["frames"]
         clip = frames_to_clip(original)
         reconstruction, latents = self._reconstruct(clip, batch["keys"])
-        baseline = clip_to_frames(trilinear_baseline(clip))
-        model = self.measure(original, reconstruction, fps=batch["fps"], latents=latents)
-        trilinear = self.measure(original, baseline, fps=batch["fps"])
+        baseline = clip_to_frames(trilinear_baseline(clip, *self.factors))
+        shared = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
+        model = self.measure(original, reconstruction, latents=latents, **shared)
+        trilinear = self.measure(original, baseline, **shared)
         for key, fps, ours, theirs in zip(batch["keys"], batch["fps"], model, trilinear, strict=True):
             self._clips.append(
                 ClipResult(key, original.shape[1], fps, ours.values, theirs.values, ours.kept, theirs.kept)
@@ -65,7 +68,7 @@ class Evaluation(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         reasons = dict(gather(list(self.measure.reasons.items())))
         clips = [clip.without(reasons) for clip in once_each(gather(self._clips))]
-        self._result = EvaluationResult(clips, self.measure.metrics, reasons)
+        self._result = EvaluationResult(clips, self.measure.metrics, reasons, self.factors)
         means = {f"test/{name}": value["mean"] for name, value in measured(self._result.metrics()).items()}
         self.log_dict(means, rank_zero_only=True)
 

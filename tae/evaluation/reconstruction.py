@@ -153,7 +153,7 @@ def reconstruct(
     with ExitStack() as stack:
         reader = stack.enter_context(VideoReader(source, interlaced))
         size = excerpt.size(reader.size)
-        check_size(reader.path, size, model.factor)
+        check_size(reader.path, size, model.space_factor)
         progress.update(task, total=excerpt.total(reader.stated_frames))
         container, sound = container_for(source)
         target = stem.with_name(stem.name + CONTAINERS[container])
@@ -195,7 +195,7 @@ def write_latents(
     """Write mean and deviation of the posterior of a video."""
     with VideoReader(source, interlaced) as reader:
         size = excerpt.size(reader.size)
-        check_size(reader.path, size, model.factor)
+        check_size(reader.path, size, model.space_factor)
         progress.update(task, total=excerpt.total(reader.stated_frames))
         counted = Counted(excerpt.frames(reader))
         target = stem.with_name(stem.name + ".safetensors")

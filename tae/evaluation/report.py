@@ -99,7 +99,19 @@ def verdict(result: EvaluationResult) -> str:
         else:
             side = "above" if difference["mean"] > 0 else "BELOW"
             parts.append(f"{side} it by {amount:.3g}{' dB' if name == 'psnr' else ''} in {name.upper()}")
-    return f"Against the trilinear baseline (8x8x8 down and up, nothing learned) the model is {' and '.join(parts)}."
+    baseline = f"the trilinear baseline ({grid(*result.factors)} down and up, nothing learned)"
+    return f"Against {baseline} the model is {' and '.join(parts)}."
+
+
+def grid(time_factor: int, space_factor: int) -> str:
+    """How many values stand for one in the latent, along frames, height and width."""
+    return f"{time_factor}x{space_factor}x{space_factor}"
+
+
+def baseline_grid(document: Mapping[str, Any]) -> str:
+    """The grid of a metrics.json's baseline; before version 0.2 it was the same for all models, and not stated."""
+    model = document.get("model", {})
+    return grid(model.get("time_factor", 8), model.get("space_factor", 8))
 
 
 def training_verdict(document: Mapping[str, Any]) -> str | None:

@@ -125,7 +125,8 @@ def measure(
             training=training,
         )
         write_page(
-            output_dir, evaluation_page(document, result, write_clips(output_dir, shown), read_curve(output_dir))
+            output_dir,
+            evaluation_page(document, result, write_clips(output_dir, shown, *result.factors), read_curve(output_dir)),
         )
         print_report(document, result, output_dir)
     document = trainer.strategy.broadcast(document)
@@ -160,6 +161,8 @@ def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames
     return {
         "class": name,
         "input": takes,
+        "time_factor": model.time_factor,
+        "space_factor": model.space_factor,
         "latents": list(clip.latents.shape),
         "compression": clip.original.numel() / clip.latents.numel(),
     }

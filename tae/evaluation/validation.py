@@ -22,16 +22,18 @@ class Validation:
         self.measure = Measurement(metrics)
         self._clips: list[tuple[str, int, Measured]] = []
 
-    def add(self, batch: Mapping[str, Any], reconstruction: Tensor, latents: Tensor) -> None:
+    def add(self, batch: Mapping[str, Any], reconstruction: Tensor, latents: Tensor, time_factor: int) -> None:
         """Measure a batch's clips.
 
         Args:
             batch: of the loader; its frames are (b, t, h, w, 3) uint8.
             reconstruction: as the frames.
             latents: (b, c, t', h', w') that it was decoded from.
+            time_factor: frames for each latent frame.
         """
         original = batch["frames"]
-        clips = self.measure(original, reconstruction, fps=batch["fps"], latents=latents)
+        factors = [time_factor] * len(original)
+        clips = self.measure(original, reconstruction, fps=batch["fps"], latents=latents, time_factor=factors)
         self._clips += [(key, original.shape[1], clip) for key, clip in zip(batch["keys"], clips, strict=True)]
 
     def means(self) -> dict[str, float]:

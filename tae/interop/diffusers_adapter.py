@@ -65,7 +65,7 @@ class DiffusersVAE(nn.Module):
         self.stats = stats
         self.tiling: Tiling | None = None
         self.sliced = False
-        self.spatial_compression_ratio = self.temporal_compression_ratio = model.factor
+        self.temporal_compression_ratio, self.spatial_compression_ratio = model.time_factor, model.space_factor
         architecture = model.architecture
         self.config = Config(
             architecture,
@@ -112,7 +112,7 @@ class DiffusersVAE(nn.Module):
     def enable_tiling(self, tiling: Tiling | None = None) -> None:
         """Work in pieces from now on, in memory that does not depend on the length: 32 frames of 512x512, unless given."""
         self.tiling = tiling or Tiling(tile_pixels=512)
-        self.tiling.check(self.model.factor)
+        self.tiling.check(self.model.time_factor, self.model.space_factor)
 
     def disable_tiling(self) -> None:
         self.tiling = None

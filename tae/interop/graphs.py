@@ -35,7 +35,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor]:
         # Always padded, by nothing where nothing is missing: `encode` asks first, which a graph cannot.
-        factor, (height, width) = self.model.factor, clip.shape[3:]
+        factor, (height, width) = self.model.space_factor, clip.shape[3:]
         clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
         mean, logvar = self.model.encoder(clip).float().chunk(2, dim=1)
         posterior = DiagonalGaussian(mean, logvar)
@@ -64,10 +64,10 @@ def export_graphs(model: TemporalAutoencoder, folder: Path, format: str) -> list
     check_format(format)
     # A copy, with its weights in the order of their axes, in which torch.export stores them.
     model = copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format)
-    factor, channels = model.factor, model.latent_channels
+    frames, pixels, channels = model.time_factor, model.space_factor, model.latent_channels
     clips = [
-        torch.rand(2, 3, 2 * factor + 3, 5 * factor + 3, 6 * factor + 5) * 2 - 1,
-        torch.zeros(1, 3, 1, 2 * factor, factor),
+        torch.rand(2, 3, 2 * frames + 3, 5 * pixels + 3, 6 * pixels + 5) * 2 - 1,
+        torch.zeros(1, 3, 1, 2 * pixels, pixels),
     ]
     latents = [torch.randn(2, channels, 3, 5, 7), torch.randn(1, channels, 1, 2, 1)]
     paths = []

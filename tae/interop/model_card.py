@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tae.evaluation.report import interval_text, markdown_table
+from tae.evaluation.report import baseline_grid, interval_text, markdown_table
 from tae.evaluation.results import measured
 from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
@@ -20,7 +20,7 @@ from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
 
 model = TemporalAutoencoder.from_pretrained("{name}")
 clip = frames_to_clip(frames)  # uint8 (b, t, h, w, 3) -> (b, 3, t, h, w) in [-1, 1]
-latents = model.encode(clip).mode()  # (b, {channels}, ceil(t / {factor}), ceil(h / {factor}), ceil(w / {factor}))
+latents = model.encode(clip).mode()  # (b, {channels}, ceil(t / {time}), ceil(h / {space}), ceil(w / {space}))
 frames = clip_to_frames(model.decode(latents, num_frames=clip.shape[2], size=clip.shape[3:]))
 ```"""
 
@@ -68,9 +68,10 @@ def model_card(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sections = [
         f"---\n{header.to_yaml()}\n---\n\n# {name}",
-        f"A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720)): compresses video {model.factor}x in time, "
-        f"height and width into {model.latent_channels} channels, and back. {parameters / 1e6:.2f} M parameters.",
-        USE.format(name=name, channels=model.latent_channels, factor=model.factor),
+        f"A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720)): compresses video {model.time_factor}x in "
+        f"time, {model.space_factor}x in height and width, into {model.latent_channels} channels, and back. "
+        f"{parameters / 1e6:.2f} M parameters.",
+        USE.format(name=name, channels=model.latent_channels, time=model.time_factor, space=model.space_factor),
         "## Quality\n\n" + ("Not measured." if metrics is None else quality(metrics)),
     ]
     if stats is not None:
@@ -100,7 +101,7 @@ def quality(metrics: Mapping[str, Any]) -> str:
     words = {"num_frames": "{} frames", "resolution": "{} pixels each way", "frame_stride": "stride {}"}
     window = ", ".join(text.format(data[key]) for key, text in words.items() if data.get(key) is not None)
     skipped = len(metrics["skipped"])
-    return markdown_table(["metric", "this model", "trilinear 8x8x8"], rows) + (
+    return markdown_table(["metric", "this model", f"trilinear {baseline_grid(metrics)}"], rows) + (
         f"\n\nProtocol `{metrics['protocol']}`: {metrics['num_clips']:,} clips, {metrics['num_frames']:,} frames"
         f"{f' ({window})' if window else ''}, mean [95 % interval over clips]; {skipped} clips could not be read. The "
         "posterior's mode is decoded, both sides are rounded to uint8, each metric is the mean over frames. The baseline "

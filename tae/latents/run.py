@@ -27,7 +27,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
     sources, rejected = find_sources(cfg.source)
     tiling = instantiate(cfg.tiling)
     loaded = load_model(cfg.ckpt)
-    tiling.check(loaded.model.factor)
+    tiling.check(loaded.model.time_factor, loaded.model.space_factor)
     settings = settings_of(cfg, loaded, sources)
     settle(output, settings)
     trainer = L.Trainer(
@@ -39,7 +39,9 @@ def encode(cfg: DictConfig) -> LatentStats | None:
         use_distributed_sampler=False,
         default_root_dir=output,
     )
-    reading = Reading(cfg.resolution, cfg.frame_stride, tiling.tile_pixel_frames, loaded.model.factor, cfg.interlaced)
+    reading = Reading(
+        cfg.resolution, cfg.frame_stride, tiling.tile_pixel_frames, loaded.model.space_factor, cfg.interlaced
+    )
     shards = list(batched(sources, cfg.clips_per_shard))
     with (
         progress_bar("clips", shown=trainer.is_global_zero) as progress,

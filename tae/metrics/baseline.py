@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def trilinear_baseline(clip: Tensor) -> Tensor:
-    """A codec on the autoencoder's own grid without anything learned: 8x8x8 trilinear down- and upsampling.
+def trilinear_baseline(clip: Tensor, time_factor: int, space_factor: int) -> Tensor:
+    """A codec on the autoencoder's own grid without anything learned: trilinear down- and upsampling.
 
-    Shapes: (b, 3, t, h, w) -> the same, through (b, 3, ceil(t / 8), ceil(h / 8), ceil(w / 8)).
+    Shapes: (b, 3, t, h, w) -> the same, through (b, 3, ceil(t / time_factor), ceil(h / space_factor),
+    ceil(w / space_factor)).
     """
-    coarse = [math.ceil(size / 8) for size in clip.shape[2:]]
+    factors = (time_factor, space_factor, space_factor)
+    coarse = [math.ceil(size / factor) for size, factor in zip(clip.shape[2:], factors, strict=True)]
     small = F.interpolate(clip, size=coarse, mode="trilinear", align_corners=False)
     return F.interpolate(small, size=clip.shape[2:], mode="trilinear", align_corners=False)

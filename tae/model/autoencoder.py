@@ -94,7 +94,8 @@ class TemporalAutoencoder(
         }
         self._hub_mixin_config = self.architecture
         self.latent_channels = latent_channels
-        self.factor = 2 ** (len(widths) - 1)
+        # Frames, and pixels along an axis, for each of the latent.
+        self.time_factor = self.space_factor = 2 ** (len(widths) - 1)
         self.inflation: InflationReport | None = None  # of `from_image_vae`
         # Where training started from: {"image_vae" or "init_from": source, "sha256": of its file}. Kept in checkpoints.
         self.starting_weights: dict[str, str | None] | None = None
@@ -161,9 +162,9 @@ class TemporalAutoencoder(
         Raises:
             ValueError: not of that shape; TypeError: not floating-point values.
         """
-        check_clip(clip, smallest=self.factor)
+        check_clip(clip, smallest=self.space_factor)
         height, width = clip.shape[-2:]
-        padding = (0, -width % self.factor, 0, -height % self.factor, 0, 0)
+        padding = (0, -width % self.space_factor, 0, -height % self.space_factor, 0, 0)
         if any(padding):
             clip = F.pad(clip, padding, mode="replicate")
         clip = clip.contiguous(memory_format=torch.channels_last_3d)
@@ -185,7 +186,8 @@ class TemporalAutoencoder(
             ValueError: not latents of this model, or fewer frames, rows or columns than are to be kept.
         """
         check_latents(latents, self.latent_channels)
-        held = tuple(extent * self.factor for extent in latents.shape[2:])
+        t, h, w = latents.shape[2:]
+        held = (t * self.time_factor, h * self.space_factor, w * self.space_factor)
         frames, height, width = wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
         if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):
             raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {held}.")
@@ -202,7 +204,8 @@ class TemporalAutoencoder(
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latent of a clip of this size."""
-        return (self.latent_channels, *(math.ceil(extent / self.factor) for extent in (num_frames, height, width)))
+        space = (math.ceil(extent / self.space_factor) for extent in (height, width))
+        return (self.latent_channels, math.ceil(num_frames / self.time_factor), *space)
 
     @property
     def gradient_checkpointing(self) -> bool:

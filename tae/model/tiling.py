@@ -4,7 +4,7 @@ Everything goes through two functions on one axis: `windows` cuts a stream into 
 back into a stream. Neither holds more than a tile and a piece, so with small pieces memory does not depend on the length.
 A tile of 4K frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
 
-Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.factor` times fewer).
+Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.time_factor` times fewer).
 
 Source: Movie Gen (arXiv 2410.13720), section 3.1.1, "temporal tiling": tiles of 32 pixel frames, no overlap for
 encoding, 16 pixel frames (2 latent frames) blended linearly for decoding. Spatial tiles are the same along
@@ -30,7 +30,7 @@ TIME, HEIGHT, WIDTH = 2, 3, 4  # axes of clips and latents, (b, c, t, h, w)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a video is cut. All are multiples of the model's factor, and an overlap is smaller than its tile.
+    """How a video is cut. All are multiples of the model's factors, and an overlap is smaller than its tile.
 
     Args:
         tile_pixel_frames: length of a tile in time.
@@ -50,16 +50,17 @@ class Tiling:
             if not isinstance(size, int) and (size is not None or name != "tile_pixels"):
                 raise UserError(f"{name}={size} cannot be used: give a whole number.")
 
-    def check(self, factor: int, decoding: bool = False) -> None:
-        """Refuse what does not fit a model of this factor, for encoding alone or for `decoding` as well.
+    def check(self, time_factor: int, space_factor: int, decoding: bool = False) -> None:
+        """Refuse what does not fit a model of these factors, for encoding alone or for `decoding` as well.
 
         Raises:
-            UserError: a size is no multiple of `factor`, or an overlap does not leave a tile anything of its own.
+            UserError: a size is no multiple of its factor, or an overlap does not leave a tile anything of its own.
         """
-        axes = [("pixel_frames", self.tile_pixel_frames, self.overlap_pixel_frames if decoding else 0)]
+        overlap_in_time = self.overlap_pixel_frames if decoding else 0
+        axes = [("pixel_frames", self.tile_pixel_frames, overlap_in_time, time_factor)]
         if self.tile_pixels is not None:
-            axes.append(("pixels", self.tile_pixels, self.overlap_pixels))
-        for unit, tile, overlap in axes:
+            axes.append(("pixels", self.tile_pixels, self.overlap_pixels, space_factor))
+        for unit, tile, overlap, factor in axes:
             if tile % factor or overlap % factor or not 0 <= overlap < tile:
                 raise UserError(
                     f"tile_{unit}={tile} with overlap_{unit}={overlap} cannot be used: both must be multiples of "
@@ -83,7 +84,7 @@ def encode_stream(
         UserError: the tiling does not fit the model.
     """
     tiling = tiling or Tiling()
-    tiling.check(model.factor)
+    tiling.check(model.time_factor, model.space_factor)
     tiles = windows(clips, tiling.tile_pixel_frames, overlap=0, dim=TIME)
     yield from map(partial(encode_in_space, model, tiling=tiling), tiles)
 
@@ -112,9 +113,10 @@ def decode_stream(
         ValueError: the latents hold fewer than `num_frames` frames, or less than `size`.
     """
     tiling = tiling or Tiling()
-    tiling.check(model.factor, decoding=True)
+    factor = model.time_factor
+    tiling.check(factor, model.space_factor, decoding=True)
     overlap = tiling.overlap_pixel_frames
-    tiles = windows(latents, tiling.tile_pixel_frames // model.factor, overlap // model.factor, dim=TIME)
+    tiles = windows(latents, tiling.tile_pixel_frames // factor, overlap // factor, dim=TIME)
     decoded = (decode_in_space(model, tile, size, tiling) for tile in tiles)
     yield from first_frames(stitch(decoded, overlap, dim=TIME), num_frames)
 
@@ -129,7 +131,7 @@ def encode_in_space(model: TemporalAutoencoder, clip: Tensor, tiling: Tiling) ->
         posterior = model.encode(tile)
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
-    factor, (height, width) = model.factor, clip.shape[3:]
+    factor, (height, width) = model.space_factor, clip.shape[3:]
     check_clip(clip, smallest=factor)
     if width % factor or height % factor:  # no tile is too small then
         clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
@@ -144,7 +146,7 @@ def decode_in_space(
     """`model.decode`, with blended tiles in height and width where the latents are larger than one."""
     if tiling.tile_pixels is None:
         return model.decode(latents, size=size)
-    factor = model.factor
+    factor = model.space_factor
     tile, overlap = tiling.tile_pixels // factor, tiling.overlap_pixels // factor
     clip = in_tiles(model.decode, latents, tile, overlap, unit=1, scale=factor)
     height, width = size or clip.shape[3:]

@@ -32,7 +32,6 @@ from tae.runtime.progress import stage
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 DEVICES = ("cuda", "cpu")
 GB = 1e9
-FRAMES_UNIT, PIXELS_UNIT = 8, 16  # steps in which the largest clip is looked for
 Shape = tuple[int, int, int, int]  # b, t, h, w
 
 
@@ -83,14 +82,17 @@ class Planner:
             return meter.cost
 
     def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.on_meta().parameters())
+
+    def on_meta(self) -> TemporalAutoencoder:
+        """The model without weights."""
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in self.make_model().parameters())
+            return self.make_model()
 
     @contextmanager
     def rehearsal(self) -> Iterator[tuple[Meter, TemporalAutoencoder]]:
         """A rehearsal whose meter has counted the model's parameters."""
-        with torch.device("meta"):
-            model = self.make_model()
+        model = self.on_meta()
         with rehearsal(self.device) as meter:
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
@@ -196,7 +198,7 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         plainly = tasks_of(replace(planner, device="cpu"), losses)
         flops = {name: rehearse(f"the arithmetic of {name}", partial(plainly[name], shape)).flops for name in costs}
         costs = {name: replace(cost, flops=flops[name]) for name, cost in costs.items()}
-    return {"parameters": planner.num_parameters(), "costs": costs, "largest": find_largest(cfg, tasks)}
+    return {"parameters": planner.num_parameters(), "costs": costs, "largest": find_largest(cfg, planner, tasks)}
 
 
 def rehearse(name: str, task: Callable[[], Cost]) -> Cost:
@@ -210,12 +212,18 @@ def tasks_of(planner: Planner, losses: dict[str, Objective]) -> dict[str, Callab
     return tasks | {f"training step, {name}": partial(planner.step, loss=loss) for name, loss in losses.items()}
 
 
-def find_largest(cfg: DictConfig, tasks: dict[str, Callable[[Shape], Cost]]) -> dict[str, tuple[int, int]]:
-    """{task: (most frames, largest square)} that fit into `memory_gb`; of training steps only the objective's own."""
+def find_largest(
+    cfg: DictConfig, planner: Planner, tasks: dict[str, Callable[[Shape], Cost]]
+) -> dict[str, tuple[int, int]]:
+    """{task: (most frames, largest square)} that fit into `memory_gb`; of training steps only the objective's own.
+
+    Looked for in steps of a latent frame, and of two latent rows and columns.
+    """
     if cfg.memory_gb is None:
         return {}
     memory = cfg.memory_gb * GB
     batch, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
+    model = planner.on_meta()
     found = {}
     for name in ("encoding", "decoding", list(tasks)[-1]):
 
@@ -224,7 +232,7 @@ def find_largest(cfg: DictConfig, tasks: dict[str, Callable[[Shape], Cost]]) -> 
             return task((batch, t, s, s)).peak_bytes
 
         with stage(f"looking for the largest clip for {name} in {cfg.memory_gb} GB"):
-            most_frames = largest(partial(peak, s=side), memory, frames, FRAMES_UNIT, power=1)
-            largest_side = largest(partial(peak, frames), memory, side, PIXELS_UNIT, power=2)
+            most_frames = largest(partial(peak, s=side), memory, frames, unit=model.time_factor, power=1)
+            largest_side = largest(partial(peak, frames), memory, side, unit=2 * model.space_factor, power=2)
         found[name] = (most_frames, largest_side)
     return found

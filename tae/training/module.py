@@ -166,7 +166,7 @@ class AutoencoderModule(L.LightningModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
         self.validated.append((batch["keys"], out.reconstruction.isfinite().flatten(1).all(1)))
-        self.validation.add(batch, clip_to_frames(out.reconstruction), out.latents)
+        self.validation.add(batch, clip_to_frames(out.reconstruction), out.latents, self.model.time_factor)
 
     def on_validation_epoch_end(self) -> None:
         """Average over all processes; one without a single clip takes part too.

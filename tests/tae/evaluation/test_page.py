@@ -81,7 +81,7 @@ def write_run(folder: Path, run: int = 0, **setting: Any) -> Path:
         config={"output_dir": str(folder), "data": {"cache": f"{folder}/cache"}, **setting},
         skipped=[{"key": "v_bad", "reason": "<b>cannot</b> decode"}],
     )
-    write_page(folder, evaluation_page(document, result, write_clips(folder, shown)))
+    write_page(folder, evaluation_page(document, result, write_clips(folder, shown, 8, 8)))
     return folder
 
 

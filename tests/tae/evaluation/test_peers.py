@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
 from tae import UserError
-from tae.evaluation.peers import SHAPES, WEIGHTS_FILE, DiffusersAutoencoder, load_other
+from tae.evaluation.peers import FACTORS, WEIGHTS_FILE, DiffusersAutoencoder, load_other
 from tae.evaluation.run import evaluate
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -77,7 +77,7 @@ def make(name: str, **arguments: Any) -> Any:
 
 
 def test_every_class_has_a_case() -> None:
-    assert set(SMALL) == set(SHAPES)
+    assert set(SMALL) == set(FACTORS)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tae.evaluation.protocol import Evaluation, evaluate_model
+from tae.evaluation.report import verdict
 from tae.evaluation.results import ClipResult, EvaluationResult, measured, once_each, summarise
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric, NotMeasured
@@ -30,6 +31,8 @@ pytestmark = [
 
 class Dimmed(nn.Module):
     """Stands in for an autoencoder: a reconstruction that is a little darker, latents of pooled values."""
+
+    time_factor = space_factor = 8
 
     def __init__(self, factor=0.9):
         super().__init__()
@@ -157,10 +160,16 @@ def test_a_reconstruction_that_is_not_finite_is_refused():
 
 def test_a_model_without_latents_can_be_evaluated():
     class Other(nn.Module):
+        time_factor, space_factor = 4, 8
+
         def forward(self, clip, sample_posterior):
             return SimpleNamespace(reconstruction=clip * 0.5, latents=None)
 
-    assert "outlier_rate" not in evaluate(make_clips(1), Other()).metrics()
+    result = evaluate(make_clips(1), Other())
+    assert "outlier_rate" not in result.metrics()
+    assert "(4x8x8 down and up" in verdict(result)
+    # A baseline on the model's own grid: half as coarse in time, it keeps more of the noise than one of 8x8x8.
+    assert result.trilinear()["psnr"]["mean"] > evaluate(make_clips(1)).trilinear()["psnr"]["mean"]
 
 
 class Brightness:

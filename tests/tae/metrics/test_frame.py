@@ -89,15 +89,18 @@ def sample_linearly(values, size):
 
 
 @pytest.mark.parametrize("size", [(16, 24, 16), (9, 20, 33), (1, 8, 8)])
-def test_trilinear_baseline_equals_its_definition(size):
+@pytest.mark.parametrize("factors", [(8, 8), (4, 8), (1, 16)])
+def test_trilinear_baseline_equals_its_definition(size, factors):
     clip = torch.rand(2, 3, *size) * 2 - 1
     expected = clip.double().numpy()
-    for axis in (2, 3, 4):
+    for axis, factor in ((2, factors[0]), (3, factors[1]), (4, factors[1])):
         moved = np.moveaxis(expected, axis, 0)
-        small = sample_linearly(moved, math.ceil(len(moved) / 8))
+        small = sample_linearly(moved, math.ceil(len(moved) / factor))
         expected = np.moveaxis(sample_linearly(small, len(moved)), 0, axis)
     # Three float32 interpolations: 1e-6. With align_corners=True the difference would be 0.1.
-    torch.testing.assert_close(trilinear_baseline(clip).double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        trilinear_baseline(clip, *factors).double(), torch.from_numpy(expected), rtol=0, atol=1e-5
+    )
 
 
 def test_lpips_downloads_nothing(frames, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_a_validation_averages_over_frames(frames):
     original, reconstruction = frames
     for clip, length in ((0, 3), (1, 1)):
         batch = {"frames": original[clip, None, :length], "keys": [f"clip{clip}"], "fps": [25.0]}
-        validation.add(batch, reconstruction[clip, None, :length], torch.randn(1, 4, 1, 5, 7))
+        validation.add(batch, reconstruction[clip, None, :length], torch.randn(1, 4, 1, 5, 7), time_factor=8)
     means = validation.means()
     values = psnr(original.flatten(0, 1), reconstruction.flatten(0, 1))[[0, 1, 2, 3]]
     assert means == {"psnr": pytest.approx(values.mean().item(), abs=1e-5), "frames": 4.0}, "no number for ms_ssim"

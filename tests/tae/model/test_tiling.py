@@ -120,7 +120,7 @@ def test_decoding_is_exact_outside_the_reach_of_temporal_kernels(model):
 class Resampler:
     """A model that needs no memory of its own: the mean of 8x8x8 pixels, and each value repeated as often."""
 
-    factor = 8
+    time_factor = space_factor = 8
 
     def encode(self, clip):
         mean = nn.functional.avg_pool3d(clip, 8)
