@@ -198,7 +198,7 @@ def find_damage(decoded: int, stated: int, failed: int, corrupt: int, error: str
     """
     if not decoded:
         return f"no frame decodes ({error or 'the stream is empty'})"
-    if corrupt > max(1, TOLERATED_LOSS * decoded):
+    if corrupt > TOLERATED_LOSS * decoded:
         return f"damaged: {corrupt} of {decoded} decoded frames are corrupt"
     whole = max(stated, decoded + failed)
     if whole - decoded > max(1, TOLERATED_LOSS * whole):
