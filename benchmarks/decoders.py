@@ -2,9 +2,9 @@
 
     python -m benchmarks.decoders --videos UCF-101/ films/
 
-Each reader opens the file in memory and decodes one window, as training does, at `--windows` random places of each file;
-every reader gets the same windows. Processor time counts all threads, and other work on the machine does not spoil it. A window is
-wrong where a frame is not the one of a decode from front to back (by PyAV), but another one, or fails.
+Each reader opens the file in memory and decodes one window, as training does, at `--windows` random places of each
+file; every reader gets the same windows. Processor time counts all threads, and other work on the machine does not
+spoil it. A window is wrong where a frame is not the one of a decode from front to back (by PyAV), but another one.
 
 A process for each reader: decord and torchcodec in one process crash, since each brings its own FFmpeg. A reader that is not
 installed is left out.
