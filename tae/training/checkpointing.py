@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from tae.model.checkpoint_file import read_checkpoint
 from tae.runtime.files import replacing
+from tae.runtime.lightning_internals import sibling_processes, validation_follows
 from tae.runtime.signals import Preempted, StopSignals, handle
 
 LAST_WORDS = 10.0  # seconds for the other processes of a failed run to say why
@@ -142,7 +143,7 @@ class LastCheckpoint(Checkpoint):
         """Take the processes along that would wait for this one in a collective call, for half an hour with NCCL."""
         if isinstance(exception, Preempted | KeyboardInterrupt):
             return
-        for process in getattr(trainer.strategy.launcher, "procs", []):
+        for process in sibling_processes(trainer):
             try:
                 process.wait(LAST_WORDS)
             except subprocess.TimeoutExpired:
@@ -175,9 +176,3 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             for path in old:
                 path.unlink()
-
-
-def validation_follows(trainer: L.Trainer) -> bool:
-    """Whether Lightning validates after this batch; asked of Lightning, which has several schedules."""
-    loop = trainer.fit_loop
-    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -96,15 +95,6 @@ def open_wandb(settings: DictConfig, cfg: DictConfig) -> WandbLogger:
 @rank_zero_only
 def _remember(logger: WandbLogger, record: Path) -> None:
     write_text(record, f"{logger.version}\n")
-
-
-def is_logged_step(trainer: L.Trainer) -> bool:
-    """Whether Lightning logs what the running training step gives (`log_every_n_steps`, and the last one before a stop).
-
-    Asked of Lightning itself: its counter moves on only after `on_train_batch_end`, so all hooks of a step hear the same,
-    and as what will be logged.
-    """
-    return trainer._logger_connector.should_update_logs
 
 
 def close_loggers(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]], step: int) -> None:

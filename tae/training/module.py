@@ -21,7 +21,7 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
-from tae.training.loggers import is_logged_step
+from tae.runtime.lightning_internals import is_logged_step
 from tae.training.nonfinite import ADVICE, FiniteFlag, StepRecord, written
 
 
