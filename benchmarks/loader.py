@@ -43,11 +43,12 @@ from benchmarks.common import RESULTS, publish, spread
 from data.datamodule import ClipDataModule
 from data.decode import as_path, read_frames
 from data.ingest.pipeline import prepare
+from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.samples import read_samples
-from data.processes.pool import Crew
+from data.processes.pool import Engine
 from data.processes.workers import worker_context
-from data.sampling.clip import Clip, Window
+from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.transforms import Square, scaled_size
 from data.sampling.windows import central_window
 
@@ -130,9 +131,12 @@ def one_thread(worker: int) -> None:
 def clip_loader(corpus: Corpus, workers: int, passes: int) -> ClipLoader:
     """The loader in its evaluation mode, whose windows are known; training adds a shuffle of file contents."""
     return ClipLoader(
-        "test", corpus.clips * passes, corpus.window, corpus.batch_size, workers, shuffle_buffer=None, seed=0,
-        max_skipped=0.0, output_dir=Path(os.devnull), rank=0, world_size=1,
-    )  # fmt: skip
+        name="test",
+        clips=corpus.clips * passes,
+        sampling=Sampling(corpus.window, corpus.batch_size),
+        faults=FaultPolicy(0.0, Path(os.devnull)),
+        num_workers=workers,
+    )
 
 
 METHODS: dict[str, Callable[[Corpus, int, int], Iterable[Any]]] = {
@@ -229,7 +233,7 @@ def prepare_shards(videos: Sequence[Path], folder: Path) -> str:
         (folder / "source" / f"{number:06d}_{path.name}").symlink_to(path.resolve())
     prepare(
         "folder", folder / "source", folder / "shards", split="none", splits_dir=None, test=0.0, val=0.0, seed=0,
-        timeout=300, shard_mb=256, encoding=None, crew=Crew(),
+        timeout=300, shard_mb=256, encoding=None, engine=Engine(),
     )  # fmt: skip
     return str(folder / "shards" / "train" / "shard-*.tar")
 

@@ -17,19 +17,19 @@ from typing import Any
 
 from benchmarks.common import RESULTS, publish, seconds, spread
 from data.ingest.pipeline import prepare
-from data.processes.pool import Crew, run_isolated
+from data.processes.pool import Engine, run_isolated
 
 
 def prepare_on(cores: int, workers: int, source: Path) -> float:
     """Seconds of a preparation; in a process of its own, because its fork server keeps the cores that it began with."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    crew = Crew(workers=workers)
-    list(run_isolated(len, ["start the fork server"], 60, crew))
+    engine = Engine(workers=workers)
+    list(run_isolated(len, ["start the fork server"], 60, engine))
     with tempfile.TemporaryDirectory() as folder:
         return seconds(
             lambda: prepare(
                 "folder", source, Path(folder) / "shards", split="none", splits_dir=None, test=0.0, val=0.0, seed=0,
-                timeout=300, shard_mb=256, encoding=None, crew=crew,
+                timeout=300, shard_mb=256, encoding=None, engine=engine,
             ),
             "cpu",
         )  # fmt: skip

@@ -10,16 +10,19 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from data.decode import READERS
+from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
-from data.sampling.clip import Clip, Window
+from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.transforms import Augmentation
 from data.sampling.windows import ShortClip, window_span
 from data.shards.format import Shard
 from data.shards.index import find_shards, read_recipe
+from data.shards.keys import unique_names
 from data.storage.address import is_remote
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 
 SPLITS = ("train", "val", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
@@ -44,6 +47,8 @@ class ClipDataModule(LightningDataModule):
             `repeat_last` repeats their last frame.
         max_skipped: share of clips that may fail to decode before training stops.
         shuffle_buffer: video files that each worker holds in memory to shuffle them.
+        interleave: places of the epoch's row of shards that each worker reads from in turns, so that clips which stand
+            together in their shard do not stand together in batches; 1 for shards that are shuffled themselves.
         seed: of the order, the windows and the crops.
         output_dir: where `skipped.jsonl` names the clips that failed.
         decode_timeout: seconds that a worker process may take over one clip before it is killed and the clip skipped.
@@ -79,10 +84,13 @@ class ClipDataModule(LightningDataModule):
         allow_pipe: bool = False,
         augmentation: Mapping[str, Any] | None = None,
         decoder: str = "auto",
+        interleave: int = 1,
     ) -> None:
         super().__init__()
         at_least_one = {"num_frames": num_frames, "frame_stride": frame_stride, "batch_size": batch_size}
-        _check_numbers(at_least_one | {"shuffle_buffer": shuffle_buffer, "read_tries": read_tries}, 1)
+        _check_numbers(
+            at_least_one | {"shuffle_buffer": shuffle_buffer, "interleave": interleave, "read_tries": read_tries}, 1
+        )
         _check_numbers({"resolution": resolution}, 8)
         _check_numbers({"num_workers": num_workers}, 0)
         for name, value in {
@@ -111,10 +119,11 @@ class ClipDataModule(LightningDataModule):
         self.short_clip = short_clip
         self.max_skipped = max_skipped
         self.shuffle_buffer = shuffle_buffer
+        self.interleave = interleave
         self.seed = seed
-        self.output_dir = Path(output_dir)
+        self.output_dir = to_path(output_dir)
         self.decode_timeout = decode_timeout
-        cache = None if cache_dir is None else ShardCache(Path(cache_dir).expanduser(), round(cache_gb * 1e9))
+        cache = None if cache_dir is None else ShardCache(to_path(cache_dir), round(cache_gb * 1e9))
         self.access = Access(read_tries, read_timeout, cache, allow_pipe)
         self.clips: dict[str, list[Clip]] = {}
         self._training: list[ClipLoader] = []
@@ -159,27 +168,23 @@ class ClipDataModule(LightningDataModule):
         """Each clip of a split once over all processes, or only those with the given keys, in the index's order."""
         clips = self._clips_of(split)
         if only is not None:
-            if missing := set(only) - {clip.key for clip in clips}:
+            wanted = set(only)
+            if missing := wanted - {clip.name for clip in clips}:
                 raise UserError(f"{split} has no usable clip {min(missing)} ({len(missing)} of {len(only)} missing).")
-            clips = [clip for clip in clips if clip.key in set(only)]
+            clips = [clip for clip in clips if clip.name in wanted]
         return self._loader(split, clips, None)
 
     def _loader(self, split: str, clips: list[Clip], shuffle_buffer: int | None) -> ClipLoader:
         rank, world_size = self._place()
         return ClipLoader(
-            split,
-            clips,
-            self.window,
-            self.batch_size,
-            self.num_workers,
-            shuffle_buffer,
-            self.seed,
-            self.max_skipped,
-            self.output_dir,
-            rank,
-            world_size,
-            self.access,
-            self.decode_timeout,
+            name=split,
+            clips=clips,
+            sampling=Sampling(self.window, self.batch_size, shuffle_buffer, self.seed, self.interleave),
+            faults=FaultPolicy(self.max_skipped, self.output_dir, self.decode_timeout),
+            num_workers=self.num_workers,
+            rank=rank,
+            world_size=world_size,
+            access=self.access,
         )
 
     def _place(self) -> tuple[int, int]:
@@ -218,7 +223,11 @@ class ClipDataModule(LightningDataModule):
         if short:
             fate = "left out" if self.short_clip == "skip" else "filled up with their last frame"
             rank_zero_info(f"{split}: {short} of {len(pairs)} clips have fewer than {span} frames and are {fate}.")
-        return [Clip(number, key, shard) for number, (key, shard) in enumerate(usable)]
+        named = zip(usable, unique_names(usable), strict=True)
+        return [
+            Clip(number, key, shard, alias="" if name == key else name)
+            for number, ((key, shard), name) in enumerate(named)
+        ]
 
     def _check_cache(self, remote: Sequence[Shard]) -> None:
         """Make the cache's folder, if there is anything to keep in it."""

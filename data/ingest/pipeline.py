@@ -16,7 +16,7 @@ from data.ingest.shots import Encoding
 from data.ingest.sources import find_videos
 from data.ingest.splits import Video, assign_splits
 from data.ingest.staging import WHEN_FULL, Checked, Clip, Task, stage, write_whole
-from data.processes.pool import Crew, Failure, run_isolated
+from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import VIDEO_EXTENSIONS
 from data.shards.writer import ShardWriter
 from tae.runtime.errors import UserError
@@ -48,14 +48,14 @@ def prepare(
     timeout: float,
     shard_mb: int,
     encoding: Encoding | None,
-    crew: Crew,
+    engine: Engine,
     interlaced: str = "refuse",
     decoder: str = "auto",
 ) -> Outcome:
     """Turn a folder of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
     May be stopped at any moment and called again with the same arguments: it goes on where it was. The shards are the
-    same bytes for any crew and any number of interruptions.
+    same bytes for any engine and any number of interruptions.
 
     Args:
         dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos).
@@ -65,7 +65,7 @@ def prepare(
         timeout: seconds after which the check of one file is given up.
         shard_mb: size of a shard in megabytes.
         encoding: how to encode clips anew, and whether to cut shots; None keeps the files' own bytes.
-        crew: who checks the files.
+        engine: who checks the files.
         interlaced: what becomes of interlaced video: `refuse`, `keep`, or with an encoding `deinterlace`.
         decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.
 
@@ -98,7 +98,7 @@ def prepare(
     try:
         with Journal(output, settings) as journal:
             videos, refused = keep_good(
-                candidates, check_files(source, candidates, journal, encoding, timeout, crew, ways)
+                candidates, check_files(source, candidates, journal, encoding, timeout, engine, ways)
             )
             splits, unlisted = assign_splits(list(videos), split, test, val, seed, splits_dir)
             rejected = sorted(rejected + refused + unlisted)
@@ -122,7 +122,7 @@ def check_files(
     journal: Journal,
     encoding: Encoding | None,
     timeout: float,
-    crew: Crew,
+    engine: Engine,
     ways: dict[str, str],
 ) -> Iterator[Checked | str]:
     """For each video its clips in the staging folder, or the reason to refuse it; those in the journal are done."""
@@ -131,7 +131,7 @@ def check_files(
     tasks = (Task(source / video.path, video.key, journal.clips, encoding, **ways) for video in waiting)
     with progress_bar("files") as progress:
         bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
-        for task, result in run_isolated(stage, tasks, timeout, crew) if waiting else ():
+        for task, result in run_isolated(stage, tasks, timeout, engine) if waiting else ():
             outcome = f"its check {result.reason}" if isinstance(result, Failure) else result
             journal.add(origins[task.key], outcome)
             progress.advance(bar)

@@ -10,7 +10,7 @@ from rich.table import Table
 from data.ingest.download import download_ucf101
 from data.ingest.pipeline import DUPLICATE, Outcome, prepare
 from data.ingest.shots import Encoding
-from data.processes.pool import Crew
+from data.processes.pool import Engine
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 
@@ -45,7 +45,7 @@ def prepare_shards(cfg: DictConfig) -> None:
             "shots=true needs reencode=true: without encoding anew a file can only be cut at its keyframes."
         )
     encoding = Encoding(cfg.shots, cfg.shot_threshold, cfg.min_shot, cfg.short_side, cfg.gop, cfg.crf, cfg.interlaced)
-    crew = Crew(cfg.engine, cfg.workers, cfg.dask_address)
+    engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too, as Ctrl-C does
     try:
         if cfg.download:
@@ -63,7 +63,7 @@ def prepare_shards(cfg: DictConfig) -> None:
             timeout=cfg.timeout,
             shard_mb=cfg.shard_mb,
             encoding=encoding if cfg.reencode else None,
-            crew=crew,
+            engine=engine,
             interlaced=cfg.interlaced,
             decoder=cfg.decoder,
         )

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from data.ingest.check import check
-from data.processes.pool import Crew, Failure, run_isolated
+from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import INDEX, VIDEO_EXTENSIONS
 from data.shards.index import find_shards
 from tae.runtime.console import plain_console
@@ -57,7 +57,7 @@ def find_folders(shards: Path) -> list[Path]:
     return found
 
 
-def verify(folder: Path, decode: bool, timeout: float, crew: Crew) -> Iterator[str]:
+def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterator[str]:
     """What is wrong with a folder of shards, in plain words; nothing if nothing is.
 
     Args:
@@ -78,7 +78,7 @@ def verify(folder: Path, decode: bool, timeout: float, crew: Crew) -> Iterator[s
         yield f"{folder / INDEX}: the key {key} occurs more than once"
     tasks = [Task(folder / name, entry, decode) for name, entry in zip(names, entries, strict=True)]
     with progress_bar("shards") as progress:
-        results = run_isolated(check_shard, tasks, timeout, crew)
+        results = run_isolated(check_shard, tasks, timeout, engine)
         for task, result in progress.track(results, total=len(tasks), description=f"verifying {folder}"):
             problems = [result.reason] if isinstance(result, Failure) else result
             yield from (f"{task.path}: {problem}" for problem in problems)
@@ -159,9 +159,9 @@ def verify_shards(cfg: DictConfig) -> None:
     Raises:
         UserError: with the list of what is wrong.
     """
-    crew = Crew(cfg.engine, cfg.workers, cfg.dask_address)
+    engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
     folders = find_folders(Path(cfg.shards))
-    problems = [problem for folder in folders for problem in verify(folder, cfg.decode, cfg.timeout, crew)]
+    problems = [problem for folder in folders for problem in verify(folder, cfg.decode, cfg.timeout, engine)]
     if problems:
         raise UserError(f"{cfg.shards}: {len(problems)} things are wrong.\n" + "\n".join(problems))
     for folder in folders:

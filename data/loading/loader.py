@@ -1,28 +1,26 @@
 """Batches for the trainer: worker processes, what was skipped, and a position that can be saved and resumed."""
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from data.loading.faults import FaultCount, FaultPolicy
 from data.loading.stream import ClipStream, Item
 from data.processes.shared_memory import BatchReader, BatchWriter, exchange
-from data.processes.watchdog import Board, Watch
+from data.processes.watchdog import Heartbeats, Watchdog
 from data.processes.workers import prepare_worker, worker_context
-from data.sampling.clip import Clip, Window
+from data.sampling.clip import Clip, Sampling
 from data.sampling.order import Layout
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 
 BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
-JUDGED_FROM = 1000  # clips; before that one broken file would be a large share
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,8 @@ class ClipLoader:
     Evaluation (`shuffle_buffer` None): every clip exactly once over all processes, central window and crop, the last
     batch of a worker may be smaller.
 
-    Clips that do not decode are left out, kept in `skipped` and appended to `skipped.jsonl`; never replaced.
+    Clips that do not decode are left out and appended to `skipped.jsonl`, never replaced; an evaluation also lists them in
+    `skipped`.
 
     A worker process that dies, or takes longer over a clip than it may and is killed for it, costs that clip alone: all
     workers start again where they stood, the clip is left out from then on. That may happen to a share of `max_skipped`
@@ -46,11 +45,11 @@ class ClipLoader:
     Args:
         name: of the split, for messages.
         clips: all usable clips of the split, the same list in every process.
+        sampling: how they are drawn.
+        faults: what clips that fail may cost.
         num_workers: decoding processes; 0 decodes in this one.
-        max_skipped: share of clips that may fail before training stops.
-        output_dir: where `skipped.jsonl` is written.
+        rank, world_size: number of this process, and how many there are.
         access: how shards are read.
-        decode_timeout: seconds that a worker process may take over one clip.
 
     Raises:
         UserError: while iterating for training, when too many clips fail; also for evaluation, when too many of them
@@ -59,51 +58,42 @@ class ClipLoader:
 
     def __init__(
         self,
+        *,
         name: str,
         clips: list[Clip],
-        window: Window,
-        batch_size: int,
+        sampling: Sampling,
+        faults: FaultPolicy,
         num_workers: int,
-        shuffle_buffer: int | None,
-        seed: int,
-        max_skipped: float,
-        output_dir: Path,
-        rank: int,
-        world_size: int,
+        rank: int = 0,
+        world_size: int = 1,
         access: Access | None = None,
-        decode_timeout: float = 60.0,
     ) -> None:
         self.name = name
         self.clips = clips
-        self.window = window
-        self.batch_size = batch_size
+        self.sampling = sampling
+        self.faults = faults
         self.num_workers = num_workers
-        self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
-        self.max_skipped = max_skipped
-        self.output_dir = output_dir
         self.access = access or Access()
-        self.decode_timeout = decode_timeout
         self.layout = Layout(rank, world_size, max(num_workers, 1))
         self.skipped: list[dict[str, str]] = []
-        self._taken = 0
-        self._barren: set[int] = set()  # workers that went through a whole epoch since the last batch
+        self._count = FaultCount(name, faults)
+        self._workers_without_batch: set[int] = set()  # in a whole epoch, since the last batch of any
         self._positions = [(0, 0)] * self.layout.num_workers
         self._next_worker = 0
         self._endless: Generator[Item, None, None] | None = None
-        self._deadly: dict[int, str] = {}  # clips that ended a worker, by number, and how
+        self._poisoned: dict[int, str] = {}  # clips that ended a worker, by number, and how
         self._worker_deaths = 0
 
     @property
     def training(self) -> bool:
-        return self.shuffle_buffer is not None
+        return self.sampling.shuffle_buffer is not None
 
     def __len__(self) -> int:
         """Batches of one iteration in this process; at least 1, so that no process leaves a loop that others enter."""
         if self.training:
-            return max(1, len(self.clips) // (self.layout.world_size * self.batch_size))
+            return max(1, len(self.clips) // (self.layout.world_size * self.sampling.batch_size))
         parts = (self.layout.part(len(self.clips), worker) for worker in range(self.layout.num_workers))
-        return max(1, sum(-(-len(part) // self.batch_size) for part in parts))
+        return max(1, sum(-(-len(part) // self.sampling.batch_size) for part in parts))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self._train() if self.training else self._evaluate()
@@ -115,7 +105,7 @@ class ClipLoader:
         while given < len(self):
             item = next(self._endless)
             self._note(item)
-            self._judge()
+            self._check_failures()
             if item.frames is not None:
                 given += 1
                 yield _batch(item)
@@ -127,7 +117,7 @@ class ClipLoader:
             self._endless = None
 
     def _evaluate(self) -> Iterator[dict[str, Any]]:
-        self.skipped, self._taken = [], 0
+        self.skipped, self._count = [], FaultCount(self.name, self.faults)
         self._positions = [(0, 0)] * self.layout.num_workers
         for item in self._items():
             self._note(item)
@@ -140,29 +130,29 @@ class ClipLoader:
             yield from DataLoader(self._stream(), batch_size=None)
             return
         while True:
-            board = Board(self.num_workers)
-            loader, readers = self._workers(board)
+            heartbeats = Heartbeats(self.num_workers)
+            loader, readers = self._workers(heartbeats)
             running = iter(loader)
-            watch = Watch(board, running._workers, self.decode_timeout)  # type: ignore[attr-defined]
+            watchdog = Watchdog(heartbeats, running._workers, self.faults.decode_timeout)  # type: ignore[attr-defined]
             try:
                 for item in running:
                     yield _with_frames(item, readers)
                 return
             except Exception as error:
-                if not (dead := watch.find_dead()):
+                if not (dead := watchdog.find_dead()):
                     raise
                 self._note_deaths(dead, error)
             finally:
-                watch.stop()
+                watchdog.stop()
                 running._shutdown_workers()  # type: ignore[attr-defined]  # or they would stay beside the next ones
 
-    def _workers(self, board: Board) -> tuple[DataLoader, list[BatchReader]]:
+    def _workers(self, heartbeats: Heartbeats) -> tuple[DataLoader, list[BatchReader]]:
         """Worker processes that read the stream from where it stands, and the ends of the memory they write into."""
         context = worker_context()
-        shape = self.window.shape(self.batch_size)
+        shape = self.sampling.window.shape(self.sampling.batch_size)
         ends = [exchange(shape, BATCHES_AHEAD + 1, context) for _ in range(self.num_workers)]
         loader = DataLoader(
-            self._stream([writer for writer, _ in ends], board),
+            self._stream([writer for writer, _ in ends], heartbeats),
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=BATCHES_AHEAD,
@@ -171,20 +161,17 @@ class ClipLoader:
         )
         return loader, [reader for _, reader in ends]
 
-    def _stream(self, writers: Sequence[BatchWriter] = (), board: Board | None = None) -> ClipStream:
+    def _stream(self, writers: Sequence[BatchWriter] = (), heartbeats: Heartbeats | None = None) -> ClipStream:
         return ClipStream(
-            self.clips,
-            self.window,
-            self.layout,
-            self.batch_size,
-            self.shuffle_buffer,
-            self.seed,
-            self._positions,
-            self._next_worker,
-            self.access,
-            self._deadly,
-            writers,
-            board,
+            clips=self.clips,
+            sampling=self.sampling,
+            layout=self.layout,
+            starts=self._positions,
+            first_worker=self._next_worker,
+            access=self.access,
+            poisoned=self._poisoned,
+            writers=writers,
+            heartbeats=heartbeats,
         )
 
     def _note_deaths(self, dead: list[tuple[int, str]], error: Exception) -> None:
@@ -194,14 +181,14 @@ class ClipLoader:
             clip = self._by_number(number)
             at = f"at clip {clip.key} of {clip.shard.url}" if clip else "between two clips"
             if clip:
-                self._deadly[number] = f"decoding it ended a worker process: {reason}"
+                self._poisoned[number] = f"decoding it ended a worker process: {reason}"
             log.warning("A worker process that reads %s ended %s: %s.", self.name, at, reason)
-        allowed = math.ceil(self.max_skipped * len(self.clips))
+        allowed = math.ceil(self.faults.max_skipped * len(self.clips))
         if self._worker_deaths > allowed:
             raise UserError(
                 f"Worker processes that read {self.name} ended {self._worker_deaths} times, the last one {at}: {reason}. "
-                f"data.max_skipped={self.max_skipped} of {len(self.clips)} clips allows {allowed}. Prepare the data again "
-                "without what ends them, or allow more; if memory is what lacks, lower data.num_workers, "
+                f"data.max_skipped={self.faults.max_skipped} of {len(self.clips)} clips allows {allowed}. Prepare the data "
+                "again without what ends them, or allow more; if memory is what lacks, lower data.num_workers, "
                 "data.shuffle_buffer or data.batch_size."
             ) from error
         log.warning("All workers go on from where they stood (%d of %d times).", self._worker_deaths, allowed)
@@ -211,81 +198,91 @@ class ClipLoader:
 
     def _note(self, item: Item) -> None:
         """Remember what an item says beside its batch: the worker's position, counts, and clips that failed."""
-        self._taken += len(item.keys) + len(item.faults)
+        self._count.add(len(item.keys), item.faults)
         self._positions[item.worker] = item.position
         if self.training:
             self._next_worker = (item.worker + 1) % self.layout.num_workers
         if item.frames is not None:
-            self._barren.clear()
+            self._workers_without_batch.clear()
         elif item.position[1] == 0:
-            self._barren.add(item.worker)
-        self.skipped += item.faults
-        if item.faults:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            with self._skipped_file.open("a") as file:
-                file.writelines(json.dumps({"split": self.name} | fault) + "\n" for fault in item.faults)
+            self._workers_without_batch.add(item.worker)
+        if not self.training:  # whose list would grow for ever, and is in the file
+            self.skipped += item.faults
 
-    @property
-    def _skipped_file(self) -> Path:
-        return self.output_dir / "skipped.jsonl"
-
-    def _judge(self) -> None:
+    def _check_failures(self) -> None:
         """Stop a training that would go on with too little of its data."""
-        share = len(self.skipped) / max(self._taken, 1)
-        if len(self._barren) == self.layout.num_workers:
+        if len(self._workers_without_batch) == self.layout.num_workers:
             raise UserError(
-                f"No clip of {self.name} could be decoded in a whole epoch ({len(self.skipped)} failed). "
-                f"The reasons are in {self._skipped_file}."
+                f"No clip of {self.name} could be decoded in a whole epoch ({self._count.failed} failed). "
+                f"The reasons are in {self.faults.file}."
             )
-        if self._taken >= JUDGED_FROM and share > self.max_skipped:
-            raise UserError(
-                f"{len(self.skipped)} of {self._taken} clips of {self.name} could not be decoded ({share:.1%}); "
-                f"data.max_skipped allows {self.max_skipped:.1%}. The reasons are in {self._skipped_file}: prepare the "
-                "data again without these files, or allow more."
-            )
+        self._count.check()
 
     def state_dict(self) -> dict[str, Any]:
         """Where every process stands after the batches that were handed out. All processes must call it together."""
         mine = {"positions": list(self._positions), "next_worker": self._next_worker}
-        mine |= {"taken": self._taken, "skipped": self.skipped, "deadly": list(self._deadly.items())}
+        mine |= {"faults": self._count.state_dict(), "poisoned": list(self._poisoned.items())}
         ranks = [mine]
         if dist.is_available() and dist.is_initialized() and self.layout.world_size > 1:
             ranks = [{} for _ in range(self.layout.world_size)]
             dist.all_gather_object(ranks, mine)
-        return {"layout": self._layout_summary(), "ranks": ranks}
+        return {"layout": self._layout_summary(), "content": self._content_summary(), "ranks": ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Resume where `state` was taken; says what differs without changing the order: shards' content, windows.
 
         Raises:
             UserError: the order would be another one now: another number of processes or workers, other data, or
                 another seed, batch size or shuffle buffer.
         """
         now = self._layout_summary()
-        if changed := [name for name in now if now[name] != state["layout"].get(name)]:
-            was = ", ".join(f"{name} was {state['layout'].get(name)} and is {now[name]}" for name in changed)
+        if changed := _differences(state["layout"], now):
             raise UserError(
-                f"The order of the {self.name} clips cannot be resumed: {was}. Resume with the same settings, or start "
+                f"The order of the {self.name} clips cannot be resumed: {changed}. Resume with the same settings, or start "
                 "from the weights alone with init_from."
             )
+        content = self._content_summary()
+        if (changed := _differences(state.get("content", content), content)) and not self.layout.rank:
+            log.warning("The %s clips are resumed in their order, but not as they were: %s.", self.name, changed)
         mine = state["ranks"][self.layout.rank]
         self._positions = [(epoch, taken) for epoch, taken in mine["positions"]]
         self._next_worker = mine["next_worker"]
-        self._taken, self.skipped = mine["taken"], list(mine["skipped"])
-        self._deadly = {number: reason for rank in state["ranks"] for number, reason in rank.get("deadly", [])}
+        self._count.load_state_dict(mine.get("faults", self._count.state_dict()))
+        self._poisoned = {number: reason for rank in state["ranks"] for number, reason in rank.get("poisoned", [])}
         self._endless = None
 
     def _layout_summary(self) -> dict[str, Any]:
         clips = "\n".join(f"{clip.shard.url.rsplit('/', 1)[-1]} {clip.key} {clip.frames}" for clip in self.clips)
-        return {
+        summary = {
             "processes": self.layout.world_size,
             "data.num_workers": self.layout.num_workers,
-            "data.batch_size": self.batch_size,
-            "data.shuffle_buffer": self.shuffle_buffer,
-            "seed": self.seed,
+            "data.batch_size": self.sampling.batch_size,
+            "data.shuffle_buffer": self.sampling.shuffle_buffer,
+            "seed": self.sampling.seed,
             "number of clips": len(self.clips),
             "list of clips": hashlib.sha256(clips.encode()).hexdigest()[:12],
         }
+        interleave = self.sampling.interleave  # named where it is used, as older checkpoints do not know it
+        return summary if interleave == 1 else summary | {"data.interleave": interleave}
+
+    def _content_summary(self) -> dict[str, Any]:
+        """What else a batch depends on."""
+        shards = {clip.shard.url.rsplit("/", 1)[-1]: clip.shard for clip in self.clips}
+        content = "\n".join(f"{name} {shard.bytes} {shard.sha256}" for name, shard in shards.items())
+        window = self.sampling.window
+        return {
+            "content of the shards": hashlib.sha256(content.encode()).hexdigest()[:12],
+            "data.num_frames": window.num_frames,
+            "data.frame_stride": window.frame_stride,
+            "data.resolution": window.resolution,
+            "data.augmentation": str(window.augmentation),
+        }
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two summaries, in words; empty if nothing does."""
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
 
 
 def _with_frames(item: Item, readers: Sequence[BatchReader]) -> Item:

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class Sample:
     fault: str = ""
 
 
-def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Iterator[Sample]:
+def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Generator[Sample, None, None]:
     """One sample for each clip, in their order. Clips of one shard that stand together are read in one pass."""
     one_pass: dict[str, Clip] = {}
     for clip in clips:
@@ -36,6 +37,22 @@ def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Iterato
         one_pass[clip.key] = clip
     if one_pass:
         yield from _read_shard(one_pass, access or Access())
+
+
+def read_in_turns(clips: Sequence[Clip], runs: Sequence[int], access: Access | None = None) -> Iterator[Sample]:
+    """As `read_samples`, where clips of several runs (`data.sampling.order.find_runs`) alternate: each run in one pass."""
+    members: dict[int, list[Clip]] = defaultdict(list)
+    for clip, run in zip(clips, runs, strict=True):
+        members[run].append(clip)
+    left = {run: len(clips) for run, clips in members.items()}
+    readers: dict[int, Generator[Sample, None, None]] = {}
+    for run in runs:
+        if run not in readers:
+            readers[run] = read_samples(members.pop(run), access)
+        yield next(readers[run])
+        left[run] -= 1
+        if not left[run]:
+            readers.pop(run).close()  # and with it the shard
 
 
 def read_ahead(samples: Iterator[Sample]) -> Iterator[Sample]:

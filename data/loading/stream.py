@@ -4,7 +4,8 @@ The order is a pure function of (seed, epoch, layout), where the layout is the n
 workers). In each epoch the shards are shuffled, their samples are put in one row, and the row is cut into as many
 contiguous parts as there are consumers, equal to within one clip. A consumer reads the shards of its part from front
 to back through a shuffle buffer. Planning by samples and not by shards makes every layout work: fewer shards than
-workers, unequal shards, a single clip.
+workers, unequal shards, a single clip. With `interleave` the row is cut into lanes that are read in turns, so that a part
+holds clips of many shards: for shards in which neighbours are alike.
 
 A position is (epoch, clips taken in it), which is enough to go on exactly there: shuffling works on numbers, so the
 taken ones are found again without reading them.
@@ -21,11 +22,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.decode import DecodeError, choose_reader, open_video
-from data.loading.samples import Sample, read_ahead, read_samples
+from data.loading.samples import Sample, read_ahead, read_in_turns, read_samples
 from data.processes.shared_memory import BatchWriter
-from data.processes.watchdog import Board
-from data.sampling.clip import Clip, Window
-from data.sampling.order import Layout, epoch_order, shuffled
+from data.processes.watchdog import Heartbeats
+from data.sampling.clip import Clip, Sampling
+from data.sampling.order import Layout, epoch_order, find_runs, shuffled
 from data.sampling.transforms import Square
 from data.sampling.windows import central_window, random_window
 from data.storage.remote import Access
@@ -53,50 +54,45 @@ class ClipStream(IterableDataset):
 
     Args:
         clips: all usable clips of the split, the same list in every process.
-        shuffle_buffer: clips held for shuffling; None reads every clip once in the order of the index (evaluation),
-            with the central window and crop. A number makes the stream endless, with random windows and crops.
+        sampling: how they are drawn.
+        layout: which part of them is this process's.
         starts: the position (epoch, clips taken in it) that each worker starts from.
         first_worker: which worker's turn it is, so that a resumed run takes the workers in the same order.
         access: how shards are read.
-        deadly: reasons not to decode some clips at all, by the clips' numbers.
+        poisoned: reasons not to decode some clips at all, by the clips' numbers.
         writers: for each worker process the memory that its batches go into; none where the stream is read in the
             training process itself.
-        board: where worker processes show what they decode.
+        heartbeats: where worker processes show what they decode.
     """
 
     def __init__(
         self,
+        *,
         clips: Sequence[Clip],
-        window: Window,
+        sampling: Sampling,
         layout: Layout,
-        batch_size: int,
-        shuffle_buffer: int | None,
-        seed: int,
         starts: Sequence[tuple[int, int]],
         first_worker: int = 0,
         access: Access | None = None,
-        deadly: Mapping[int, str] | None = None,
+        poisoned: Mapping[int, str] | None = None,
         writers: Sequence[BatchWriter] = (),
-        board: Board | None = None,
+        heartbeats: Heartbeats | None = None,
     ) -> None:
         self.clips = clips
-        self.window = window
+        self.sampling = sampling
         self.layout = layout
-        self.batch_size = batch_size
-        self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
         self.starts = starts
         self.first_worker = first_worker
         self.access = access or Access()
-        self.deadly = deadly or {}
+        self.poisoned = poisoned or {}
         self.writers = writers
-        self.board = board
-        self.rounds = -(-layout.consumers // len(clips)) if shuffle_buffer is not None else 1
+        self.heartbeats = heartbeats
+        self.rounds = -(-layout.consumers // len(clips)) if sampling.shuffle_buffer is not None else 1
 
     def __iter__(self) -> Iterator[Item]:
         info = get_worker_info()
         worker = ((info.id if info else 0) + self.first_worker) % self.layout.num_workers
-        return self._train(worker) if self.shuffle_buffer is not None else self._evaluate(worker)
+        return self._train(worker) if self.sampling.shuffle_buffer is not None else self._evaluate(worker)
 
     def _train(self, worker: int) -> Iterator[Item]:
         """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
@@ -125,29 +121,32 @@ class ClipStream(IterableDataset):
             yield batch.flush((0, len(part)))
 
     def _new_batch(self, worker: int) -> "_Batch":
-        return _Batch(self.batch_size, self.window, worker, self.writers[worker] if self.writers else None)
+        return _Batch(self.sampling, worker, self.writers[worker] if self.writers else None)
 
     def _epoch(self, worker: int, epoch: int, taken: int) -> Iterator[Sample]:
         """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
-        order = epoch_order(self.clips, self.seed, epoch, self.rounds)
+        sampling = self.sampling
+        assert sampling.shuffle_buffer is not None
+        order = epoch_order(self.clips, sampling.seed, epoch, self.rounds, sampling.interleave)
         part = [order[i] for i in self.layout.part(len(order), worker)]
-        assert self.shuffle_buffer is not None
-        seed = (self.seed, epoch, self.layout.rank, worker)
-        done = set(islice(shuffled(range(len(part)), self.shuffle_buffer, seed), taken))
-        rest = read_ahead(read_samples([clip for i, clip in enumerate(part) if i not in done], self.access))
+        runs = find_runs(part)
+        seed = (sampling.seed, epoch, self.layout.rank, worker)
+        done = set(islice(shuffled(range(len(part)), sampling.shuffle_buffer, seed), taken))
+        waiting = [i for i in range(len(part)) if i not in done]
+        rest = read_ahead(read_in_turns([part[i] for i in waiting], [runs[i] for i in waiting], self.access))
         row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
-        return islice(shuffled(row, self.shuffle_buffer, seed), taken, None)
+        return islice(shuffled(row, sampling.shuffle_buffer, seed), taken, None)
 
     def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "Decoded":
-        """A clip's window as squares into `place`; random by (seed, epoch, clip) in training, central in evaluation."""
-        clip, window = sample.clip, self.window
-        if fault := sample.fault or self.deadly.get(clip.number):
+        """A clip's window as squares into `place`: random in training (see `_seed`), central in evaluation."""
+        clip, window = sample.clip, self.sampling.window
+        if fault := sample.fault or self.poisoned.get(clip.number):
             return Decoded(clip, fault=fault)
-        rng = None if epoch is None else np.random.default_rng((self.seed, epoch, clip.number))
+        rng = None if epoch is None else np.random.default_rng(self._seed(epoch, clip))
         sizes = (clip.frames, window.num_frames, window.frame_stride)
         indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
         info = get_worker_info()
-        shown = self.board.shows(info.id, clip.number) if self.board and info else nullcontext()
+        shown = self.heartbeats.decoding(info.id, clip.number) if self.heartbeats and info else nullcontext()
         try:
             with shown, open_video(sample.video, choose_reader(window.decoder, sample.reader)) as video:
                 square = Square(*video.size, window.resolution, rng, window.augmentation)
@@ -157,6 +156,11 @@ class ClipStream(IterableDataset):
         except DecodeError as error:
             return Decoded(clip, fault=str(error))
         return Decoded(clip, sample.fps / window.frame_stride)
+
+    def _seed(self, epoch: int, clip: Clip) -> tuple[int, ...]:
+        """Of a clip's window, crop and augmentation; another one each time that it is taken in an epoch."""
+        seed = (self.sampling.seed, epoch, clip.number)
+        return (*seed, clip.turn) if clip.turn else seed
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,9 @@ class Decoded:
 class _Batch:
     """Collects clips, which are decoded into the batch's own memory, and faults, until the batch is full."""
 
-    def __init__(self, size: int, window: Window, worker: int, writer: BatchWriter | None) -> None:
-        self.size = size
-        self.window = window
+    def __init__(self, sampling: Sampling, worker: int, writer: BatchWriter | None) -> None:
+        self.size = sampling.batch_size
+        self.window = sampling.window
         self.worker = worker
         self.writer = writer
         self.memory: Tensor | None = None
@@ -190,14 +194,14 @@ class _Batch:
 
     def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
         if clip.fault:
-            self.faults.append({"key": clip.clip.key, "shard": clip.clip.shard.url, "reason": clip.fault})
+            self.faults.append({"key": clip.clip.name, "shard": clip.clip.shard.url, "reason": clip.fault})
         else:
             self.clips.append(clip)
         hopeless = not self.clips and len(self.faults) >= FAULTS_AT_ONCE
         return self.flush(position) if hopeless or len(self.clips) == self.size else None
 
     def flush(self, position: tuple[int, int]) -> Item:
-        keys, fps = [clip.clip.key for clip in self.clips], [clip.fps for clip in self.clips]
+        keys, fps = [clip.clip.name for clip in self.clips], [clip.fps for clip in self.clips]
         item = Item(self._hand_over() if self.clips else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item

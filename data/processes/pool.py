@@ -7,11 +7,13 @@ cluster, and whoever gets one has it done by a child process that may be ended.
 import math
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from multiprocessing import current_process
 from pathlib import Path
 from threading import Lock
@@ -24,6 +26,7 @@ from data.processes.workers import worker_context
 from tae.runtime.errors import UserError
 
 ENGINES = ("local", "dask")
+START_SECONDS = 5.0  # that starting children are waited for before the end
 GRACE = 10  # seconds after the time limit at which the system ends a child that nobody else has ended
 
 Task = TypeVar("Task")
@@ -31,24 +34,29 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who does the work: `workers` processes here (None: one for every core), or a dask cluster's at `dask_address`."""
+class Engine:
+    """Where tasks run: in `workers` processes here (None: one for every core), or on the dask cluster at `dask_address`."""
 
-    engine: str = "local"
+    kind: str = "local"
     workers: int | None = None
     dask_address: str | None = None
     connect_timeout: float = 30.0  # seconds
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise UserError(f"engine={self.engine} is unknown. Choose one of: {', '.join(ENGINES)}.")
-        if (self.engine == "dask") != (self.dask_address is not None):
+        if self.kind not in ENGINES:
+            raise UserError(f"engine={self.kind} is unknown. Choose one of: {', '.join(ENGINES)}.")
+        if (self.kind == "dask") != (self.dask_address is not None):
             raise UserError(
-                f"engine={self.engine} and dask_address={self.dask_address} do not go together: engine=dask needs the "
+                f"engine={self.kind} and dask_address={self.dask_address} do not go together: engine=dask needs the "
                 "address of the cluster's scheduler (dask_address=tcp://HOST:8786), engine=local has none."
             )
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers} must be at least 1, or null for one process on every core.")
+
+    @property
+    def processes(self) -> int:
+        """Local processes at most."""
+        return self.workers or joblib.cpu_count()
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Failure:
 
 
 def run_isolated(
-    function: Callable[[Task], Result], tasks: Iterable[Task], timeout: float, crew: Crew
+    function: Callable[[Task], Result], tasks: Iterable[Task], timeout: float, engine: Engine
 ) -> Generator[tuple[Task, Result | Failure], None, None]:
     """Each task with its result, as they get done, in any order; tasks are taken a few at a time.
 
@@ -70,10 +78,14 @@ def run_isolated(
     Raises:
         UserError: raised by `function`, or the cluster cannot be reached. Any other exception becomes a `Failure`.
     """
-    with _hands(crew) as (parallel, processes):
+    tasks = iter(tasks)
+    first = list(islice(tasks, engine.processes))  # no more processes than tasks: one that is still starting ends badly
+    if not first:
+        return
+    with _dispatcher(engine, len(first)) as (parallel, processes):
         job = joblib.delayed(_in_child)
-        alone = crew.engine == "local"  # workers of a cluster may share a machine
-        done = parallel(job(function, task, timeout, processes, alone) for task in tasks)
+        alone = engine.kind == "local"  # workers of a cluster may share a machine
+        done = parallel(job(function, task, timeout, processes, alone) for task in chain(first, tasks))
         try:
             for task_and_result in done:  # noqa: UP028  `yield from` would close it outside of the filter
                 yield task_and_result
@@ -84,41 +96,42 @@ def run_isolated(
 
 
 @contextmanager
-def _hands(crew: Crew) -> Iterator[tuple[joblib.Parallel, int]]:
-    """joblib's way to hand out tasks, and how many child processes each of its workers needs."""
+def _dispatcher(engine: Engine, tasks: int) -> Iterator[tuple[joblib.Parallel, int]]:
+    """joblib's way to hand out `tasks` or more of them, and how many child processes each of its workers needs."""
     options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "2*n_jobs"}
-    if crew.engine == "local":
-        workers = crew.workers or joblib.cpu_count()
+    if engine.kind == "local":
+        workers = min(engine.processes, tasks)
         try:
             yield joblib.Parallel(n_jobs=workers, backend="threading", **options), workers
         finally:
             _end_children()
     else:
-        with _connected(crew) as client, joblib.parallel_config(backend="dask", client=client):
+        with _connected(engine) as client, joblib.parallel_config(backend="dask", client=client):
             yield joblib.Parallel(n_jobs=-1, **options), max(client.nthreads().values(), default=1)
 
 
 @contextmanager
-def _connected(crew: Crew) -> Iterator[Any]:
+def _connected(engine: Engine) -> Iterator[Any]:
     """A client of the cluster; what the cluster cannot mend by itself is the user's to mend."""
     try:
         from distributed import Client, KilledWorker
     except ImportError as error:
         raise UserError("engine=dask needs the package `distributed`: pip install distributed.") from error
     try:
-        with Client(crew.dask_address, timeout=crew.connect_timeout, set_as_default=False) as client:
+        with Client(engine.dask_address, timeout=engine.connect_timeout, set_as_default=False) as client:
             try:
                 yield client
             finally:
                 client.run(_end_children)
     except (OSError, KilledWorker) as error:
         raise UserError(
-            f"dask_address={crew.dask_address}: {error or 'no answer'}. Are its scheduler and workers running? "
+            f"dask_address={engine.dask_address}: {error or 'no answer'}. Are its scheduler and workers running? "
             "What is done is kept: repeat the command to go on."
         ) from error
 
 
 _pool: ProcessPool | None = None
+_started: Any = None  # process numbers of the pool's children, in shared memory: 0 where none has started yet
 _pool_lock = Lock()
 
 
@@ -140,40 +153,44 @@ def _in_child(
 
 
 def _children(processes: int, alone: bool) -> ProcessPool:
-    global _pool
+    global _pool, _started
     with _pool_lock:
         if _pool is None:
             context = worker_context()
             current_process().daemon = False  # as the workers of dask are, whereas a daemon may have no children
-            on_cores: dict[str, Any] = (
-                {"initializer": _take_core, "initargs": [context.Array("i", processes)]} if alone else {}
-            )
-            _pool = ProcessPool(processes, context=context, **on_cores)
+            _started = context.Array("i", processes)
+            _pool = ProcessPool(processes, context=context, initializer=_begin_child, initargs=[_started, alone])
         return _pool
 
 
 def _end_children() -> None:
-    global _pool
+    global _pool, _started
     with _pool_lock:
         if _pool is not None:
+            # One that is still starting would miss the locks that go with the pool, and end in a traceback.
+            deadline = time.monotonic() + START_SECONDS
+            while not all(_started) and time.monotonic() < deadline:
+                time.sleep(0.01)
             _pool.stop()
             _pool.join()
-            _pool = None
+            _pool = _started = None
 
 
-def _take_core(owners: Any) -> None:
-    """In a new child: stay on a core that no other child has, where the children take all cores of this machine.
+def _begin_child(started: Any, alone: bool) -> None:
+    """In a new child: take a place among the started ones, and a core where the children take all of this machine.
 
     decord decodes in a thread beside the one that asks for frames; spread over two cores, the pair takes a quarter more
-    of the processor's time. `owners` has the process number of each core's child; that of a dead one is free again.
+    of the processor's time. The place of a dead child is free again.
     """
-    if hasattr(os, "sched_setaffinity"):
+    with started.get_lock():
+        place = next((place for place, process in enumerate(started) if not _is_alive(process)), None)
+        if place is None:
+            return
+        started[place] = os.getpid()
+    if alone and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        with owners.get_lock():
-            place = next((place for place, owner in enumerate(owners) if not _is_alive(owner)), None)
-            if place is not None and len(owners) == len(cores):
-                owners[place] = os.getpid()
-                os.sched_setaffinity(0, {cores[place]})
+        if len(started) == len(cores):
+            os.sched_setaffinity(0, {cores[place]})
 
 
 def _is_alive(process: int) -> bool:

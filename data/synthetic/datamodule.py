@@ -22,6 +22,7 @@ from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
 from tae.runtime.progress import progress_bar
+from tae.runtime.paths import to_path
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 
@@ -60,26 +61,28 @@ class SyntheticDataModule(ClipDataModule):
         output_dir: str | Path,
         decode_timeout: float = 60.0,
         augmentation: Mapping[str, Any] | None = None,
+        interleave: int = 1,
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"data.num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
         self.recipe = check_recipe(num_clips, clip_frames, clip_size, clips_seed)
         name = hashlib.sha256(json.dumps(self.recipe | {"generator": GENERATOR}, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(cache_dir).expanduser() / name[:12]
+        self.folder = to_path(cache_dir) / name[:12]
         super().__init__(
             {split: str(self.folder / split / "shard-*.tar") for split in SPLITS},
-            num_frames,
-            frame_stride,
-            resolution,
-            batch_size,
-            num_workers,
-            short_clip,
-            max_skipped,
-            shuffle_buffer,
-            seed,
-            output_dir,
-            decode_timeout,
+            num_frames=num_frames,
+            frame_stride=frame_stride,
+            resolution=resolution,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            short_clip=short_clip,
+            max_skipped=max_skipped,
+            shuffle_buffer=shuffle_buffer,
+            seed=seed,
+            output_dir=output_dir,
+            decode_timeout=decode_timeout,
             augmentation=augmentation,
+            interleave=interleave,
         )
 
     def prepare_data(self) -> None:
@@ -143,7 +146,7 @@ def write_synthetic(cfg: DictConfig) -> None:
         UserError: a setting is out of its range, or the output holds something.
     """
     settings = plain(cfg)
-    output = Path(settings["output"]).expanduser()
+    output = to_path(settings["output"])
     recipe = check_recipe(settings["num_clips"], cfg.clip_frames, cfg.clip_size, cfg.clips_seed)
     if set(recipe["num_clips"]) != set(SPLITS) or min(recipe["num_clips"].values()) < 0:
         raise UserError(

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
-from data.loading.loader import JUDGED_FROM
+from data.loading.faults import JUDGED_FROM
 from tae.evaluation.page import evaluation_page, write_clips, write_page
 from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
 from tae.evaluation.protocol import evaluate_model

@@ -20,7 +20,7 @@ from data.ingest.check import Facts, check
 from data.ingest.pipeline import prepare
 from data.ingest.sources import unique_key
 from data.ingest.splits import Video, assign_splits, take_groups
-from data.processes.pool import Crew
+from data.processes.pool import Engine
 from tae.runtime.errors import UserError
 from tests.references.video import decode_in_order
 
@@ -44,7 +44,7 @@ IN_ORDER = {"odd_427x241_mpeg4.avi"}  # AVI has no times to find frames by, and 
 
 def run(source: Path, output: Path, **overrides: Any) -> Any:
     options: dict[str, Any] = {"dataset": "folder", "split": None, "splits_dir": None, "test": 0.2, "val": 0.0}
-    options |= {"seed": 0, "timeout": 60.0, "shard_mb": 1, "encoding": None, "crew": Crew(workers=1)}
+    options |= {"seed": 0, "timeout": 60.0, "shard_mb": 1, "encoding": None, "engine": Engine(workers=1)}
     return prepare(source=source, output=output, **(options | overrides))
 
 

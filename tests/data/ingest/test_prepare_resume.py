@@ -18,7 +18,7 @@ from filelock import FileLock
 from data.drawing import draw_clip, encode
 from data.ingest.journal import Journal
 from data.ingest.pipeline import prepare
-from data.processes.pool import Crew
+from data.processes.pool import Engine
 from data.shards.writer import ShardWriter
 from tae.runtime.errors import UserError
 from tests.data.ingest.test_prepare import contents
@@ -40,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(source: Path, output: Path, **overrides: Any) -> Any:
     options: dict[str, Any] = {"dataset": "folder", "split": None, "splits_dir": None, "test": 0.2, "val": 0.0}
-    options |= {"seed": 0, "timeout": 60.0, "shard_mb": 0.01, "encoding": None, "crew": Crew(workers=1)}
+    options |= {"seed": 0, "timeout": 60.0, "shard_mb": 0.01, "encoding": None, "engine": Engine(workers=1)}
     return prepare(source=source, output=output, **(options | overrides))
 
 
@@ -60,7 +60,7 @@ def command(source: Path, output: Path, *overrides: str) -> list[str]:
 
 
 def test_two_workers_write_what_one_writes(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run(source, tmp_path / "out", crew=Crew(workers=2))
+    run(source, tmp_path / "out", engine=Engine(workers=2))
     assert contents(tmp_path / "out") == undisturbed
 
 

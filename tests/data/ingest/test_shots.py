@@ -19,7 +19,7 @@ from data.ingest.check import RefusedError, check
 from data.ingest.pipeline import prepare
 from data.ingest.shots import Encoding, encode_shots, even_size, find_shots
 from data.ingest.staging import Task, stage
-from data.processes.pool import Crew
+from data.processes.pool import Engine
 from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
 from tests.references.video import decode_in_order, flat
@@ -110,7 +110,7 @@ def test_shots_of_a_film_stay_on_one_side_and_say_where_they_are_from(tmp_path: 
         (tmp_path / "films" / f"film{number}.mp4").write_bytes(film(*lengths))
     prepare(
         "mixkit", tmp_path / "films", tmp_path / "out", split=None, splits_dir=None, test=0.3, val=0.0, seed=0,
-        timeout=60, shard_mb=1, encoding=SHOTS, crew=Crew(workers=1),
+        timeout=60, shard_mb=1, encoding=SHOTS, engine=Engine(workers=1),
     )  # fmt: skip
     samples = {}
     for shard in (tmp_path / "out").glob("*/shard-*.tar"):

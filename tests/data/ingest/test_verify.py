@@ -20,7 +20,7 @@ from data.drawing import draw_clip, encode
 from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe, read_metadata
 from data.ingest.pipeline import prepare
 from data.ingest.verification import Task, check_shard, find_folders, verify
-from data.processes.pool import Crew
+from data.processes.pool import Engine
 from tae.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "videos" / f"clip{number}.mp4").write_bytes(encode(clip))
     prepare(
         "folder", folder / "videos", folder / "out", split=None, splits_dir=None, test=0.2, val=0.0, seed=0,
-        timeout=60, shard_mb=0.005, encoding=None, crew=Crew(workers=1),
+        timeout=60, shard_mb=0.005, encoding=None, engine=Engine(workers=1),
     )  # fmt: skip
     return folder / "out"
 
@@ -101,7 +101,7 @@ def test_a_damaged_sample_is_named(message: str, copied: Path) -> None:
 
 def test_damaged_shards_and_indexes_are_named(copied: Path) -> None:
     def problems() -> str:
-        return "\n".join(verify(copied, False, 60, Crew(workers=1)))
+        return "\n".join(verify(copied, False, 60, Engine(workers=1)))
 
     assert problems() == ""
     shard, index = copied / "shard-000000.tar", copied / "index.json"

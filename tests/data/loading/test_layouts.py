@@ -11,17 +11,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import data.loading.samples
 import data.loading.stream
+from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
 from data.loading.samples import Sample
 from data.loading.stream import ClipStream, Decoded, Item
-from data.sampling.clip import Clip, Window
+from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.order import Layout
 from data.shards.format import Shard
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=6)  # clips of each shard
 FAULTS = st.sets(st.integers(0, 71), max_size=8)  # numbers of clips that do not decode
 BATCH, BUFFER = st.integers(1, 5), st.integers(1, 9)
+LANES = st.integers(1, 7)
 RANKS, WORKERS = st.integers(1, 6), st.integers(1, 4)
 BROKEN: set[int] = set()
 PLAN = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,6 +42,7 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
         return Decoded(sample.clip, 1.0, sample.fault)
 
     monkeypatch.setattr(data.loading.stream, "read_samples", samples)
+    monkeypatch.setattr(data.loading.samples, "read_samples", samples)
     monkeypatch.setattr(ClipStream, "_decode", decode)
 
 
@@ -47,9 +51,24 @@ def make_clips(sizes: list[int]) -> list[Clip]:
     return [Clip(n, key, shard) for n, (key, shard) in enumerate((k, s) for s in shards for k in s.frames)]
 
 
+def make_stream(
+    clips: list[Clip], layout: Layout, batch: int, buffer: int | None, lanes: int = 1,
+    starts: list[tuple[int, int]] | None = None,
+) -> ClipStream:  # fmt: skip
+    sampling = Sampling(Window(1, 1, 8), batch, buffer, interleave=lanes)
+    return ClipStream(clips=clips, sampling=sampling, layout=layout, starts=starts or [(0, 0)] * layout.num_workers)
+
+
+def make_loader(clips: list[Clip], batch: int, buffer: int, folder: Path, rank: int, ranks: int) -> ClipLoader:
+    sampling, faults = Sampling(Window(1, 1, 8), batch, buffer), FaultPolicy(0.0, folder)
+    return ClipLoader(
+        name="train", clips=clips, sampling=sampling, faults=faults, num_workers=0, rank=rank, world_size=ranks
+    )
+
+
 def items_of(stream: ClipStream, worker: int) -> Iterator[Item]:
     """What a worker process with this number gives."""
-    return stream._train(worker) if stream.shuffle_buffer is not None else stream._evaluate(worker)
+    return stream._train(worker) if stream.sampling.shuffle_buffer is not None else stream._evaluate(worker)
 
 
 def numbers_of(item: Item) -> list[int]:
@@ -72,7 +91,7 @@ def test_an_evaluation_takes_every_clip_once(
     given_, failed = Counter[int](), 0
     for rank in range(ranks):
         layout = Layout(rank, ranks, workers)
-        stream = ClipStream(clips, Window(1, 1, 8), layout, batch, None, 0, [(0, 0)] * workers)
+        stream = make_stream(clips, layout, batch, None)
         for worker in range(workers):
             for item in items_of(stream, worker):
                 given_.update(numbers_of(item))
@@ -82,16 +101,16 @@ def test_an_evaluation_takes_every_clip_once(
 
 
 @PLAN
-@given(sizes=SIZES, ranks=RANKS, workers=WORKERS, batch=BATCH, buffer=BUFFER, faults=FAULTS)
+@given(sizes=SIZES, ranks=RANKS, workers=WORKERS, batch=BATCH, buffer=BUFFER, lanes=LANES, faults=FAULTS)
 def test_a_training_epoch_takes_every_clip_once(
-    undecoded: None, sizes: list[int], ranks: int, workers: int, batch: int, buffer: int, faults: set[int]
+    undecoded: None, sizes: list[int], ranks: int, workers: int, batch: int, buffer: int, lanes: int, faults: set[int]
 ) -> None:
     """As often as it needs to for every worker to have one, where clips are fewer than workers."""
     set_faults(faults)
     clips = make_clips(sizes)
     seen = Counter[int]()
     for rank in range(ranks):
-        stream = ClipStream(clips, Window(1, 1, 8), Layout(rank, ranks, workers), 1, buffer, 0, [(0, 0)] * workers)
+        stream = make_stream(clips, Layout(rank, ranks, workers), 1, buffer, lanes)
         for worker in range(workers):
             items = items_of(stream, worker)
             for item in items:
@@ -114,7 +133,7 @@ def test_every_rank_makes_as_many_steps(
     clips = make_clips(sizes)
     steps = []
     for rank in range(ranks):
-        loader = ClipLoader("train", clips, Window(1, 1, 8), batch, 0, buffer, 0, 0.0, tmp_path, rank, ranks)
+        loader = make_loader(clips, batch, buffer, tmp_path, rank, ranks)
         counts = [sum(1 for _ in loader) for _ in range(2)]
         steps.append((len(loader), *counts))
     assert set(steps) == {(max(1, len(clips) // (ranks * batch)),) * 3}
@@ -122,12 +141,12 @@ def test_every_rank_makes_as_many_steps(
 
 @PLAN
 @given(
-    sizes=SIZES, ranks=RANKS, workers=WORKERS, batch=BATCH, buffer=BUFFER, faults=FAULTS, cut=st.integers(1, 20),
-    evaluate=st.booleans(),
+    sizes=SIZES, ranks=RANKS, workers=WORKERS, batch=BATCH, buffer=BUFFER, lanes=LANES, faults=FAULTS,
+    cut=st.integers(1, 20), evaluate=st.booleans(),
 )  # fmt: skip
 def test_a_stream_goes_on_from_any_item(
-    undecoded: None, sizes: list[int], ranks: int, workers: int, batch: int, buffer: int, faults: set[int], cut: int,
-    evaluate: bool,
+    undecoded: None, sizes: list[int], ranks: int, workers: int, batch: int, buffer: int, lanes: int, faults: set[int],
+    cut: int, evaluate: bool,
 ) -> None:  # fmt: skip
     clips = make_clips(sizes)
     if faults >= set(range(len(clips))):
@@ -136,7 +155,7 @@ def test_a_stream_goes_on_from_any_item(
 
     def stream(starts: list[tuple[int, int]]) -> ClipStream:
         layout = Layout(ranks - 1, ranks, workers)
-        return ClipStream(clips, Window(1, 1, 8), layout, batch, None if evaluate else buffer, 0, starts)
+        return make_stream(clips, layout, batch, None if evaluate else buffer, lanes, starts)
 
     def shown(items: Iterator[Item]) -> list[tuple[list[str], list[str]]]:
         return [(item.keys, [fault["key"] for fault in item.faults]) for item in islice(items, 12)]
@@ -151,5 +170,5 @@ def test_one_clip_serves_any_number_of_workers(undecoded: None, tmp_path: Path) 
     set_faults(set())
     clips = make_clips([1])
     for rank in range(3):
-        loader = ClipLoader("train", clips, Window(1, 1, 8), 2, 0, 4, 0, 0.0, tmp_path, rank, 3)
+        loader = make_loader(clips, 2, 4, tmp_path, rank, 3)
         assert [len(batch["keys"]) for batch in [*loader, *loader]] == [2, 2]

@@ -1,6 +1,7 @@
 """The stream's promises: each clip once an epoch, exact resume, nothing replaced, no hang."""
 
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -81,6 +82,82 @@ def test_ranks_share_an_epoch_and_make_equally_many_steps(make_module: Make) -> 
 def test_more_ranks_than_clips_still_gives_every_rank_its_steps(make_module: Make) -> None:
     loaders = [loader_of_rank(make_module(batch_size=2), rank, 20) for rank in range(20)]
     assert {len(keys_of(loader)) for loader in loaders} == {2}
+
+
+def test_copies_of_a_clip_are_different_windows(
+    make_module: Make, write_shard: Callable[..., None], tmp_path: Path
+) -> None:
+    """Two clips, eight ranks: a step must not see the same window four times."""
+    rng = np.random.default_rng(0)
+    write_shard(tmp_path / "s", {f"clip{i}": (encode(draw_clip(rng, 48, 32, 44)), 48) for i in range(2)})
+    shards = {"train": str(tmp_path / "s" / "shard-*.tar")}
+    loaders = [loader_of_rank(make_module(shards=shards, num_frames=4, batch_size=1), rank, 8) for rank in range(8)]
+    batches = [next(iter(loader)) for loader in loaders]
+    assert Counter(key for batch in batches for key in batch["keys"]) == {"clip0": 4, "clip1": 4}
+    assert len({batch["frames"].numpy().tobytes() for batch in batches}) == 8
+
+
+def test_interleaved_shards_mix_what_stands_together(tmp_path: Path) -> None:
+    """Shards in the order of their classes: a part of the row holds a few, of the interleaved row all of them."""
+    shards = [Shard(f"s{i}", {f"{i}_{j}": 9 for j in range(50)}) for i in range(16)]
+    clips = [Clip(n, key, shard) for n, (key, shard) in enumerate((k, s) for s in shards for k in s.frames)]
+    for interleave, fewest in ((1, 1), (8, 8), (16, 16), (1000, 16)):
+        order = epoch_order(clips, 0, 0, rounds=1, interleave=interleave)
+        assert sorted(clip.number for clip in order) == list(range(len(clips)))
+        classes = [{clip.shard.url for clip in order[i : i + 100]} for i in range(0, len(order), 100)]
+        assert min(map(len, classes)) >= fewest
+    assert epoch_order(clips, 0, 0, 1, interleave=1) == epoch_order(clips, 0, 0, 1)
+
+
+def test_interleaved_shards_are_read_in_one_pass_each(make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same clips, same windows, and each resumed position exact; a shard is opened once for each lane that begins in it."""
+    opened: list[str] = []
+    open_samples = data.loading.samples.open_samples
+    monkeypatch.setattr(
+        data.loading.samples,
+        "open_samples",
+        lambda shard, *rest: opened.append(shard.url) or open_samples(shard, *rest),
+    )
+    whole = make_module(batch_size=1, interleave=3).train_dataloader()
+    expected = list(whole)
+    assert sorted(keys_of(expected)) == sorted(clip.key for clip in whole.clips)
+    assert len(opened) <= 4 + 3  # shards and lanes
+    loader = make_module(batch_size=1, interleave=3).train_dataloader()
+    list(islice(loader, 5))
+    resumed = make_module(batch_size=1, interleave=3).train_dataloader()
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    for ours, theirs in zip(islice(resumed, 7), expected[5:], strict=True):
+        assert ours["keys"] == theirs["keys"]
+        assert torch.equal(ours["frames"], theirs["frames"])
+    with pytest.raises(UserError, match=r"data\.interleave was 3 and is None"):
+        make_module(batch_size=1).train_dataloader().load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize("change", [{"num_frames": 12}, {"resolution": 24}, {"augmentation": {"zoom": 2.0}}])
+def test_resuming_says_what_differs_beside_the_order(
+    make_module: Make, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make_module().train_dataloader().state_dict()
+    make_module().train_dataloader().load_state_dict(state)
+    assert not warnings_in(caplog)
+    make_module(**change).train_dataloader().load_state_dict(state)
+    assert f"data.{next(iter(change))} was" in warnings_in(caplog)[0]
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_resuming_says_that_the_shards_are_others(
+    make_module: Make, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make_module().train_dataloader().state_dict()
+    other = Path(shutil.copytree(shards, tmp_path / "other"))
+    index = json.loads((other / "index.json").read_text())
+    index["shards"][0]["sha256"] = "0" * 64
+    (other / "index.json").write_text(json.dumps(index))
+    make_module(shards={"train": f"{other}/*.tar"}).train_dataloader().load_state_dict(state)
+    assert "content of the shards was" in warnings_in(caplog)[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 20])
@@ -263,7 +340,7 @@ def test_a_part_without_any_clip_does_not_hang_the_others(
 def test_too_many_broken_clips_stop_training(
     make_module: Make, broken_shards: Callable[[int, int], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.loading.loader.JUDGED_FROM", 20)
+    monkeypatch.setattr("data.loading.faults.JUDGED_FROM", 20)
     pattern = broken_shards(9, 1)
     few = make_module(shards={"train": pattern}, batch_size=1, max_skipped=0.2).train_dataloader()
     assert len(keys_of([*few, *few, *few])) == 30

@@ -8,7 +8,7 @@ import pytest
 
 import data.processes.pool
 from data.drawing import draw_clip, encode
-from data.processes.pool import Crew, Failure, run_isolated
+from data.processes.pool import Engine, Failure, run_isolated
 from tae.runtime.errors import UserError
 from tests.data.ingest.test_prepare import contents, run
 from tests.fakes.faults import hang_or_die
@@ -22,12 +22,12 @@ RESULTS = dict.fromkeys(map(Path, "abc"), "checked") | {
 
 
 def test_a_hang_or_a_crash_costs_one_file() -> None:
-    assert dict(run_isolated(hang_or_die, TASKS, 4.0, Crew(workers=1))) == RESULTS
+    assert dict(run_isolated(hang_or_die, TASKS, 4.0, Engine(workers=1))) == RESULTS
 
 
 def test_tasks_are_taken_as_they_are_needed_and_may_be_left() -> None:
     """An endless row of them is no problem, and to stop in the middle ends the children."""
-    running = run_isolated(hang_or_die, (Path("a") for _ in itertools.count()), 4.0, Crew(workers=2))
+    running = run_isolated(hang_or_die, (Path("a") for _ in itertools.count()), 4.0, Engine(workers=2))
     assert [result for _, result in itertools.islice(running, 20)] == ["checked"] * 20
     running.close()
     assert data.processes.pool._pool is None
@@ -41,7 +41,7 @@ def test_a_crew_that_cannot_be_is_refused() -> None:
         "tcp://127.0.0.1:1: ": ("dask", None, "tcp://127.0.0.1:1"),
     }.items():
         with pytest.raises(UserError, match=match):
-            list(run_isolated(hang_or_die, TASKS, 4.0, Crew(*arguments, connect_timeout=1)))
+            list(run_isolated(hang_or_die, TASKS, 4.0, Engine(*arguments, connect_timeout=1)))
 
 
 @pytest.mark.slow
@@ -55,8 +55,8 @@ def test_a_cluster_of_two_workers_does_the_same(tmp_path: Path) -> None:
         (tmp_path / "videos").mkdir(exist_ok=True)
         (tmp_path / "videos" / f"{number}.mp4").write_bytes(clip)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        crew = Crew("dask", dask_address=cluster.scheduler_address)
-        assert dict(run_isolated(hang_or_die, TASKS, 4.0, crew)) == RESULTS
-        run(tmp_path / "videos", tmp_path / "cluster", crew=crew)
+        engine = Engine("dask", dask_address=cluster.scheduler_address)
+        assert dict(run_isolated(hang_or_die, TASKS, 4.0, engine)) == RESULTS
+        run(tmp_path / "videos", tmp_path / "cluster", engine=engine)
     run(tmp_path / "videos", tmp_path / "here")
     assert contents(tmp_path / "cluster") == contents(tmp_path / "here")
