@@ -11,7 +11,7 @@ from tae.runtime.cli import hydra_main
 @hydra_main("verify")
 def main(cfg: DictConfig) -> None:
     """End with the list of what is wrong and exit code 1, or say that nothing is."""
-    from data.ingest.verification import verify_shards
+    from data.ingest.verify_command import verify_shards
 
     verify_shards(cfg)
 

@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
 from data.decode import DecodeError, choose_reader, read_frames
-from data.ingest.verification import find_folders, read_members
-from data.shards.format import INDEX, VIDEO_EXTENSIONS
-from data.shards.index import find_shards
+from data.ingest.verification import find_folders, read_members, shards_of
+from data.shards.format import VIDEO_EXTENSIONS
 from data.shards.reader import open_samples
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 
 COMMON = 4  # of the values of a column this many are named
 TILE = (240, 180)  # pixels of a picture in the contact sheet
@@ -27,13 +27,8 @@ COLUMNS = 6
 
 def read_metadata(folder: Path) -> list[dict[str, Any]]:
     """The metadata of every sample of a folder of shards, without reading a video."""
-    shards = find_shards([str(folder / name) for name in _names(folder)], "shards")
-    members = (member for shard in shards for member in read_members(Path(shard.url), wanted=()))
+    members = (member for shard in shards_of(folder) for member in read_members(Path(shard.url), wanted=()))
     return [json.loads(content) for name, content in members if name.endswith(".json")]
-
-
-def _names(folder: Path) -> list[str]:
-    return [Path(entry["name"]).name for entry in json.loads((folder / INDEX).read_text())["shards"]]
 
 
 def summary(folders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -78,7 +73,7 @@ def _most_common(values: Iterable[str]) -> str:
 
 def contact_sheet(folder: Path, clips: int) -> Image.Image:
     """The middle frames of up to `clips` samples, spread evenly over a folder of shards, with their keys."""
-    shards = find_shards([str(folder / name) for name in _names(folder)], "shards")
+    shards = shards_of(folder)
     keys = [(shard, key) for shard in shards for key in shard.frames]
     chosen = [keys[i] for i in np.linspace(0, len(keys) - 1, min(clips, len(keys))).round().astype(int)]
     tiles: list[Image.Image] = []
@@ -113,13 +108,13 @@ def _tile(sample: Mapping[str, Any], num_frames: int) -> Image.Image:
 
 def inspect_shards(cfg: DictConfig) -> None:
     """Print the table and write a contact sheet for each folder of `cfg.shards`."""
-    folders = [folder for folder in find_folders(Path(cfg.shards)) if _names(folder)]
+    folders = [folder for folder in find_folders(to_path(cfg.shards)) if shards_of(folder)]
     if not folders:
         raise UserError(f"shards={cfg.shards}: the index lists no shard.")
     console = plain_console()
     console.print(summary({folder.name: read_metadata(folder) for folder in folders}))
     for folder in folders:
-        path = Path(cfg.sheets) / f"{folder.name}.png"
+        path = to_path(cfg.sheets) / f"{folder.name}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             contact_sheet(folder, cfg.clips).save(path)

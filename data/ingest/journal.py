@@ -15,10 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.ingest.staging import Checked, Clip, write_whole
+from data.ingest.staging import Checked, Clip, remove_drafts, write_whole
 from tae.runtime.errors import UserError
 
 FOLDER = ".prepare"
+EARLIER = {"shuffle": False}  # settings of outputs that were begun before there was a choice
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Journal:
                 f"output={self._output} is being written by another process. Wait for it, or choose another folder."
             ) from error
         try:
+            remove_drafts(self._output)
             self._compare_settings()
             self.results = self._read()
             self._file = self._checked.open("a", encoding="utf-8")
@@ -133,7 +135,7 @@ class Journal:
         if not path.exists():
             write_whole(path, (json.dumps(self._settings, indent=1) + "\n").encode())
             return
-        before = json.loads(path.read_text())
+        before = EARLIER | json.loads(path.read_text(encoding="utf-8"))
         others = [name for name in self._settings | before if self._settings.get(name) != before.get(name)]
         if others:
             changes = ", ".join(f"{name}={before.get(name)} (now {self._settings.get(name)})" for name in others)

@@ -5,7 +5,8 @@ python -m data.prepare dataset=ucf101|mixkit|folder source=DIR output=DIR
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from data.decode import READERS
 from data.ingest.journal import Journal, Origin
 from data.ingest.shots import Encoding
-from data.ingest.sources import find_videos
+from data.ingest.sources import find_videos, root_of
 from data.ingest.splits import Video, assign_splits
 from data.ingest.staging import WHEN_FULL, Checked, Clip, Task, stage, write_whole
 from data.processes.pool import Engine, Failure, run_isolated
@@ -51,15 +52,20 @@ def prepare(
     engine: Engine,
     interlaced: str = "refuse",
     decoder: str = "auto",
+    shuffle: bool = True,
+    columns: Mapping[str, str] | None = None,
+    group_pattern: str | None = None,
 ) -> Outcome:
-    """Turn a folder of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
+    """Turn a folder or a list of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
     May be stopped at any moment and called again with the same arguments: it goes on where it was. The shards are the
     same bytes for any engine and any number of interruptions.
 
     Args:
         dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos).
-        split: `group`, `random`, `official1|2|3` or `none`; None is `group` for ucf101 and `random` for the others.
+        source: a folder, or a list (`data.ingest.lists`).
+        split: `group`, `random`, `official1|2|3`, `list` or `none`; None is `list` where the source names splits, else
+            `group` where groups are known (ucf101, a list with groups, `group_pattern`), else `random`.
         splits_dir: the folder of ucfTrainTestlist, for the official splits.
         test, val: shares of clips for these splits.
         timeout: seconds after which the check of one file is given up.
@@ -68,6 +74,9 @@ def prepare(
         engine: who checks the files.
         interlaced: what becomes of interlaced video: `refuse`, `keep`, or with an encoding `deinterlace`.
         decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.
+        shuffle: write the clips of each split in a random order (of `seed`), so that clips which stand together in the
+            source do not stand together in training.
+        columns, group_pattern: as `data.ingest.sources.find_videos` takes them.
 
     Raises:
         UserError: the source holds no usable video, the output holds something else, is in use or cannot be written,
@@ -75,12 +84,11 @@ def prepare(
     """
     if dataset not in DATASETS:
         raise UserError(f"dataset={dataset} is unknown. Choose one of: {', '.join(DATASETS)}.")
-    if not source.is_dir():
-        raise UserError(f"source={source} is not a folder. Give the folder that holds the videos.")
+    if not source.exists():
+        raise UserError(f"source={source} does not exist. Give the folder that holds the videos, or a list of them.")
     if source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
-    split = split or ("group" if dataset == "ucf101" else "random")
-    candidates, rejected = find_videos(source, dataset, output)
+    candidates, rejected = find_videos(source, dataset, output, columns, group_pattern)
     if not candidates:
         raise UserError(f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}).")
     if interlaced not in (INTERLACED if encoding else KEPT_AS_IT_IS):
@@ -89,7 +97,9 @@ def prepare(
         )
     if decoder not in ("auto", *READERS):
         raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(READERS)}.")
+    split = split or default_split(candidates)
     recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
+    recipe |= {"shuffle": shuffle} | ({"group_pattern": group_pattern} if group_pattern else {})
     assign_splits(candidates, split, test, val, seed, splits_dir)  # a wrong option shows before the long part
     if encoding:
         recipe["encoding"] = asdict(encoding)
@@ -98,7 +108,7 @@ def prepare(
     try:
         with Journal(output, settings) as journal:
             videos, refused = keep_good(
-                candidates, check_files(source, candidates, journal, encoding, timeout, engine, ways)
+                candidates, check_files(root_of(source), candidates, journal, encoding, timeout, engine, ways)
             )
             splits, unlisted = assign_splits(list(videos), split, test, val, seed, splits_dir)
             rejected = sorted(rejected + refused + unlisted)
@@ -109,11 +119,21 @@ def prepare(
                 )
             journal.fix({name: [(v.key, videos[v].sha256) for v in members] for name, members in splits.items()})
             for name, members in splits.items():
-                _write_split(journal, output / name, recipe, members, videos, shard_mb)
+                clips = [(video, clip) for video in members for clip in videos[video].clips]
+                if shuffle:
+                    random.Random(f"{seed} {name}").shuffle(clips)
+                _write_split(journal, output / name, recipe, clips, videos, shard_mb)
             journal.discard_all()
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
     return Outcome({name: sum(len(videos[v].clips) for v in members) for name, members in splits.items()}, rejected)
+
+
+def default_split(videos: Sequence[Video]) -> str:
+    """How to split where nothing is said: by what the source says of its videos."""
+    if any(video.split for video in videos):
+        return "list"
+    return "group" if any(video.group != video.key for video in videos) else "random"
 
 
 def check_files(
@@ -158,11 +178,10 @@ def keep_good(
 
 
 def _write_split(
-    journal: Journal, folder: Path, recipe: dict[str, Any], members: Sequence[Video], videos: dict[Video, Checked],
-    shard_mb: int,
+    journal: Journal, folder: Path, recipe: dict[str, Any], clips: Sequence[tuple[Video, Clip]],
+    videos: dict[Video, Checked], shard_mb: int,
 ) -> None:  # fmt: skip
     """The clips of a split from the staging folder to shards; they are removed there when their shard is finished."""
-    clips = [(video, clip) for video in members for clip in videos[video].clips]
     written: list[Clip] = []
     with (
         ShardWriter(folder, folder.name, recipe, shard_mb * 1_000_000, resume=True) as writer,

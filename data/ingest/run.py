@@ -13,6 +13,7 @@ from data.ingest.shots import Encoding
 from data.processes.pool import Engine
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 
 REASONS_SHOWN = 12
 
@@ -36,8 +37,8 @@ def report(outcome: Outcome, output: Path) -> None:
 
 def prepare_shards(cfg: DictConfig) -> None:
     """Call `prepare` with the config's values, then print the table."""
-    source, output = Path(cfg.source), Path(cfg.output)
-    splits_dir = Path(cfg.splits_dir) if cfg.splits_dir else None
+    source, output = to_path(cfg.source), to_path(cfg.output)
+    splits_dir = to_path(cfg.splits_dir) if cfg.splits_dir else None
     if cfg.download and cfg.dataset != "ucf101":
         raise UserError(f"download=true serves dataset=ucf101 alone, not dataset={cfg.dataset}.")
     if cfg.shots and not cfg.reencode:
@@ -66,6 +67,9 @@ def prepare_shards(cfg: DictConfig) -> None:
             engine=engine,
             interlaced=cfg.interlaced,
             decoder=cfg.decoder,
+            shuffle=cfg.shuffle,
+            columns=cfg.columns,
+            group_pattern=cfg.group_pattern,
         )
     except KeyboardInterrupt as interrupt:
         raise UserError("Stopped. What is done is kept: repeat the command to go on.") from interrupt

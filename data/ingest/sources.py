@@ -1,56 +1,91 @@
-"""The files of a source folder, and a unique key for each."""
+"""The videos of a source, a folder or a list, and a unique key for each."""
 
-import os
 import re
-import unicodedata
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
+from data.ingest.lists import Row, read_list
 from data.ingest.splits import UCF101_NAME, Video
 from data.shards.format import VIDEO_EXTENSIONS
+from data.shards.keys import UniqueKeys
+from tae.runtime.errors import UserError
+from tae.runtime.paths import list_files, to_path
 
-KEY_LENGTH = 80  # a ustar member's name holds 100 characters
+Rejected = list[tuple[str, str]]  # (path, reason)
 
 
-def find_videos(source: Path, dataset: str, output: Path | None = None) -> tuple[list[Video], list[tuple[str, str]]]:
-    """Every file below `source`, sorted: candidates by name, and the others with the reason why they are none.
+def find_videos(
+    source: Path, dataset: str, output: Path | None = None, columns: Mapping[str, str] | None = None,
+    group_pattern: str | None = None,
+) -> tuple[list[Video], Rejected]:  # fmt: skip
+    """Every file of a source: candidates by name, and the others with the reason why they are none.
 
-    What lies in `output` is no part of the source.
+    Args:
+        source: a folder, whose files come sorted, or a list (`data.ingest.lists`), whose files come in its order.
+        output: what lies in it is no part of the source.
+        columns: of the list.
+        group_pattern: searched in each path; what its first group in brackets matches, or else the whole of it, is the
+            video's group. A path in which it is not found makes a group of its own.
+
+    Raises:
+        UserError: a list that cannot be read, or a pattern that cannot be used or is found in no path.
     """
+    pattern = _compile(group_pattern)
+    files = _listed(source, columns) if source.is_file() else _found(source, output)
     candidates: list[Video] = []
-    rejected: list[tuple[str, str]] = []
-    taken: set[str] = set()
-    ours = source / os.path.relpath(output.resolve(), source.resolve()) if output else None
-    for path in sorted(path for path in source.rglob("*") if not path.is_dir() and ours not in path.parents):
-        relative = path.relative_to(source).as_posix()
-        if reason := _why_not(path, dataset):
-            rejected.append((relative, reason))
+    rejected: Rejected = []
+    keys, matches = UniqueKeys(), 0
+    for row, reason in files:
+        path = PurePosixPath(row.path)
+        if reason := reason or _why_not(path, dataset):
+            rejected.append((row.path, reason))
             continue
-        key = unique_key(path.stem, taken)
-        taken.add(key)
+        key = keys.claim(path.stem)
         name = UCF101_NAME.match(path.stem) if dataset == "ucf101" else None
-        label = path.parent.name if path.parent != source else (name["label"] if name else "")
-        candidates.append(Video(relative, key, label, name["group"] if name else key))
+        match = pattern.search(row.path) if pattern else None
+        matches += match is not None
+        found = match[1 if match.lastindex else 0] if match else name["group"] if name else ""
+        label = row.label or path.parent.name or (name["label"] if name else "")
+        candidates.append(Video(row.path, key, label, row.group or found or key, row.split))
+    if pattern and candidates and not matches:
+        raise UserError(f"group_pattern={group_pattern} is found in no path, such as {candidates[0].path}.")
     return candidates, rejected
 
 
-def _why_not(path: Path, dataset: str) -> str:
-    if path.name.startswith("."):
-        return "hidden file"
-    if not path.is_file():
-        return "not a regular file (a broken link?)"
+def root_of(source: Path) -> Path:
+    """What the paths of a source's videos are relative to."""
+    return source.parent if source.is_file() else source
+
+
+def _found(source: Path, output: Path | None) -> Iterator[tuple[Row, str]]:
+    return ((Row(entry.path), entry.reason) for entry in list_files(source, output))
+
+
+def _listed(source: Path, columns: Mapping[str, str] | None) -> Iterator[tuple[Row, str]]:
+    seen: set[str] = set()
+    for number, row in enumerate(read_list(source, columns), 1):
+        path = source.parent / to_path(row.path)
+        if not row.path:
+            yield Row(f"row {number} of {source.name}"), "no path"
+        elif row.path in seen:
+            yield row, "listed more than once"
+        else:
+            seen.add(row.path)
+            row = replace(row, path=str(to_path(row.path)))
+            yield row, "" if path.is_file() else "no such file" if not path.exists() else "not a regular file"
+
+
+def _compile(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise UserError(f"group_pattern={pattern} is no regular expression: {error}.") from error
+
+
+def _why_not(path: PurePosixPath, dataset: str) -> str:
     if path.suffix.lower().lstrip(".") not in VIDEO_EXTENSIONS:
         return f"not a video by its extension ({path.suffix or 'none'})"
     if dataset == "ucf101" and not UCF101_NAME.match(path.stem):
         return "not named v_<Class>_gXX_cYY as the clips of UCF-101 are (use dataset=folder for other videos)"
     return ""
-
-
-def unique_key(stem: str, taken: set[str]) -> str:
-    """A sample's key from a file name: letters, digits, `_` and `-` only, and not in `taken`."""
-    ascii_name = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    base = re.sub(r"[^A-Za-z0-9_-]+", "_", ascii_name).strip("_")[:KEY_LENGTH] or "video"
-    key, number = base, 1
-    while key in taken:
-        number += 1
-        key = f"{base}-{number}"
-    return key

@@ -12,17 +12,18 @@ from tae.runtime.errors import UserError
 UCF101_NAME = re.compile(r"v_(?P<group>(?P<label>[A-Za-z]+)_g\d+)_c\d+$")
 OFFICIAL_ADDRESS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
 OFFICIAL_SPLITS = ("official1", "official2", "official3")
-SPLITS = ("group", "random", *OFFICIAL_SPLITS, "none")
+SPLITS = ("group", "random", *OFFICIAL_SPLITS, "list", "none")
 
 
 @dataclass(frozen=True)
 class Video:
-    """A source file: path below the source folder, key of its sample, class, and scene that it was cut from."""
+    """A source file: path below the source folder, key of its sample, class, scene that it was cut from, split by a list."""
 
     path: str
     key: str
     label: str
     group: str
+    split: str = ""
 
 
 def assign_splits(
@@ -49,6 +50,8 @@ def assign_splits(
         chosen["test"] = {video for video in videos if listed.get(Path(video.path).stem) == "test"}
         rest = [video for video in videos if listed.get(Path(video.path).stem) == "train"]
         unlisted = [(v.path, f"not in the lists of {split}") for v in videos if Path(v.path).stem not in listed]
+    elif split == "list":
+        return _by_list(videos)
     elif split != "none":
         chosen["test"] = take(rest, test, seed)
         rest = [video for video in rest if video not in chosen["test"]]
@@ -57,6 +60,17 @@ def assign_splits(
         chosen["val"] = (take_groups if split in OFFICIAL_SPLITS else take)(rest, min(left, 1.0), seed + 1)
     chosen["train"] = set(rest) - chosen.get("val", set())
     return {name: [video for video in videos if video in members] for name, members in chosen.items()}, unlisted
+
+
+def _by_list(videos: Sequence[Video]) -> tuple[dict[str, list[Video]], list[tuple[str, str]]]:
+    """The splits that a list gives."""
+    if not any(video.split for video in videos):
+        raise UserError(
+            "split=list needs a list as source, with a column that says train, val or test (columns.split)."
+        )
+    names = ("train", "test", *(["val"] if any(video.split == "val" for video in videos) else []))
+    splits = {name: [video for video in videos if video.split == name] for name in names}
+    return splits, [(video.path, "the list names no split for it") for video in videos if not video.split]
 
 
 def take_any(videos: Sequence[Video], share: float, seed: int) -> set[Video]:
@@ -81,17 +95,18 @@ def take_groups(videos: Sequence[Video], share: float, seed: int) -> set[Video]:
     random.Random(seed).shuffle(order)
     label_of = {group: label for label, members in classes.items() for group in members}
     left = {label: len(members) for label, members in classes.items()}
-    taken: list[str] = []
+    taken: set[str] = set()
+    size = 0
     for first in (True, False):  # one of every class, then more
         for group in order:
             label = label_of[group]
             untouched = left[label] == len(classes[label])
             if group in taken or (left[label] == 1 and len(classes[label]) > 1):
                 continue
-            size = sum(len(groups[name]) for name in taken)
             closer = abs(size + len(groups[group]) - share * len(videos)) < abs(size - share * len(videos))
             if (first and share and untouched and left[label] > 1) or (not first and closer):
-                taken.append(group)
+                taken.add(group)
+                size += len(groups[group])
                 left[label] -= 1
     return {video for group in taken for video in groups[group]}
 
@@ -106,7 +121,7 @@ def _official_lists(split: str, splits_dir: Path | None) -> dict[str, str]:
                 f"split={split} needs the official lists, and {file.name} is not in splits_dir={splits_dir}. Download "
                 f"{OFFICIAL_ADDRESS}, unpack it and give the folder ucfTrainTestlist as splits_dir."
             )
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8-sig").splitlines():
             if line.strip():
                 lines[Path(line.split()[0]).stem] = name
     return lines

@@ -20,6 +20,7 @@ from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
 
 SAME_COLOUR = 6.0  # of 255, mean of a picture at some 1,000 points
+DRAFT = ".{name}.{pid}.partial"
 WHEN_FULL = "Free some space and repeat the command: it goes on where it stopped."
 
 
@@ -123,10 +124,17 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(DRAFT.format(name=path.name, pid=os.getpid()))
     try:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}. {WHEN_FULL}") from error
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what killed writers left in a folder and its subfolders. Only for a folder that nobody else writes to."""
+    for pattern in (DRAFT.format(name="*", pid="[0-9]*"), ".shard-*.partial"):
+        for draft in folder.rglob(pattern):
+            draft.unlink(missing_ok=True)

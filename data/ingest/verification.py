@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from data.ingest.check import check
 from data.processes.pool import Engine, Failure, run_isolated
-from data.shards.format import INDEX, VIDEO_EXTENSIONS
+from data.shards.format import INDEX, VIDEO_EXTENSIONS, Shard
 from data.shards.index import find_shards
-from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
+from tae.runtime.paths import is_hidden
 from tae.runtime.progress import progress_bar
 
 METADATA_BYTES = 1_000_000  # of a sample's json: a few hundred are usual
@@ -48,13 +46,30 @@ def find_folders(shards: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    found = [folder for folder in (shards, *sorted(shards.glob("*/"))) if (folder / INDEX).is_file()]
+    found = [folder for folder in (shards, *_subfolders(shards)) if (folder / INDEX).is_file()]
     if not found:
         raise UserError(
             f"shards={shards} has no {INDEX}, and no folder in it has one. Give the output folder of "
             "`python -m data.prepare`, or one of the splits in it."
         )
     return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path.name)]
+
+
+def shards_of(folder: Path) -> list[Shard]:
+    """The shards of a folder by its index, in its order.
+
+    Raises:
+        UserError, OSError, ValueError, KeyError, TypeError: there is no index, or it is none of these shards.
+    """
+    entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
+    names = [str(folder / Path(entry["name"]).name) for entry in entries]
+    return find_shards(names, "shards") if names else []
 
 
 def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterator[str]:
@@ -65,9 +80,9 @@ def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterat
         timeout: seconds for one shard.
     """
     try:
-        entries = json.loads((folder / INDEX).read_text())["shards"]
+        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
         names = [Path(entry["name"]).name for entry in entries]
-        find_shards([str(folder / name) for name in names], "shards")  # whether the index contradicts itself
+        shards_of(folder)  # whether the index contradicts itself
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         yield f"{folder / INDEX}: {error}"
         return
@@ -95,7 +110,7 @@ def check_shard(task: Task) -> list[str]:
 
 
 def _check_members(task: Task) -> Iterator[str]:
-    missing = dict(task.entry["frames"])
+    missing = _rows(task.entry)
     halves: dict[str, dict[str, bytes]] = {}  # a video and its metadata follow one another, in either order
     for name, content in read_members(task.path):
         key, _, extension = name.partition(".")
@@ -112,7 +127,15 @@ def _check_members(task: Task) -> Iterator[str]:
     yield from (f"{key}: is in the index, but not whole in the shard" for key in missing)
 
 
-def _check_sample(video: bytes, text: bytes, num_frames: int, decode: bool) -> Iterator[str]:
+def _rows(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an index says of each sample of a shard, by the names in its metadata."""
+    columns = {"num_frames": entry["frames"].values()}
+    columns |= {name: entry[name] for name in ("fps", "width", "height") if name in entry}
+    rows = zip(*columns.values(), strict=True)
+    return {key: dict(zip(columns, row, strict=True)) for key, row in zip(entry["frames"], rows, strict=True)}
+
+
+def _check_sample(video: bytes, text: bytes, row: Mapping[str, Any], decode: bool) -> Iterator[str]:
     try:
         metadata = json.loads(text)
         wrong = [name for name, kind in FIELDS.items() if not isinstance(metadata.get(name), kind)]
@@ -123,8 +146,10 @@ def _check_sample(video: bytes, text: bytes, num_frames: int, decode: bool) -> I
         yield f"its metadata lacks {', '.join(wrong)}"
     elif metadata["sha256"] != hashlib.sha256(video).hexdigest():
         yield "the sha256 of its video is not the one in its metadata"
-    elif metadata["num_frames"] != num_frames:
+    elif metadata["num_frames"] != (num_frames := row["num_frames"]):
         yield f"{metadata['num_frames']} frames by its metadata, {num_frames} by the index"
+    elif other := [name for name, value in row.items() if metadata[name] != value]:
+        yield f"its {other[0]} is {metadata[other[0]]} by its metadata, {row[other[0]]} by the index"
     elif decode:
         facts = check(video, interlaced="keep")  # whether that may be was decided at preparation
         if isinstance(facts, str):
@@ -151,18 +176,3 @@ def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iter
 def _repeated(keys: Iterator[str]) -> list[str]:
     seen: set[str] = set()
     return [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-
-
-def verify_shards(cfg: DictConfig) -> None:
-    """Verify every folder of shards in `cfg.shards` and say that nothing is wrong.
-
-    Raises:
-        UserError: with the list of what is wrong.
-    """
-    engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
-    folders = find_folders(Path(cfg.shards))
-    problems = [problem for folder in folders for problem in verify(folder, cfg.decode, cfg.timeout, engine)]
-    if problems:
-        raise UserError(f"{cfg.shards}: {len(problems)} things are wrong.\n" + "\n".join(problems))
-    for folder in folders:
-        plain_console().print(f"{folder}: as the index says" + ", every video decodes" * cfg.decode, soft_wrap=True)

@@ -21,7 +21,8 @@ class Augmentation:
     """Random changes of a training clip, one draw for all of its frames. What is left at its default changes nothing.
 
     Args:
-        zoom: the short side is scaled to between 1 and `zoom` times the resolution before the crop.
+        zoom: the short side is scaled to between 1 and `zoom` times the resolution before the crop, but not beyond its own
+            size where that is larger than the resolution.
         flips: each is done to half of the clips: backwards in "time", upside down in "height", mirrored in "width",
             rows and columns exchanged along the "diagonal".
         colour: contrast and saturation are multiplied by 1 - colour to 1 + colour, the brightness is moved by up to
@@ -79,7 +80,9 @@ class Square:
         self._size = self._short_side = size
         self._colours: tuple[Tensor, Tensor] | None = None
         if rng and augmentation.zoom > 1:
-            self._short_side = round(rng.uniform(1, augmentation.zoom) * size)
+            # Not beyond the file's own pixels: what is scaled up to be cropped has no detail to learn.
+            most = min(augmentation.zoom, max(min(height, width) / size, 1.0))
+            self._short_side = round(rng.uniform(1, most) * size)
         room = [side - size for side in scaled_size(height, width, self._short_side)]
         self._top, self._left = (int(rng.integers(side + 1)) if rng else side // 2 for side in room)
         flips = [name for name in augmentation.flips if rng and rng.random() < 0.5]

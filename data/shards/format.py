@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,20 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file and what its index says: `frames[key]` frames in sample `key`, in the order of the file."""
+    """One tar file and what its index says: `frames[key]` frames in sample `key`, in the order of the file.
+
+    offsets: where each sample begins, in the same order; empty where the index does not say.
+    """
 
     url: str
     frames: Mapping[str, int]
     bytes: int | None = None
     sha256: str = ""
+    offsets: tuple[int, ...] = ()
+
+    def begin_of(self, keys: Collection[str]) -> int:
+        """A position in the file before which none of these samples lies."""
+        return min((offset for key, offset in zip(self.frames, self.offsets, strict=False) if key in keys), default=0)
 
 
 def read_json(text: bytes) -> Any:

@@ -5,7 +5,8 @@ A sample is two members of a tar file: `<key>.<ext>`, the original video file's 
 without opening a single tar file.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from data.shards.format import (
 from data.storage.address import beside, file_name, is_remote, scheme
 from data.storage.remote import Access, glob_s3, open_file
 from tae.runtime.errors import UserError
+from tae.runtime.paths import WILDCARDS, glob_files, to_path
+
+OPTIONAL_COLUMNS = ("offsets", "fps", "width", "height")
 
 
 def find_shards(patterns: str | Sequence[str], option: str, access: Access | None = None) -> list[Shard]:
@@ -40,10 +44,10 @@ def find_shards(patterns: str | Sequence[str], option: str, access: Access | Non
         UserError: nothing matches, a file or an index is missing, or the two do not fit together.
     """
     access = access or Access()
-    urls = [url for pattern in _as_list(patterns) for url in _expand(pattern, option, access)]
+    urls = _without_repeats(url for pattern in _as_list(patterns) for url in _expand(pattern, option, access))
     indexes = {url: _read_index(url, option, access) for url in dict.fromkeys(beside(url, INDEX) for url in urls)}
     shards = []
-    for url in dict.fromkeys(urls):
+    for url in urls:
         index_url = beside(url, INDEX)
         entry = indexes[index_url].get(file_name(url))
         if entry is None:
@@ -53,7 +57,8 @@ def find_shards(patterns: str | Sequence[str], option: str, access: Access | Non
             )
         if not is_remote(url):
             _check_size(url, entry["bytes"], option)
-        shards.append(Shard(url, entry["frames"], entry["bytes"], entry.get("sha256", "")))
+        offsets = tuple(entry.get("offsets", ()))
+        shards.append(Shard(url, entry["frames"], entry["bytes"], entry.get("sha256", ""), offsets))
     return shards
 
 
@@ -65,8 +70,18 @@ def read_recipe(shard: Shard, access: Access) -> str:
     name = str(index.get("split", "not stated"))
     if not isinstance(recipe, Mapping):
         return name
-    parts = ", ".join(f"{key} {value}" for key, value in recipe.items() if key not in ("dataset", "encoding"))
+    parts = ", ".join(
+        f"{key} {value}" for key, value in recipe.items() if key not in ("dataset", "encoding", "shuffle")
+    )
     return f"{name} of {recipe.get('dataset', 'videos')} ({parts})"
+
+
+def _without_repeats(urls: Iterable[str]) -> list[str]:
+    """Each shard once, under its first path."""
+    first: dict[str, str] = {}
+    for url in urls:
+        first.setdefault(url if is_remote(url) else os.path.realpath(url), url)
+    return list(first.values())
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
@@ -83,6 +98,8 @@ def _expand(pattern: str, option: str, access: Access) -> list[str]:
             f"{option}={pattern} would run a command. Set data.allow_pipe=true if it comes from you and is meant; else give "
             "paths, http(s):// or s3:// addresses."
         )
+    if not kind and to_path(pattern).is_file():  # a name with braces in it
+        return [str(to_path(pattern))]
     try:
         urls = list(braceexpand.braceexpand(pattern))
     except ValueError as error:
@@ -108,22 +125,21 @@ def _glob(pattern: str, option: str, access: Access) -> list[str]:
         raise UserError(
             f"{option}={pattern}: the command does not name a .tar file, beside which its {INDEX} would lie."
         )
-    wildcards = {"http": "*", "https": "*", "pipe": ""}.get(kind, "*?[")
+    if not kind:
+        return glob_files(pattern)
+    wildcards = {"http": "*", "https": "*", "pipe": ""}.get(kind, WILDCARDS)
     if not any(character in pattern for character in wildcards):
         return [pattern]
     if kind in ("http", "https"):
         raise UserError(
             f"{option}={pattern}: http servers do not list files. Use braces: shard-{{000000..000007}}.tar."
         )
-    if kind == "s3":
-        try:
-            return glob_s3(pattern, access.timeout)
-        except UserError:
-            raise
-        except Exception as error:  # botocore's and aiohttp's errors have no common class
-            raise UserError(f"{option}={pattern} cannot be listed: {type(error).__name__}: {error}") from error
-    path = Path(pattern)
-    return sorted(str(match) for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    try:
+        return glob_s3(pattern, access.timeout)
+    except UserError:
+        raise
+    except Exception as error:  # botocore's and aiohttp's errors have no common class
+        raise UserError(f"{option}={pattern} cannot be listed: {type(error).__name__}: {error}") from error
 
 
 def _read_index(url: str, option: str, access: Access) -> dict[str, dict[str, Any]]:
@@ -158,6 +174,11 @@ def _check_entry(entry: Mapping[str, Any]) -> None:
         raise ValueError(f"{name!r} is not a name of a shard")
     if not _is_count(entry["bytes"]) or entry["samples"] != len(frames):
         raise ValueError(f"the entry of {name} contradicts itself")
+    for column in OPTIONAL_COLUMNS:
+        if column in entry and (type(entry[column]) is not list or len(entry[column]) != len(frames)):
+            raise ValueError(f"{name} has {column} that are not one for each sample")
+    if not all(_is_count(offset) and offset < entry["bytes"] for offset in entry.get("offsets", ())):
+        raise ValueError(f"{name} has offsets beyond its end")
     if not SHA256.fullmatch(entry.get("sha256", "0" * 64)):
         raise ValueError(f"{name} has no SHA-256 of 64 hexadecimal digits")
     if wrong := [key for key in frames if not KEY.fullmatch(key)]:

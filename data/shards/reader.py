@@ -20,6 +20,7 @@ def open_samples(shard: Shard, wanted: set[str], access: Access | None = None) -
         OSError, tarfile.TarError, ValueError: while iterating; the shard is damaged or cannot be reached.
     """
     with open_file(shard.url, access or Access(), shard.bytes, shard.sha256) as file:
+        file.seek(shard.begin_of(wanted))
         yield _read_samples(file, shard, wanted)
 
 

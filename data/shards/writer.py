@@ -12,6 +12,13 @@ import webdataset as wds
 from data.shards.format import INDEX, INDEX_VERSION
 from tae.runtime.files import file_sha256, flush
 
+COLUMNS = {
+    "frames": "num_frames",
+    "fps": "fps",
+    "width": "width",
+    "height": "height",
+}  # of the index, from the metadata
+
 
 class ShardWriter:
     """Write samples into shards of about `shard_bytes`; a finished shard or index appears under its name at once.
@@ -30,7 +37,7 @@ class ShardWriter:
         self.shard_bytes = shard_bytes
         self.num_samples = 0
         self._index: dict[str, Any] = {"version": INDEX_VERSION, "split": split, "recipe": dict(recipe)}
-        self._frames: dict[str, int] = {}
+        self._samples: dict[str, dict[str, Any]] = {}  # of the shard that is being written
         self._tar: wds.TarWriter | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._find_finished() if resume else []
@@ -57,9 +64,11 @@ class ShardWriter:
         if self._tar is None:
             self._open()
         assert self._tar is not None
+        self._samples[key] = {"offsets": self._file.tell()} | {
+            column: metadata[name] for column, name in COLUMNS.items() if name in metadata
+        }
         text = json.dumps(metadata, sort_keys=True).encode()
         self._tar.write({"__key__": key, extension: video, "json": text})
-        self._frames[key] = metadata["num_frames"]
         self.num_samples += 1
         if self._file.tell() >= self.shard_bytes:
             self._finish_shard()
@@ -97,10 +106,15 @@ class ShardWriter:
         self._file.close()
         self._tar = None
         flush(self._partial)  # before any name says that it is there
-        entry = {"name": self._name, "samples": len(self._frames), "bytes": self._partial.stat().st_size}
-        self._finished.append(entry | {"sha256": file_sha256(self._partial), "frames": self._frames})
-        self._held.update(self._frames)
-        self._frames = {}
+        entry = {"name": self._name, "samples": len(self._samples), "bytes": self._partial.stat().st_size}
+        entry |= {"sha256": file_sha256(self._partial)}
+        entry |= {"frames": {key: sample["frames"] for key, sample in self._samples.items()}}
+        for column in ("offsets", *COLUMNS):
+            if column != "frames" and all(column in sample for sample in self._samples.values()):
+                entry[column] = [sample[column] for sample in self._samples.values()]
+        self._finished.append(entry)
+        self._held.update(self._samples)
+        self._samples = {}
         _write_json(self._entry_of(self._name), self._finished[-1])
         self._partial.rename(self.folder / self._name)
 

@@ -23,6 +23,7 @@ from data.storage.cache import ShardCache
 from tae.runtime.errors import UserError
 
 BLOCK = 1 << 20  # bytes of one read, and what is rather read and thrown away than asked for anew
+LOCAL_BLOCK = 1 << 16  # a search through the headers of a local shard reads so much at each
 S3_BLOCK = 8 << 20  # S3 answers a request for a range after tens of milliseconds
 LONGEST_PAUSE = 60.0  # seconds
 SLOWEST = 1_000  # bytes per second; a source that gives less for the length of a timeout has stalled
@@ -66,7 +67,8 @@ def open_file(address: str, access: Access, size: int | None = None, sha256: str
 
 
 def _buffered(address: str, access: Access, size: int | None) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(RetriedFile(address, access, size), BLOCK))
+    block = BLOCK if is_remote(address) else LOCAL_BLOCK
+    return cast(BinaryIO, io.BufferedReader(RetriedFile(address, access, size), block))
 
 
 def glob_s3(pattern: str, timeout: float) -> list[str]:

@@ -21,8 +21,8 @@ from data.shards.writer import ShardWriter
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
-from tae.runtime.progress import progress_bar
 from tae.runtime.paths import to_path
+from tae.runtime.progress import progress_bar
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 

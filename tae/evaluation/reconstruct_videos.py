@@ -13,6 +13,7 @@ from tae.runtime.config import plain
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
+from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar, stage
 
 
@@ -23,8 +24,8 @@ def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
         UserError: nothing to do, or at least one video failed.
     """
     plain(cfg)
-    output = Path(cfg.output).expanduser()
-    outputs = plan_outputs(Path(cfg.source).expanduser(), output)
+    output = to_path(cfg.output)
+    outputs = plan_outputs(to_path(cfg.source), output)
     excerpt = Excerpt(cfg.start, cfg.num_frames, cfg.resolution)
     check_writable(output, "output")
     tiling = instantiate(cfg.tiling)

@@ -4,6 +4,7 @@ python -m tae.reconstruct ckpt=PATH source=VIDEO_OR_FOLDER output=DIR
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import Tiling, decode_stream, encode_stream
 from tae.runtime.errors import UserError
 from tae.runtime.files import replacing
+from tae.runtime.paths import list_files
 from tae.video.reader import Frame, VideoReader
 from tae.video.writer import CONTAINERS, VideoWriter, container_for
 
@@ -113,9 +115,8 @@ def plan_outputs(source: Path, output: Path) -> dict[Path, Path]:
     if source.is_file():
         videos, root = [source], source.parent
     else:
-        videos = sorted(
-            p for p in source.rglob("*") if p.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS and p.is_file()
-        )
+        files = [source / entry.path for entry in list_files(source) if not entry.reason] if source.is_dir() else []
+        videos = [path for path in files if path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS]
         root = source
         if output.resolve().is_relative_to(source.resolve()):
             raise UserError(f"output={output} lies inside source={source}. Choose a folder outside.")
@@ -126,9 +127,8 @@ def plan_outputs(source: Path, output: Path) -> dict[Path, Path]:
         )
     stems = [video.relative_to(root).with_suffix("") for video in videos]
     # Two videos that differ in their ending alone keep it.
-    names = [
-        video.relative_to(root) if stems.count(stem) > 1 else stem for video, stem in zip(videos, stems, strict=True)
-    ]
+    counts = Counter(stems)
+    names = [video.relative_to(root) if counts[stem] > 1 else stem for video, stem in zip(videos, stems, strict=True)]
     targets = {video: output / name for video, name in zip(videos, names, strict=True)}
     if source.is_file() and targets[source].parent.resolve() == source.parent.resolve():
         raise UserError(f"output={output} is the folder of source={source} itself. Choose another folder.")

@@ -23,13 +23,14 @@ from tae.runtime.errors import UserError
 
 
 class Place(NamedTuple):
-    """Where one clip lies: its shard, the bytes of its two members, and its length in latent frames."""
+    """Where one clip lies: its shard, the bytes of its two members, and its length and size (h', w') in latents."""
 
     key: str
     shard: Path
     latents: int
     metadata: tuple[int, int]
     num_latent_frames: int
+    size: tuple[int, int]
 
 
 class LatentDataset(Dataset):
@@ -37,7 +38,7 @@ class LatentDataset(Dataset):
 
     Reads only the bytes of the window it gives, so it may be shuffled freely; a `DataLoader` with workers and Lightning's or
     torch's `DistributedSampler` work as with any dataset. Clips of several sizes cannot stand in one batch: encode with
-    `resolution=N`, or use a batch size of 1.
+    `resolution=N`, or use `tae.latents.SizeBatchSampler`; a warning says so.
 
     Args:
         folder: what `python -m tae.encode` wrote.
@@ -69,9 +70,20 @@ class LatentDataset(Dataset):
             )
         if short := len(places) - len(self.places):
             warnings.warn(f"{short} of {len(places)} clips have fewer than {num_frames} latent frames.", stacklevel=2)
+        if len(sizes := set(self.sizes())) > 1:
+            warnings.warn(
+                f"The {len(self.places)} items of {folder} have {len(sizes)} sizes (t', h', w'), from {min(sizes)} to "
+                f"{max(sizes)}, and a batch holds one: use DataLoader(dataset, batch_sampler=SizeBatchSampler(dataset, "
+                "BATCH)), or encode with resolution=N, and give num_frames=N where lengths differ.",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """(t', h', w') of each item."""
+        return [(self.num_frames or place.num_latent_frames, *place.size) for place in self.places]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = self.places[index]
@@ -98,7 +110,14 @@ def read_places(folder: Path) -> list[Place]:
     try:
         shards: Sequence[Mapping[str, Any]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
         places = [
-            Place(key, folder / shard["name"], where["safetensors"][0], tuple(where["json"]), where["latent_shape"][0])
+            Place(
+                key,
+                folder / shard["name"],
+                where["safetensors"][0],
+                tuple(where["json"]),
+                where["latent_shape"][0],
+                tuple(where["latent_shape"][2:]),
+            )
             for shard in shards
             for key, where in shard["places"].items()
         ]

@@ -1,7 +1,6 @@
 """The command that encodes videos: from its config to shards of latents."""
 
 from contextlib import closing
-from pathlib import Path
 
 import lightning as L
 from hydra.utils import instantiate
@@ -13,6 +12,7 @@ from tae.latents.sources import Reading, batched, find_sources
 from tae.latents.stats import LatentStats
 from tae.latents.writer import finish
 from tae.model.pretrained import load_model
+from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar
 
 
@@ -23,7 +23,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
         UserError: a setting is wrong or differs from those that `cfg.output` was begun with, or no video can be encoded.
     """
     check_settings(cfg)
-    output = Path(cfg.output).expanduser()
+    output = to_path(cfg.output)
     sources, rejected = find_sources(cfg.source)
     tiling = instantiate(cfg.tiling)
     loaded = load_model(cfg.ckpt)

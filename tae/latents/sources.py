@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.decode import as_path
-from data.ingest.sources import find_videos, unique_key
+from data.ingest.sources import find_videos, root_of
 from data.sampling.transforms import Square
 from data.shards.format import VIDEO_EXTENSIONS, Shard
 from data.shards.index import find_shards
+from data.shards.keys import UniqueKeys
 from data.shards.reader import open_samples
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 from tae.video.facts import VideoError
 from tae.video.reader import Frame, VideoReader
 
@@ -78,21 +80,22 @@ def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[
     Raises:
         UserError: there is no video.
     """
-    taken: set[str] = set()
+    keys = UniqueKeys()
     rejected: list[tuple[str, str]] = []
-    path = Path(source).expanduser() if isinstance(source, str) else None
-    if path is not None and path.is_dir() and not any(path.glob("*.tar")):
+    path = to_path(source) if isinstance(source, str) else None
+    if path is not None and path.is_file() and path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS:
+        sources = [Source(keys.claim(path.stem), str(path), path, path.parent.name)]
+    elif path is not None and ((path.is_file() and path.suffix != ".tar") or _is_folder_of_videos(path)):
         videos, rejected = find_videos(path, "folder")
-        sources = [Source(video.key, video.path, path / video.path, video.label) for video in videos]
-    elif path is not None and path.is_file() and path.suffix != ".tar":
-        listed = [path] if path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS else read_list(path)
-        rejected = [(str(video), "no such file") for video in listed if not video.is_file()]
-        there = [video for video in listed if video.is_file()]
-        sources = [Source(claim(video.stem, taken), str(video), video, video.parent.name) for video in there]
+        root = root_of(path)
+        if path.is_file():  # of a list: its own paths may lead anywhere
+            rejected = [(str(root / name), reason) for name, reason in rejected]
+        names = {video.key: str(root / video.path) if path.is_file() else video.path for video in videos}
+        sources = [Source(video.key, names[video.key], root / video.path, video.label) for video in videos]
     elif path is None or path.is_dir() or ".tar" in path.name:
         patterns = list(source) if path is None else str(path / "*.tar") if path.is_dir() else str(source)
         pairs = [(shard, key) for shard in find_shards(patterns, "source") for key in shard.frames]
-        sources = [Source(claim(key, taken), f"{shard.url}: {key}", shard=shard, member=key) for shard, key in pairs]
+        sources = [Source(keys.claim(key), f"{shard.url}: {key}", shard=shard, member=key) for shard, key in pairs]
     else:
         sources = []
     if not sources:
@@ -103,22 +106,8 @@ def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[
     return sources, rejected
 
 
-def claim(stem: str, taken: set[str]) -> str:
-    """A key for this name that no other sample has."""
-    key = unique_key(stem, taken)
-    taken.add(key)
-    return key
-
-
-def read_list(path: Path) -> list[Path]:
-    """The paths in a text file, one on each line, relative to where the file lies."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"source={path} is neither a video nor a text file with a path on each line ({error})."
-        ) from error
-    return [path.parent / Path(line.strip()).expanduser() for line in lines if line.strip()]
+def _is_folder_of_videos(path: Path) -> bool:
+    return path.is_dir() and not any(path.glob("*.tar"))
 
 
 class Pieces(IterableDataset):

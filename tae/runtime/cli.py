@@ -26,6 +26,7 @@ from tae.runtime.console import prepare_output
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
 from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
+from tae.runtime.paths import to_path
 from tae.runtime.quiet import quiet
 
 CONFIG_FOLDER = str((Path(__file__).parents[1] / "conf").resolve())  # a link in a checkout, a folder once installed
@@ -223,7 +224,7 @@ class CheckStart(Callback):
     """Hydra callback: refuse what Hydra or its launcher would fail on with a traceback, before the task begins."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_start(Path(config.hydra.run.dir))
+        check_start(expand_home(config.hydra.run))
         if not is_first_process():
             return
         if is_named_by_time(config):  # of two that start in one second
@@ -233,7 +234,7 @@ class CheckStart(Callback):
             claim_or_fail(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_start(Path(config.hydra.sweep.dir), launcher=config.hydra.launcher._target_)
+        check_start(expand_home(config.hydra.sweep), launcher=config.hydra.launcher._target_)
         if is_first_process():
             claim_or_fail(Path(config.hydra.sweep.dir))
 
@@ -251,6 +252,13 @@ def claim_or_fail(folder: Path) -> None:
         claim(folder)
     except UserError as error:
         fail(str(error))
+
+
+def expand_home(node: DictConfig) -> Path:
+    """Make `dir` of a node of Hydra's config the path that is meant, before Hydra makes a folder named `~` of it."""
+    with read_write(node):
+        node.dir = str(to_path(node.dir))
+    return Path(node.dir)
 
 
 def check_start(output_dir: Path, launcher: str = "") -> None:

@@ -18,9 +18,9 @@ from data.decode import read_frames
 from data.drawing import draw_clip, encode
 from data.ingest.check import Facts, check
 from data.ingest.pipeline import prepare
-from data.ingest.sources import unique_key
 from data.ingest.splits import Video, assign_splits, take_groups
 from data.processes.pool import Engine
+from data.shards.keys import UniqueKeys
 from tae.runtime.errors import UserError
 from tests.references.video import decode_in_order
 
@@ -67,6 +67,7 @@ def source(tmp_path: Path) -> Path:
     (folder / ".hidden.mp4").write_bytes(b"x")
     (folder / "text.mp4").write_text("no video")
     (folder / "link.mp4").symlink_to(folder / "gone.mp4")
+    (folder / "loop").symlink_to(folder)
     return folder
 
 
@@ -99,6 +100,8 @@ def test_every_file_is_in_a_shard_or_listed(source: Path, tmp_path: Path) -> Non
                     assert facts["label"] == facts["source"][0]
                     in_shards.add(facts["source"])
     everything = {path.relative_to(source).as_posix() for path in source.rglob("*") if not path.is_dir()}
+    assert reasons["loop"] == "a link to a folder that is read already (.)"
+    everything.add("loop")
     assert in_shards | set(reasons) == everything
     assert not in_shards & set(reasons)
     run(source, tmp_path / "again", val=0.2)
@@ -111,7 +114,7 @@ def test_what_cannot_be_prepared_is_refused_at_once(source: Path, tmp_path: Path
     (tmp_path / "occupied" / "thesis.txt").touch()
     for match, arguments in {
         "holds no videos": {"source": tmp_path / "empty"},
-        "is not a folder": {"source": tmp_path / "nowhere"},
+        "does not exist": {"source": tmp_path / "nowhere"},
         "is not empty": {"output": tmp_path / "occupied"},
         "holds source": {"output": source},
         "dataset=x is unknown": {"dataset": "x"},
@@ -162,10 +165,29 @@ def test_ucf101_files_are_accepted_and_read_right(shared_clips: Path) -> None:
 
 
 def test_keys_are_safe_and_unique() -> None:
-    taken: set[str] = set()
-    for stem in ("a.b c/d", "a_b_c_d", "日本", "x" * 300):
-        taken.add(unique_key(stem, taken))
-    assert taken == {"a_b_c_d", "a_b_c_d-2", "video", "x" * 80}
+    keys = UniqueKeys()
+    stems = ("a.b c/d", "a_b_c_d", "日本", "x" * 300, "a b-2", "a b", "a b")
+    assert [keys.claim(stem) for stem in stems] == [
+        *("a_b_c_d", "a_b_c_d-2", "video", "x" * 80, "a_b-2", "a_b", "a_b-3")
+    ]
+
+
+def test_equal_names_and_many_groups_take_linear_work() -> None:
+    """Counted, not timed: how often a name is compared with the taken ones, a group with the taken groups."""
+
+    class Counted(set):
+        asked = 0
+
+        def __contains__(self, item: object) -> bool:
+            Counted.asked += 1
+            return super().__contains__(item)
+
+    keys = UniqueKeys()
+    keys._taken = Counted()
+    assert [keys.claim("video") for _ in range(2000)][-1] == "video-2000"
+    assert Counted.asked <= 2 * 2000
+    videos = [Video(f"{n}.mp4", str(n), "", f"g{n}") for n in range(20_000)]  # minutes, where it is quadratic
+    assert len(take_groups(videos, 0.2, 0)) == 4000
 
 
 def ucf101_like(classes: int, groups: int, clips: int) -> list[Video]:
@@ -209,3 +231,24 @@ def test_random_none_and_official_splits(tmp_path: Path) -> None:
     official, unlisted = assign_splits(videos, "official1", 0.2, 0.0, 0, tmp_path)
     assert official == {"train": videos[3:], "test": videos[:2]}
     assert unlisted == [(videos[2].path, "not in the lists of official1")]
+
+
+def test_clips_are_written_in_a_random_order_of_the_seed(tmp_path: Path) -> None:
+    """So that classes, which stand together in the source, do not stand together in the shards."""
+    for label in "abc":
+        for number in range(6):
+            path = tmp_path / "videos" / label / f"{label}{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(draw_clip(np.random.default_rng((ord(label), number)), 5, 32, 44)))
+    orders = {}
+    for name, options in {"first": {}, "again": {}, "seed": {"seed": 1}, "source": {"shuffle": False}}.items():
+        run(tmp_path / "videos", tmp_path / name, split="none", **options)
+        index = json.loads((tmp_path / name / "train" / "index.json").read_text())
+        assert index["recipe"]["shuffle"] == (name != "source")
+        orders[name] = [key for entry in index["shards"] for key in entry["frames"]]
+    assert orders["source"] == sorted(orders["source"])
+    assert orders["first"] == orders["again"]
+    assert sorted(orders["first"]) == orders["source"]
+    assert len({tuple(order) for order in orders.values()}) == 3
+    neighbours = zip(orders["first"], orders["first"][1:], strict=False)
+    assert sum(a[0] == b[0] for a, b in neighbours) < 12  # of 17; 15 in the source's order, 5 by chance

@@ -87,10 +87,14 @@ def test_stopped_while_checking_it_goes_on(
         run(source, tmp_path / "out")
     journal = tmp_path / "out" / ".prepare" / "checked.jsonl"
     journal.write_bytes(journal.read_bytes()[:-3])
+    drafts = [journal.parent / "clips" / ".03.mp4.4711.partial", tmp_path / "out" / ".rejected.csv.4711.partial"]
+    for draft in drafts:  # as a killed writer leaves them
+        draft.touch()
     last, first_part = checked[-1], set(checked)
     checked *= 0
     before = CLIPS + 2
     run(source, tmp_path / "out")
+    assert not any(draft.exists() for draft in drafts)
     assert not (set(checked) & first_part) - {last}
     assert contents(tmp_path / "out") == undisturbed
 

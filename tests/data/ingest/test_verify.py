@@ -131,7 +131,7 @@ def command(name: str, *settings: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_ends_with_what_is_wrong(prepared: Path, copied: Path) -> None:
-    good = command("verify", f"shards={prepared}", "workers=1", "decode=true")
+    good = command("verify", f"shards={prepared}", "workers=4", "decode=true")  # more than there are shards
     assert good.returncode == 0
     assert all(re.fullmatch(r"verifying .*: \d/\d shards, done in .*", line) for line in good.stderr.splitlines())
     assert "as the index says, every video decodes" in good.stdout
