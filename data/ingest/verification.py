@@ -104,6 +104,7 @@ def check_shard(task: Task) -> list[str]:
     problems = [] if file_sha256(task.path) == task.entry["sha256"] else ["its sha256 is not the one in the index"]
     try:
         problems += _check_members(task)
+        problems += _check_offsets(task)
     except (tarfile.TarError, OSError, EOFError) as error:
         problems.append(f"cannot be read as a tar file: {error}")
     return problems
@@ -125,6 +126,18 @@ def _check_members(task: Task) -> Iterator[str]:
             yield from (f"{key}: {problem}" for problem in problems)
             halves[key].clear()
     yield from (f"{key}: is in the index, but not whole in the shard" for key in missing)
+
+
+def _check_offsets(task: Task) -> Iterator[str]:
+    """Whether samples begin where the index says."""
+    if "offsets" in task.entry:
+        begins: dict[str, int] = {}
+        with tarfile.open(task.path, "r:") as shard:
+            for member in shard:
+                begins.setdefault(member.name.partition(".")[0], member.offset)
+        for key, offset in zip(task.entry["frames"], task.entry["offsets"], strict=True):
+            if begins.get(key, offset) != offset:
+                yield f"{key}: begins at byte {begins[key]}, by the index at {offset}"
 
 
 def _rows(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

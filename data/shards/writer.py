@@ -64,7 +64,7 @@ class ShardWriter:
         if self._tar is None:
             self._open()
         assert self._tar is not None
-        self._samples[key] = {"offsets": self._file.tell()} | {
+        self._samples[key] = {"offsets": self._tar.tarstream.offset} | {
             column: metadata[name] for column, name in COLUMNS.items() if name in metadata
         }
         text = json.dumps(metadata, sort_keys=True).encode()

@@ -356,6 +356,7 @@ def test_a_sample_missing_from_its_shard_and_a_cut_shard_are_skipped(
     index = tmp_path / "s" / "index.json"
     entry = json.loads(index.read_text())
     entry["shards"][0]["frames"]["ghost"] = 16
+    del entry["shards"][0]["offsets"], entry["shards"][0]["fps"]
     entry["shards"][0]["samples"] += 1
     index.write_text(json.dumps(entry))
     loader = make_module(shards={"test": pattern}).test_dataloader()

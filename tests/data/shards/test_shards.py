@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.datamodule import ClipDataModule
+from data.drawing import draw_clip, encode
 from data.shards.index import find_shards
 from data.shards.reader import open_samples
+from data.storage.remote import RetriedFile
 from tae.runtime.errors import UserError
 
 
@@ -129,3 +132,56 @@ def test_short_clips_are_left_out_or_filled_up(make_module: Callable[..., ClipDa
     clip = batch["frames"][batch["keys"].index("clip2_0")]
     assert (clip[8:] == clip[8]).all()  # it has 9 frames
     assert (clip[7] != clip[8]).any()
+
+
+@pytest.mark.parametrize("with_offsets", [True, False])
+def test_a_part_that_begins_inside_a_shard_does_not_read_what_is_before(
+    with_offsets: bool, write_shard: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of 20 clips of 300 kB: with offsets nothing else is read, without them little more than the headers."""
+    received: list[int] = []
+    receive = RetriedFile._receive
+    monkeypatch.setattr(
+        RetriedFile, "_receive", lambda file, wanted: received.append(len(data := receive(file, wanted))) or data
+    )
+    write_shard(tmp_path, {f"clip{number}": (bytes([number]) * 300_000, 9) for number in range(20)})
+    if not with_offsets:
+        index = json.loads((tmp_path / "index.json").read_text())
+        del index["shards"][0]["offsets"]
+        (tmp_path / "index.json").write_text(json.dumps(index))
+    (shard,) = find_shards(str(tmp_path / "*.tar"), "x")
+    received.clear()
+    with open_samples(shard, {"clip19"}) as samples:
+        (sample,) = samples
+    assert sample["mp4"] == bytes([19]) * 300_000
+    assert sum(received) < (400_000 if with_offsets else 3_000_000)  # of 6,000,000
+
+
+def test_two_sets_with_the_same_keys_are_evaluated_together(
+    make_module: Callable[..., ClipDataModule], write_shard: Callable[..., None], tmp_path: Path
+) -> None:
+    """As two runs of `data.prepare` over numbered files give them."""
+    videos = [encode(draw_clip(np.random.default_rng(seed), 9, 32, 44)) for seed in range(2)]
+    for name, video in zip(("first", "second"), videos, strict=True):
+        write_shard(tmp_path / name / "test", {"0001": (video, 9), f"{name}_only": (video, 9)})
+    patterns = [f"{tmp_path}/{name}/test/*.tar" for name in ("first", "second", "first")]
+    module = make_module(shards={"test": patterns}, num_frames=4, batch_size=1)
+    frames = {batch["keys"][0]: batch["frames"] for batch in module.test_dataloader()}
+    assert set(frames) == {"first_0001", "first_only", "second_0001", "second_only"}
+    assert (frames["first_0001"] != frames["second_0001"]).any()
+    (again,) = module.eval_dataloader("test", only=["second_0001"])
+    assert (again["frames"] == frames["second_0001"]).all()
+
+
+def test_shards_in_a_folder_named_like_a_pattern_are_found(
+    make_module: Callable[..., ClipDataModule], write_shard: Callable[..., None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_shard(tmp_path / "set[1] {x}", {"a": (b"x", 9)})
+    for pattern in (
+        f"{tmp_path}/set[1] {{x}}/shard-000000.tar",
+        "~/set[[]1] {x}/*.tar",
+        f"{tmp_path}/set[1] {{x}}/*.tar",
+    ):
+        assert [list(shard.frames) for shard in find_shards(pattern, "x")] == [["a"]]

@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader
 from tae import UserError
 from tae.latents.dataset import LatentDataset
 from tae.latents.file import read_window
+from tae.latents.sampler import SizeBatchSampler
 from tae.latents.stats import LatentStats, Scaling
 from tae.latents.writer import LatentFile, LatentShard, finish
 
+WHOLE_CLIPS = pytest.mark.filterwarnings("ignore:.*have 3 sizes")
 LENGTHS = {"a": 5, "b": 2, "c": 9}  # latent frames
 
 
@@ -61,6 +63,7 @@ def test_file_is_a_safetensors_file(dtype: torch.dtype) -> None:
     assert torch.equal(read_window(buffer, "std", start=3, length=4), read["std"][3:7])
 
 
+@WHOLE_CLIPS
 def test_modes_are_the_scaled_means(folder: Path) -> None:
     dataset = LatentDataset(folder, sample=False)
     assert [item["key"] for item in dataset] == ["a", "b", "c"]
@@ -71,6 +74,7 @@ def test_modes_are_the_scaled_means(folder: Path) -> None:
         assert item["label"] == f"class {item['key']}"
 
 
+@WHOLE_CLIPS
 def test_samples_have_the_posteriors_distribution(folder: Path) -> None:
     dataset = LatentDataset(folder)
     mean, std = (moment[0] for moment in moments_of("a"))
@@ -93,6 +97,7 @@ def test_windows_come_from_everywhere_and_batch(folder: Path) -> None:
     assert batch["latents"].shape == (2, 3, 4, 2, 4)
 
 
+@WHOLE_CLIPS
 def test_each_channel_can_have_its_own_scale(folder: Path) -> None:
     dataset = LatentDataset(folder, sample=False, per_channel=True)
     values = torch.cat([item["latents"].flatten(1) for item in dataset], 1)
@@ -141,3 +146,23 @@ def test_the_example_refuses_latents_of_another_model(
     printed = capsys.readouterr()
     assert "were made by p, which is not --ckpt tiny" in printed.err
     assert "step" not in printed.out
+
+
+def test_clips_of_several_sizes_are_told_and_batched_by_size(folder: Path) -> None:
+    """The clips have 5, 2 and 9 latent frames."""
+    with pytest.warns(UserWarning, match=r"3 items .* have 3 sizes .*SizeBatchSampler"):
+        dataset = LatentDataset(folder, sample=False)
+    dataset.places = dataset.places * 4
+    sampler = SizeBatchSampler(dataset, 3)
+    batches = list(DataLoader(dataset, batch_sampler=sampler))
+    assert len(batches) == len(sampler) == 6  # of each size three and one
+    assert sorted(len(batch["key"]) for batch in batches) == [1, 1, 1, 3, 3, 3]
+    assert all(len(set(batch["key"])) == 1 for batch in batches)
+    first = list(sampler)
+    assert sorted(index for batch in first for index in batch) == list(range(12))
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+    parts = [list(SizeBatchSampler(dataset, 3, rank=rank, world_size=4)) for rank in range(4)]
+    assert [len(part) for part in parts] == [1] * 4
+    assert all(batch in first for part in parts for batch in part)
