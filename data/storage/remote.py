@@ -171,6 +171,9 @@ class RetriedFile(io.RawIOBase):
         )
 
     def _try(self, wanted: int) -> bytes:
+        if self._stream is not None and self._scheme == "":
+            self._stream.seek(self._position)
+            self._stream_position = self._position
         gap = self._position - self._stream_position
         if self._stream is None or gap < 0 or (gap > BLOCK and self._jumps):
             self._drop()
