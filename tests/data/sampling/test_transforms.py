@@ -95,13 +95,19 @@ def test_half_of_the_clips_are_to_be_read_backwards() -> None:
     assert all(np.array_equal(square(RANDOM_IMAGE), RANDOM_IMAGE) for square in squares)
 
 
-def test_zoom_scales_before_the_crop() -> None:
-    """On a slope of one step a pixel, a square of 16 pixels spans 16 / zoom of them."""
-    slope = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (32, 1, 3))
+@pytest.mark.parametrize(
+    ("rows", "widest", "closest"), [(64, 2.0, 1.0), (40, 1.25, 1.0), (32, 1.0, 1.0), (16, 0.5, 0.5)]
+)
+def test_zoom_scales_before_the_crop_and_not_beyond_the_files_own_pixels(
+    rows: int, widest: float, closest: float
+) -> None:
+    """How many of the file's pixels one pixel of a square spans, on a slope: never less than one, but in small files."""
+    slope = np.tile(np.arange(84, dtype=np.uint8)[None, :, None] * 3, (rows, 1, 3))
     spans = []
     for seed in range(60):
-        square = Square(32, 64, 32, np.random.default_rng(seed), Augmentation(zoom=2.0))(slope).astype(float)
+        square = Square(rows, 84, 32, np.random.default_rng(seed), Augmentation(zoom=2.0))(slope).astype(float)
         assert square.shape == (32, 32, 3)
-        spans.append((square[16, 28, 0] - square[16, 4, 0]) / 3 / 24)
-    assert 0.49 < min(spans) < 0.56
-    assert 0.93 < max(spans) < 1.02
+        spans.append((square[16, 26, 0] - square[16, 6, 0]) / 3 / 20)
+    tolerance = 0.04  # a step of 255, and sizes in whole pixels
+    assert closest - tolerance < min(spans) < closest + 0.08
+    assert widest - 0.13 < max(spans) < widest + tolerance
