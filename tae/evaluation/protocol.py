@@ -1,4 +1,4 @@
-"""Evaluation protocol `tae-eval-1`.
+"""Evaluation protocols `tae-eval-1` and, with further metrics, `tae-eval-2`.
 
 Each clip's posterior mode is decoded, both sides are rounded to uint8, each metric is taken per frame and averaged
 over all frames of all clips. Each clip counts once whatever the number of processes. Intervals: bootstrap over clips.
@@ -14,10 +14,9 @@ from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gat
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.metric import Measurement, Metric
 from tae.metrics.registry import METRICS, complete
+from tae.metrics.temporal import IMAGE_STEP
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
-
-PROTOCOL = "tae-eval-1"
 
 Batch = Mapping[str, Any]  # frames uint8 (b, t, h, w, 3), keys list[str], fps list[float]
 
@@ -58,7 +57,8 @@ class Evaluation(L.LightningModule):
         reconstruction, latents = self._reconstruct(clip, batch["keys"])
         baseline = clip_to_frames(trilinear_baseline(clip, *self.factors))
         shared = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
-        model = self.measure(original, reconstruction, latents=latents, **shared)
+        images = self._images(clip, batch["keys"])
+        model = self.measure(original, reconstruction, latents=latents, images=images, **shared)
         trilinear = self.measure(original, baseline, **shared)
         for key, fps, ours, theirs in zip(batch["keys"], batch["fps"], model, trilinear, strict=True):
             self._clips.append(
@@ -78,6 +78,15 @@ class Evaluation(L.LightningModule):
         to_look_at = [None] * len(reconstruction) if latents is None else latents.float().cpu()
         columns = zip(batch["keys"], batch["fps"], batch["frames"].cpu(), reconstruction.cpu(), to_look_at, strict=True)
         return [ClipFrames(*column) for column in columns]
+
+    def _images(self, clip: Tensor, keys: Sequence[str]) -> Tensor | None:
+        """Every 8th frame (b, ceil(t / 8), h, w, 3) uint8 through the model as a clip of one frame, where a metric asks."""
+        if not any("images" in metric.needs for metric in self.measure.metrics.values()):
+            return None
+        frames = clip[:, :, ::IMAGE_STEP].movedim(2, 1)
+        images = frames.flatten(0, 1)[:, :, None]
+        names = [key for key in keys for _ in range(frames.shape[1])]
+        return self._reconstruct(images, names)[0][:, 0].unflatten(0, frames.shape[:2])
 
     def _reconstruct(self, clip: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Reconstructed frames (b, t, h, w, 3) uint8 and the latents they were decoded from."""

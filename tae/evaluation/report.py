@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tae.evaluation.protocol import PROTOCOL
 from tae.evaluation.results import EvaluationResult, Interval, measured
 from tae.metrics.metric import Definition
+from tae.metrics.registry import protocol
 from tae.runtime.console import plain_console
 from tae.runtime.environment import environment
 from tae.runtime.files import replacing, write_text
@@ -66,7 +66,7 @@ def metrics_document(
     """The content of metrics.json: valid JSON, so what has no number is null and says why."""
     metrics = result.metrics()
     document = {
-        "protocol": PROTOCOL,
+        "protocol": protocol(result.measured_by),
         "num_clips": len(result.clips),
         "num_frames": sum(clip.num_frames for clip in result.clips),
         "metrics": metrics,
@@ -136,7 +136,7 @@ def print_report(
 ) -> None:
     """The table on the terminal, what it was measured on, the verdict in words, and where the files are."""
     console = console or plain_console()
-    table = Table(title=f"{PROTOCOL}, mean [95 % interval over clips]")
+    table = Table(title=f"{document['protocol']}, mean [95 % interval over clips]")
     table.add_column("metric")
     for header in ("model", "trilinear", "difference"):
         table.add_column(header, justify="right")

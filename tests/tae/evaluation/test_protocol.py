@@ -17,7 +17,7 @@ from tae.evaluation.report import verdict
 from tae.evaluation.results import ClipResult, EvaluationResult, measured, once_each, summarise
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric, NotMeasured
-from tae.metrics.registry import METRICS
+from tae.metrics.registry import BUNDLED, METRICS
 from tae.model.clip import clip_to_frames
 from tae.runtime.errors import UserError
 
@@ -287,3 +287,32 @@ def test_two_processes_give_the_result_of_one(tmp_path):
         assert ranks == [0, 1]
         assert sums == {role: int(video.reconstruction.long().sum()) for role, video in videos.items()}
         assert (metrics, trilinear) == (one.metrics(), one.trilinear())
+
+
+class DimsImages(Dimmed):
+    """Another factor for clips of one frame."""
+
+    def forward(self, clip, sample_posterior):
+        is_image = clip.shape[2] == 1
+        return SimpleNamespace(reconstruction=clip * 0.5, latents=clip) if is_image else super().forward(clip, False)
+
+
+def test_every_eighth_frame_is_also_decoded_as_an_image():
+    clips = make_clips(2, lengths=(17,))
+    for clip in evaluate(clips, DimsImages(), {"image_psnr": BUNDLED["image_psnr"]}).clips:
+        frames = clips[clip.key][::8]
+        halved = clip_to_frames(torch.from_numpy(frames.numpy() / 127.5 - 1).movedim(-1, 0)[None] * 0.5)[0]
+        assert clip.model["image_psnr"] == pytest.approx(psnr(frames, halved).mean().item(), abs=0.01)
+        assert clip.model["image_psnr"] < clip.model["psnr"]
+        assert "image_psnr" not in clip.trilinear
+
+
+def test_metrics_beyond_the_first_protocol_leave_its_numbers_alone():
+    clips = make_clips(3)
+    more = {name: BUNDLED[name] for name in ("tpsnr", "flicker", "psnr_phase")}
+    first, second = evaluate(clips), evaluate(clips, metrics={**METRICS, **more})
+    assert second.metrics().keys() - first.metrics().keys() == {"tpsnr", "flicker", "psnr_phase"}
+    for name in first.metrics():
+        assert second.metrics()[name] == first.metrics()[name]
+        assert second.trilinear().get(name) == first.trilinear().get(name)
+    assert len(second.metrics()["psnr_phase"]["phases"]) == 8

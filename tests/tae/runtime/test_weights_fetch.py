@@ -44,6 +44,7 @@ def weight_file(content: bytes, package_sha256: str = "0" * 64, **changes: Any) 
     tensors = {"Net_0.Conv_0.a.kernel": torch.arange(24.0).reshape(2, 3, 1, 4)}
     known: dict[str, Any] = {
         "name": "small",
+        "title": "Small",
         "used_by": "tests",
         "package": "tae-test-weights",
         "version": "1.0",
