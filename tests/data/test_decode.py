@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.decode import DecodeError, open_video, read_frames
+from data.decode import DecodeError, choose_reader, open_video, read_frames
 from data.drawing import draw_clip, encode
 from tests.references.video import decode_in_order, lossless
 
@@ -77,3 +77,33 @@ def test_rotation_is_applied(shared_clips: Path) -> None:
     frames = read_frames(video, [5])
     assert frames.shape == (1, 640, 360, 3)
     np.testing.assert_allclose(frames[0].astype(int), decode_in_order(video)[5].astype(int), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "recorded", "expected"),
+    [
+        ("auto", "pyav", "pyav"),
+        ("auto", "", ""),  # a shard without a record: `open_video` chooses
+        ("pyav", "decord", "pyav"),  # right for every file
+        ("decord", "pyav", "pyav"),  # another one is never put in the place of what was found right
+        ("torchcodec", "decord", "decord"),
+        ("decord", "", "decord"),
+    ],
+)
+def test_a_reader_that_was_found_right_is_kept(decoder: str, recorded: str, expected: str) -> None:
+    assert choose_reader(decoder, recorded) == expected
+
+
+def test_a_reader_that_nobody_knows_is_an_error_of_the_clip() -> None:
+    with pytest.raises(DecodeError, match="unknown reader ffms2"):
+        choose_reader("auto", "ffms2")
+
+
+def test_without_a_record_high_pictures_are_read_by_pyav(shared_clips: Path) -> None:
+    """decord takes BT.601 where nothing is stated; players take BT.709 from 720 rows on."""
+    video = (shared_clips / "awkward" / "short_10f_720p.mp4").read_bytes()
+    by_pyav, by_decord = (read_frames(video, [3], reader=reader).astype(int) for reader in ("pyav", "decord"))
+    np.testing.assert_array_equal(read_frames(video, [3]), by_pyav)
+    assert np.abs(by_pyav - by_decord).max() > 4
+    small = (shared_clips / "awkward" / "exact_31f_320x240.avi").read_bytes()
+    np.testing.assert_array_equal(*(read_frames(small, [3], reader=reader) for reader in ("", "decord")))
