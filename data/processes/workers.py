@@ -9,7 +9,10 @@ after it was handed out.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
@@ -19,8 +22,8 @@ import torch
 # Not fork: libav and torch keep threads and locks that a forked child would inherit in an undefined state. The fork
 # server imports torch once, in a process without threads, and forks from there: as safe as spawn, much faster.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-# The same for all: a process has one fork server.
-PRELOADED = ["data.loading.stream", "data.ingest.journal", "tae.runtime.cli"]
+# The same for all: a process has one fork server. What is loaded here no worker loads again.
+PRELOADED = ["data.loading.loader", "data.ingest.journal", "tae.runtime.cli"]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
 
@@ -62,12 +65,31 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Let a process be started that does not import the program's main module, as multiprocessing's children do.
+
+    Workers take nothing from there, and train.py loads Lightning and all metrics: seconds for each worker, each time that
+    a validation starts some.
+    """
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
 class _Process(ForkServerProcess):
     """To terminate one is to kill it, since SIGTERM does not reach it."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802  (multiprocessing's name)
-        child = ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        with without_main():
+            child = ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
         child.terminate = child.kill  # type: ignore[method-assign]
         return child
 

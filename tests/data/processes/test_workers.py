@@ -200,3 +200,17 @@ def test_torch_gives_a_batch_of_the_size_after_a_death(make_loader: Callable[...
     (first, *_) = list(make_loader(b"exits", batch_size=3, decode_timeout=60.0))
     assert first["frames"].shape == (3, 16, 16, 16, 3)
     assert first["frames"].dtype == torch.uint8
+
+
+def test_no_worker_imports_the_main_module(tmp_path: Path) -> None:
+    """That is train.py, with Lightning and all metrics: it took seconds of each worker of each validation."""
+    script = tmp_path / "main.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[3])!r})\nprint('imported', flush=True)\n"
+        "from data.processes.workers import worker_context\n"
+        "if __name__ == '__main__':\n"
+        "    worker = worker_context().Process(target=exec, args=('print(\"worked\")',))\n"
+        "    worker.start()\n    worker.join()\n    print(worker.exitcode, __file__)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["imported", "worked", f"0 {script}"], done.stderr
