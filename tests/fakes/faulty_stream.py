@@ -13,7 +13,7 @@ from data.decode import VideoFile, open_video
 from data.loading.stream import ClipStream, Item
 
 
-def open_or_die(video: bytes) -> AbstractContextManager[VideoFile]:
+def open_or_die(video: bytes, reader: str | None = None) -> AbstractContextManager[VideoFile]:
     """Like `data.decode.open_video`, but some bytes do what broken files do to decoders."""
     if get_worker_info() is not None:
         if video == b"hangs":
@@ -22,7 +22,7 @@ def open_or_die(video: bytes) -> AbstractContextManager[VideoFile]:
             os._exit(3)
         if video in (b"SIGSEGV", b"SIGKILL"):
             os.kill(os.getpid(), signal.Signals[video.decode()])
-    return open_video(video)
+    return open_video(video, reader)
 
 
 class FaultyStream(ClipStream):
