@@ -55,6 +55,7 @@ def prepare(
     shuffle: bool = True,
     columns: Mapping[str, str] | None = None,
     group_pattern: str | None = None,
+    root: Path | None = None,
 ) -> Outcome:
     """Turn a folder or a list of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
@@ -76,7 +77,7 @@ def prepare(
         decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.
         shuffle: write the clips of each split in a random order (of `seed`), so that clips which stand together in the
             source do not stand together in training.
-        columns, group_pattern: as `data.ingest.sources.find_videos` takes them.
+        columns, group_pattern, root: as `data.ingest.sources.find_videos` takes them.
 
     Raises:
         UserError: the source holds no usable video, the output holds something else, is in use or cannot be written,
@@ -88,9 +89,12 @@ def prepare(
         raise UserError(f"source={source} does not exist. Give the folder that holds the videos, or a list of them.")
     if source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
-    candidates, rejected = find_videos(source, dataset, output, columns, group_pattern)
+    candidates, rejected = find_videos(source, dataset, output, columns, group_pattern, root)
     if not candidates:
-        raise UserError(f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}).")
+        example = f" For example, {rejected[0][0]}: {rejected[0][1]}." if rejected else ""
+        raise UserError(
+            f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}).{example}"
+        )
     if interlaced not in (INTERLACED if encoding else KEPT_AS_IT_IS):
         raise UserError(
             f"interlaced={interlaced} is not allowed: refuse or keep, and with reencode=true also deinterlace."
@@ -108,7 +112,7 @@ def prepare(
     try:
         with Journal(output, settings) as journal:
             videos, refused = keep_good(
-                candidates, check_files(root_of(source), candidates, journal, encoding, timeout, engine, ways)
+                candidates, check_files(root_of(source, root), candidates, journal, encoding, timeout, engine, ways)
             )
             splits, unlisted = assign_splits(list(videos), split, test, val, seed, splits_dir)
             rejected = sorted(rejected + refused + unlisted)

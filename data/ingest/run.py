@@ -70,6 +70,7 @@ def prepare_shards(cfg: DictConfig) -> None:
             shuffle=cfg.shuffle,
             columns=cfg.columns,
             group_pattern=cfg.group_pattern,
+            root=None if cfg.root is None else to_path(cfg.root),
         )
     except KeyboardInterrupt as interrupt:
         raise UserError("Stopped. What is done is kept: repeat the command to go on.") from interrupt

@@ -17,14 +17,14 @@ Rejected = list[tuple[str, str]]  # (path, reason)
 
 def find_videos(
     source: Path, dataset: str, output: Path | None = None, columns: Mapping[str, str] | None = None,
-    group_pattern: str | None = None,
+    group_pattern: str | None = None, root: Path | None = None,
 ) -> tuple[list[Video], Rejected]:  # fmt: skip
     """Every file of a source: candidates by name, and the others with the reason why they are none.
 
     Args:
         source: a folder, whose files come sorted, or a list (`data.ingest.lists`), whose files come in its order.
         output: what lies in it is no part of the source.
-        columns: of the list.
+        columns, root: of the list; the folder that its relative paths begin at, None for its own.
         group_pattern: searched in each path; what its first group in brackets matches, or else the whole of it, is the
             video's group. A path in which it is not found makes a group of its own.
 
@@ -32,7 +32,7 @@ def find_videos(
         UserError: a list that cannot be read, or a pattern that cannot be used or is found in no path.
     """
     pattern = _compile(group_pattern)
-    files = _listed(source, columns) if source.is_file() else _found(source, output)
+    files = _listed(source, columns, root_of(source, root)) if source.is_file() else _found(source, output)
     candidates: list[Video] = []
     rejected: Rejected = []
     keys, matches = UniqueKeys(), 0
@@ -53,19 +53,19 @@ def find_videos(
     return candidates, rejected
 
 
-def root_of(source: Path) -> Path:
-    """What the paths of a source's videos are relative to."""
-    return source.parent if source.is_file() else source
+def root_of(source: Path, root: Path | None = None) -> Path:
+    """What the paths of a source's videos are relative to; `root` as in `find_videos`."""
+    return (root or source.parent) if source.is_file() else source
 
 
 def _found(source: Path, output: Path | None) -> Iterator[tuple[Row, str]]:
     return ((Row(entry.path), entry.reason) for entry in list_files(source, output))
 
 
-def _listed(source: Path, columns: Mapping[str, str] | None) -> Iterator[tuple[Row, str]]:
+def _listed(source: Path, columns: Mapping[str, str] | None, root: Path) -> Iterator[tuple[Row, str]]:
     seen: set[str] = set()
     for number, row in enumerate(read_list(source, columns), 1):
-        path = source.parent / to_path(row.path)
+        path = root / to_path(row.path)
         if not row.path:
             yield Row(f"row {number} of {source.name}"), "no path"
         elif row.path in seen:

@@ -90,7 +90,12 @@ def test_a_list_decides_splits_labels_and_groups(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / "train" / "index.json").read_text())
     assert index["recipe"]["split"] == "list"
     assert sorted(index["shards"][0]["frames"]) == ["0", "2"]
-    grouped = run(tmp_path / "list.csv", tmp_path / "grouped", split="group", test=0.5)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "list.csv").rename(tmp_path / "lists" / "list.csv")
+    with pytest.raises(UserError, match=r"holds no videos .*videos/0.mp4: no such file"):
+        run(tmp_path / "lists" / "list.csv", tmp_path / "nothing")
+    source, output = tmp_path / "lists" / "list.csv", tmp_path / "grouped"
+    grouped = run(source, output, split="group", test=0.5, root=tmp_path)
     assert sum(grouped.accepted.values()) == 5
 
 
