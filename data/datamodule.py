@@ -1,5 +1,7 @@
 """Shards to Lightning: checks the arguments, finds the clips, gives a loader for each split."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from data.decode import READERS
 from data.loading.faults import FaultPolicy
-from data.loading.loader import ClipLoader
+from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.transforms import Augmentation
 from data.sampling.windows import ShortClip, window_span
@@ -24,6 +26,7 @@ from data.storage.remote import Access
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
 
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
 SPLITS = ("train", "val", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
 
@@ -130,9 +133,13 @@ class ClipDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Find and check the clips of the stage's splits; opens no shard."""
-        for split in SPLITS_OF_STAGE[stage]:
-            if split not in self.clips and self.shards.get(split) is not None:
+        splits = [split for split in SPLITS_OF_STAGE[stage] if self.shards.get(split) is not None]
+        for split in splits:
+            if split not in self.clips:
                 self.clips[split] = self._find_clips(split)
+        processes = 1 if self.trainer is None else self.trainer.num_devices
+        pieces = self.num_workers * (BATCHES_AHEAD + 1) * len(splits) * processes
+        check_shared_memory(pieces * math.prod(self.window.shape(self.batch_size)))
 
     def train_dataloader(self) -> ClipLoader:
         """The endless, shuffled stream; its position is saved with the checkpoint."""
@@ -243,6 +250,27 @@ class ClipDataModule(LightningDataModule):
             cache.prepare()
         except OSError as error:
             raise UserError(f"data.cache_dir={cache.folder} cannot be used: {error}. Choose another folder.") from error
+
+
+def check_shared_memory(needed: int) -> None:
+    """Refuse batches that do not fit into this machine's shared memory; a worker would end by SIGBUS as soon as it is full.
+
+    Args:
+        needed: bytes of all loaders of a run on this machine: those of validation work while those of training wait.
+
+    Raises:
+        UserError: there is less.
+    """
+    if not SHARED_MEMORY.is_dir():  # no Linux
+        return
+    found = os.statvfs(SHARED_MEMORY)
+    free = found.f_bavail * found.f_frsize
+    if needed > free:
+        raise UserError(
+            f"The data workers need {needed / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has {free / 1e6:,.0f} MB "
+            "free. Give it more (docker run --shm-size=8g, which is 64 MB without), or lower data.num_workers, "
+            "data.batch_size, data.num_frames or data.resolution; data.num_workers=0 needs none."
+        )
 
 
 def _check_numbers(arguments: Mapping[str, int], least: int) -> None:
