@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from benchmarks.common import RESULTS, publish, spread, synchronize
 from benchmarks.step import random_vgg16
+from data.batch import Batch
 from tae.evaluation.run import build_metrics
 from tae.losses.step import training_step
 from tae.planning import planner as plan
@@ -61,7 +62,7 @@ def configure(overrides: list[str], arguments: argparse.Namespace, folder: Path)
         return compose("train", overrides=[*overrides, *fixed])
 
 
-def batches(cfg: DictConfig, device: str) -> Iterator[dict[str, Any]]:
+def batches(cfg: DictConfig, device: str) -> Iterator[Batch]:
     """The same batch over and over, page-locked where there is a GPU, as the data loader gives it."""
     count, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
     clips = torch.randint(0, 256, (count, frames, side, side, 3), dtype=torch.uint8)

@@ -34,8 +34,8 @@ SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test
 class ClipDataModule(LightningDataModule):
     """Clips from shards, for training and evaluation.
 
-    A batch is `{"frames": uint8 (b, t, h, w, 3), "keys": b names, "fps": b frame rates}` with `t = num_frames` and
-    `h = w = resolution`; the rate is the file's divided by `frame_stride`.
+    A batch is a `data.batch.Batch` with `t = num_frames` and `h = w = resolution`; its rates are the files' divided by
+    `frame_stride`.
 
     Args:
         shards: patterns for "train", "val" and "test" (see `data.shards.index.find_shards`); null leaves a split out.

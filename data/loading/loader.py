@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.batch import Batch
 from data.loading.faults import FaultCount, FaultPolicy
 from data.loading.stream import ClipStream, Item
 from data.processes.shared_memory import BatchReader, BatchWriter, exchange
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class ClipLoader:
-    """Iterate over a split's batches: `{"frames": (b, t, h, w, 3) uint8, "keys": [...], "fps": [...]}`.
+    """Iterate over a split's batches, each a `data.batch.Batch`.
 
     Training (`shuffle_buffer` a number): each iteration gives `len()` batches of one endless stream, as many in every
     process; the next goes on where the last one stopped. `state_dict` and `load_state_dict` are found and used by
@@ -95,10 +97,10 @@ class ClipLoader:
         parts = (self.layout.part(len(self.clips), worker) for worker in range(self.layout.num_workers))
         return max(1, sum(-(-len(part) // self.sampling.batch_size) for part in parts))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self._train() if self.training else self._evaluate()
 
-    def _train(self) -> Iterator[dict[str, Any]]:
+    def _train(self) -> Iterator[Batch]:
         if self._endless is None:
             self._endless = self._items()
         given = 0
@@ -116,7 +118,7 @@ class ClipLoader:
             self._endless.close()
             self._endless = None
 
-    def _evaluate(self) -> Iterator[dict[str, Any]]:
+    def _evaluate(self) -> Iterator[Batch]:
         self.skipped, self._count = [], FaultCount(self.name, self.faults)
         self._positions = [(0, 0)] * self.layout.num_workers
         for item in self._items():
@@ -291,7 +293,8 @@ def _with_frames(item: Item, readers: Sequence[BatchReader]) -> Item:
     return item
 
 
-def _batch(item: Item) -> dict[str, Any]:
+def _batch(item: Item) -> Batch:
+    assert isinstance(item.frames, Tensor)  # a number only on its way through shared memory
     return {"frames": item.frames, "keys": item.keys, "fps": item.fps}
 
 

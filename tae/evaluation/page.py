@@ -27,7 +27,7 @@ from tae.video.reader import VideoReader
 from tae.video.writer import write_video
 
 ASSETS = Path(__file__).parent / "assets"
-INDEX = "videos/index.json"  # of the clips that can be looked at; what a sweep reads of each of its runs
+SHOWN_CLIPS = "videos/index.json"  # of the clips that can be looked at; what a sweep reads of each of its runs
 
 
 def write_page(folder: Path, data: Mapping[str, Any]) -> Path:
@@ -80,7 +80,7 @@ def write_clips(
             with replacing(folder / f"videos/{name}_latents.png") as partial:
                 Image.fromarray(picture).save(partial, format="png")
         entries.append(entry)
-    write_text(folder / INDEX, json.dumps(entries, indent=1) + "\n")
+    write_text(folder / SHOWN_CLIPS, json.dumps(entries, indent=1) + "\n")
     return entries
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
+from data.batch import Batch
 from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gather, measured, once_each
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.metric import Measurement, Metric
@@ -17,8 +18,6 @@ from tae.metrics.registry import METRICS, complete
 from tae.metrics.temporal import IMAGE_STEP
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
-
-Batch = Mapping[str, Any]  # frames uint8 (b, t, h, w, 3), keys list[str], fps list[float]
 
 
 class Evaluation(L.LightningModule):
@@ -56,7 +55,7 @@ class Evaluation(L.LightningModule):
         clip = frames_to_clip(original)
         reconstruction, latents = self._reconstruct(clip, batch["keys"])
         baseline = clip_to_frames(trilinear_baseline(clip, *self.factors))
-        shared = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
+        shared: dict[str, Sequence[Any]] = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
         images = self._images(clip, batch["keys"])
         model = self.measure(original, reconstruction, latents=latents, images=images, **shared)
         trilinear = self.measure(original, baseline, **shared)

@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tae.evaluation.page import INDEX, details, facts, metric_columns, page_clip, read_pictures, short
+from tae.evaluation.page import SHOWN_CLIPS, details, facts, metric_columns, page_clip, read_pictures, short
 from tae.evaluation.pictures import mosaic, mosaic_columns, reduced, reduction
 from tae.evaluation.report import latents_text
 from tae.evaluation.results import summarise
@@ -157,7 +157,8 @@ def _write_clips(folder: Path, runs: Sequence[Run], labels: Sequence[str]) -> li
     A clip that only some show, such as one run's worst, is left out, unless there is no other.
     """
     indexes = [
-        {clip["key"]: clip for clip in read_json(run.folder / INDEX, [])} if run.error is None else {} for run in runs
+        {clip["key"]: clip for clip in read_json(run.folder / SHOWN_CLIPS, [])} if run.error is None else {}
+        for run in runs
     ]
     leading = next((index for index in indexes if index), {})
     rows = [(clip, [_same_shape(index.get(key), clip) for index in indexes]) for key, clip in leading.items()]

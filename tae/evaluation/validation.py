@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from data.batch import Batch
 from tae.evaluation.results import gather, measured, of_the_set
 from tae.metrics.metric import Measured, Measurement, Metric
 
@@ -22,11 +22,11 @@ class Validation:
         self.measure = Measurement(metrics)
         self._clips: list[tuple[str, int, Measured]] = []
 
-    def add(self, batch: Mapping[str, Any], reconstruction: Tensor, latents: Tensor, time_factor: int) -> None:
+    def add(self, batch: Batch, reconstruction: Tensor, latents: Tensor, time_factor: int) -> None:
         """Measure a batch's clips.
 
         Args:
-            batch: of the loader; its frames are (b, t, h, w, 3) uint8.
+            batch: of the loader.
             reconstruction: as the frames.
             latents: (b, c, t', h', w') that it was decoded from.
             time_factor: frames for each latent frame.

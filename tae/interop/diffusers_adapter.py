@@ -21,13 +21,13 @@ from tae.model.pretrained import load_model
 from tae.model.tiling import Tiling, decode_stream, encode_stream
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """Result of `encode`: by name or, as diffusers gives it with `return_dict=False`, by index."""
 
     latent_dist: DiagonalGaussian
 
 
-class Decoded(NamedTuple):
+class DecoderOutput(NamedTuple):
     """Result of `decode`, likewise."""
 
     sample: Tensor
@@ -124,12 +124,12 @@ class DiffusersVAE(nn.Module):
     def disable_slicing(self) -> None:
         self.sliced = False
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> Encoded:
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput:
         """Give `.latent_dist`, with `sample(generator)`, `mode()`, `mean` and `logvar`."""
         clip = self._as_video(x).to(self.dtype)
         parts = [self._encode(sample) for sample in (clip.split(1) if self.sliced else [clip])]
         moments = (torch.cat([getattr(part, name) for part in parts]).to(self.dtype) for name in ("mean", "logvar"))
-        return Encoded(DiagonalGaussian(*(moment if x.ndim == 5 else moment[:, :, 0] for moment in moments)))
+        return EncoderOutput(DiagonalGaussian(*(moment if x.ndim == 5 else moment[:, :, 0] for moment in moments)))
 
     def decode(
         self,
@@ -137,7 +137,7 @@ class DiffusersVAE(nn.Module):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
         num_frames: int | None = None,
-    ) -> Decoded:
+    ) -> DecoderOutput:
         """Give `.sample`, not clamped: `num_frames` of a video, by default 8 for each latent frame; one of an image.
 
         Raises:
@@ -148,14 +148,14 @@ class DiffusersVAE(nn.Module):
             raise ValueError(f"num_frames={num_frames} was asked of latents that hold {held}.")
         latents = self._as_video(z).to(self.dtype)
         clip = torch.cat([self._decode(part) for part in (latents.split(1) if self.sliced else [latents])])
-        return Decoded(clip[:, :, :num_frames] if z.ndim == 5 else clip[:, :, 0])
+        return DecoderOutput(clip[:, :, :num_frames] if z.ndim == 5 else clip[:, :, 0])
 
-    def forward(self, sample: Tensor, sample_posterior: bool = False, return_dict: bool = True) -> Decoded:
+    def forward(self, sample: Tensor, sample_posterior: bool = False, return_dict: bool = True) -> DecoderOutput:
         """Encode and decode; as long and large as what went in."""
         posterior = self.encode(sample).latent_dist
         clip = self.decode(posterior.sample() if sample_posterior else posterior.mode()).sample
         frames = (slice(sample.shape[2]),) if sample.ndim == 5 else ()
-        return Decoded(clip[(..., *frames, slice(sample.shape[-2]), slice(sample.shape[-1]))])
+        return DecoderOutput(clip[(..., *frames, slice(sample.shape[-2]), slice(sample.shape[-1]))])
 
     def _as_video(self, x: Tensor) -> Tensor:
         return x if x.ndim == 5 else x.unsqueeze(2)

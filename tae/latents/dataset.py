@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from tae.latents.file import INDEX, read_window
+from tae.latents.file import LATENTS_INDEX, read_window
 from tae.latents.stats import LatentStats, Scaling
 from tae.runtime.errors import UserError
 
@@ -108,7 +108,7 @@ def read_places(folder: Path) -> list[Place]:
         UserError: the index is missing or none of latents, or a shard is missing or of another size.
     """
     try:
-        shards: Sequence[Mapping[str, Any]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
+        shards: Sequence[Mapping[str, Any]] = json.loads((folder / LATENTS_INDEX).read_text(encoding="utf-8"))["shards"]
         places = [
             Place(
                 key,
@@ -125,7 +125,9 @@ def read_places(folder: Path) -> list[Place]:
     except OSError as error:
         raise UserError(f"{folder} is not complete: {error}. Encode again; the same command goes on.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / INDEX} is no index of latents ({error!r}): give what tae.encode wrote.") from error
+        raise UserError(
+            f"{folder / LATENTS_INDEX} is no index of latents ({error!r}): give what tae.encode wrote."
+        ) from error
     if damaged:
-        raise UserError(f"{folder / damaged[0]} has another size than {INDEX} says: copy or encode it again.")
+        raise UserError(f"{folder / damaged[0]} has another size than {LATENTS_INDEX} says: copy or encode it again.")
     return places

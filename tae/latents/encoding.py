@@ -91,8 +91,8 @@ def settle(output: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-class Encoding(L.LightningModule):
-    """`Trainer.predict(Encoding(...))`: every process encodes its videos and writes its shards.
+class LatentEncoding(L.LightningModule):
+    """`Trainer.predict(LatentEncoding(...))`: every process encodes its videos and writes its shards.
 
     Args:
         shards: the videos of each shard that there is to be, the same list in every process.

@@ -7,7 +7,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-INDEX = "index.json"
+LATENTS_INDEX = "index.json"
 TENSORS = ("mean", "std")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FORMAT_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}  # of safetensors

@@ -6,7 +6,7 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tae.latents.encoding import Encoding, check_settings, report, settings_of, settle
+from tae.latents.encoding import LatentEncoding, check_settings, report, settings_of, settle
 from tae.latents.file import DTYPES
 from tae.latents.sources import Reading, batched, find_sources
 from tae.latents.stats import LatentStats
@@ -46,7 +46,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
     with (
         progress_bar("clips", shown=trainer.is_global_zero) as progress,
         closing(
-            Encoding(loaded.model, tiling, DTYPES[cfg.dtype], output, shards, reading, cfg.num_workers, progress)
+            LatentEncoding(loaded.model, tiling, DTYPES[cfg.dtype], output, shards, reading, cfg.num_workers, progress)
         ) as encoding,
     ):
         trainer.predict(encoding, return_predictions=False)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from data.shards.format import INDEX_VERSION
-from tae.latents.file import FORMAT_NAMES, INDEX, TENSORS
+from tae.latents.file import FORMAT_NAMES, LATENTS_INDEX, TENSORS
 from tae.latents.moments import Moments
 from tae.latents.stats import LatentStats
 from tae.runtime.errors import UserError
@@ -214,7 +214,7 @@ def finish(
     if not shards:
         raise UserError(f"None of the videos could be encoded: see {output / 'rejected.csv'}.")
     index = {"version": INDEX_VERSION, "split": "latents", "recipe": settings, "shards": shards}
-    write_text(output / INDEX, json.dumps(index, indent=1, allow_nan=False) + "\n")
+    write_text(output / LATENTS_INDEX, json.dumps(index, indent=1, allow_nan=False) + "\n")
     moments = Moments()
     for entry in entries:
         moments += Moments(**entry["moments"])

@@ -20,7 +20,7 @@ for kernel, formula in {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
 }.items():
     if kernel not in flop_registry:
-        register_flop_formula(kernel, get_raw=True)(formula)
+        register_flop_formula(kernel, get_raw=True)(formula)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

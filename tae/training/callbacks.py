@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
+from data.batch import Batch
 from tae.evaluation.pictures import side_by_side
 from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.console import plain_console
@@ -49,7 +50,7 @@ class TrainingLines(EvaluationLines):
         self.began = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if not self.shown or pl_module.between_steps or not is_logged_step(trainer):
             return
@@ -119,7 +120,7 @@ class StepTimer(Callback):
         return self.seconds / self.steps if self.steps else None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if pl_module.between_steps:
             return
@@ -156,13 +157,13 @@ class ReconstructionVideos(Callback):
         self.num_clips = num_clips
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *args: Any
     ) -> None:
         if self.num_clips and batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             self.write(trainer, pl_module, batch)
 
     @torch.no_grad()
-    def write(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
+    def write(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> None:
         frames = batch["frames"][: self.num_clips]
         with trainer.precision_plugin.forward_context():
             reconstructed = clip_to_frames(pl_module(frames_to_clip(frames)))

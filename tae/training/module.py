@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from data.batch import Batch
 from tae.evaluation.validation import Validation
 from tae.losses import Objective
 from tae.losses.step import compute_loss
@@ -69,13 +70,13 @@ class AutoencoderModule(L.LightningModule):
         """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
         return self.model(clip, sample_posterior=False).reconstruction
 
-    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the posterior's noise a function of seed, process and batch, so that a resumed run draws the same."""
         self.between_steps = True
         batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(int(np.random.SeedSequence([self.seed, self.global_rank, batches]).generate_state(1)[0]))
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
         total, terms, out = compute_loss(self.model, self.loss, frames_to_clip(batch["frames"]), step)
         self.judge_last_step()
@@ -163,7 +164,7 @@ class AutoencoderModule(L.LightningModule):
         self.validation = Validation(self.metrics)
         self.validated = []
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         out = self.model(frames_to_clip(batch["frames"]), sample_posterior=False)
         self.validated.append((batch["keys"], out.reconstruction.isfinite().flatten(1).all(1)))
         self.validation.add(batch, clip_to_frames(out.reconstruction), out.latents, self.model.time_factor)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tae.evaluation.page import INDEX, evaluation_page, write_clips, write_page
+from tae.evaluation.page import SHOWN_CLIPS, evaluation_page, write_clips, write_page
 from tae.evaluation.report import write_report
 from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult
 from tae.evaluation.sweep import write_comparison
@@ -358,7 +358,7 @@ def test_a_sweep_compares_its_runs(browser: webdriver.Chrome, sweep: Path) -> No
 
 
 def test_the_index_of_the_clips_tells_each_frame(evaluation: Path) -> None:
-    entries = json.loads((evaluation / INDEX).read_text())
+    entries = json.loads((evaluation / SHOWN_CLIPS).read_text())
     assert [entry["key"] for entry in entries] == [EVIL, "v_b", "v_c"]
     error = np.mean([(grey(3) - colour) ** 2 for colour in COLOURS[0]])
     assert entries[0]["psnr"][3] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-4)
