@@ -38,7 +38,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 def _short(root: np.ndarray) -> np.ndarray:
     """A matrix of at most d rows with the same root' root."""
-    return np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
+    return np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root
 
 
 def jackknife(x: np.ndarray, y: np.ndarray, value: float) -> list[float]:

@@ -90,7 +90,7 @@ def flow_pair(x: np.ndarray, next_x: np.ndarray) -> tuple[np.ndarray, np.ndarray
     except ImportError as error:
         raise NotMeasured("OpenCV is not installed: pip install opencv-python") from error
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return dis.calc(x, next_x, None), dis.calc(next_x, x, None)
+    return dis.calc(x, next_x, None), dis.calc(next_x, x, None)  # type: ignore[call-overload]
 
 
 def warping_error(y: np.ndarray, next_y: np.ndarray, forward: np.ndarray, backward: np.ndarray) -> float:
@@ -103,12 +103,13 @@ def warping_error(y: np.ndarray, next_y: np.ndarray, forward: np.ndarray, backwa
     h, w = y.shape[:2]
     grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1).astype(np.float32)
     place = grid + forward
-    back = cv2.remap(backward, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    back = cv2.remap(backward, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
     mismatch = ((forward + back) ** 2).sum(-1)
     allowed = OCCLUSION_SLOPE * ((forward**2).sum(-1) + (back**2).sum(-1)) + OCCLUSION_OFFSET
     inside = ((place >= 0) & (place <= (w - 1, h - 1))).all(-1)
     seen = (mismatch <= allowed) & inside
-    warped = cv2.remap(next_y.astype(np.float32), place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    future = next_y.astype(np.float32)
+    warped = cv2.remap(future, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
     return float(np.abs(y - warped)[seen].mean() / 255) if seen.any() else 0.0
 
 
