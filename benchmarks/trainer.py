@@ -27,8 +27,9 @@ from data.batch import Batch
 from tae.evaluation.run import build_metrics
 from tae.losses.step import training_step
 from tae.planning import planner as plan
-from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.cli import CONFIG_FOLDER, chooses
 from tae.runtime.config import plain
+from tae.train import GROUPS
 from tae.training.module import AutoencoderModule
 
 CALLBACKS = ("step_timer", "learning_rate", "progress")  # not those that write checkpoints and videos
@@ -55,7 +56,8 @@ class Clock(Callback):
 
 def configure(overrides: list[str], arguments: argparse.Namespace, folder: Path) -> DictConfig:
     accelerator = "gpu" if arguments.device == "cuda" else "cpu"
-    fixed = [f"output_dir={folder}", f"trainer.accelerator={accelerator}", "init_from=null", "model.image_vae=null"]
+    fixed = [] if chooses(overrides, GROUPS) else ["experiment=demo"]
+    fixed += [f"output_dir={folder}", f"trainer.accelerator={accelerator}", "init_from=null", "model.image_vae=null"]
     fixed += [f"trainer.max_steps={arguments.warmup + arguments.steps}", "trainer.val_check_interval=null"]
     fixed += [f"loss.perceptual.weights_path={random_vgg16(folder)}"]
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):

@@ -5,13 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from data.decode import READERS
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.sampling.clip import Clip, Sampling, Window
@@ -25,10 +24,19 @@ from data.storage.cache import ShardCache
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
+from tae.runtime.schema import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share, check_arguments
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
 SPLITS = ("train", "val", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
+
+
+class Shards(TypedDict, total=False):
+    """Patterns of the shards of each split; null or left out: there is none."""
+
+    train: str | Sequence[str] | None
+    val: str | Sequence[str] | None
+    test: str | Sequence[str] | None
 
 
 class ClipDataModule(LightningDataModule):
@@ -68,54 +76,34 @@ class ClipDataModule(LightningDataModule):
 
     def __init__(
         self,
-        shards: Mapping[str, str | Sequence[str] | None],
-        num_frames: int,
-        frame_stride: int,
-        resolution: int,
-        batch_size: int,
-        num_workers: int,
+        shards: Shards,
+        num_frames: AtLeastOne,
+        frame_stride: AtLeastOne,
+        resolution: Pixels,
+        batch_size: AtLeastOne,
+        num_workers: NotNegative,
         short_clip: ShortClip,
-        max_skipped: float,
-        shuffle_buffer: int,
+        max_skipped: Share,
+        shuffle_buffer: AtLeastOne,
         seed: int,
         output_dir: str | Path,
-        decode_timeout: float = 60.0,  # these have defaults for checkpoints that are older than they are
-        read_tries: int = 8,
-        read_timeout: float = 60.0,
+        decode_timeout: AboveZero = 60.0,  # these have defaults for checkpoints that are older than they are
+        read_tries: AtLeastOne = 8,
+        read_timeout: AboveZero = 60.0,
         cache_dir: str | Path | None = None,
-        cache_gb: float = 100.0,
+        cache_gb: AboveZero = 100.0,
         allow_pipe: bool = False,
-        augmentation: Mapping[str, Any] | None = None,
-        decoder: str = "auto",
-        interleave: int = 1,
+        augmentation: Annotated[Mapping[str, Any] | None, ArgumentsOf(Augmentation)] = None,
+        decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto",
+        interleave: AtLeastOne = 1,
     ) -> None:
+        check_arguments(ClipDataModule, locals())
         super().__init__()
-        at_least_one = {"num_frames": num_frames, "frame_stride": frame_stride, "batch_size": batch_size}
-        _check_numbers(
-            at_least_one | {"shuffle_buffer": shuffle_buffer, "interleave": interleave, "read_tries": read_tries}, 1
-        )
-        _check_numbers({"resolution": resolution}, 8)
-        _check_numbers({"num_workers": num_workers}, 0)
-        for name, value in {
-            "decode_timeout": decode_timeout,
-            "read_timeout": read_timeout,
-            "cache_gb": cache_gb,
-        }.items():
-            if not 0 < value < float("inf"):
-                raise UserError(f"data.{name}={value} is not allowed: give a number greater than 0.")
-        if short_clip not in get_args(ShortClip):
-            raise UserError(f"data.short_clip={short_clip} is unknown. Choose {' or '.join(get_args(ShortClip))}.")
-        if not 0 <= max_skipped <= 1:
-            raise UserError(f"data.max_skipped={max_skipped} is not a share: give a number from 0 to 1.")
-        if unknown := set(shards) - set(SPLITS):
-            raise UserError(f"data.shards.{min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
-        if decoder not in ("auto", *READERS):
-            raise UserError(f"data.decoder={decoder} is unknown. Choose one of: auto, {', '.join(READERS)}.")
         if decoder == "torchcodec" and find_spec("torchcodec") is None:
-            raise UserError(
-                "data.decoder=torchcodec needs the package torchcodec, and FFmpeg's libraries. Install both."
-            )
-        self.shards = dict(shards)
+            raise UserError("decoder=torchcodec needs the package torchcodec, and FFmpeg's libraries. Install both.")
+        if unknown := set(shards) - set(SPLITS):
+            raise UserError(f"shards: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
+        self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards))
         self.window = Window(num_frames, frame_stride, resolution, Augmentation(**augmentation or {}), decoder)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -271,9 +259,3 @@ def check_shared_memory(needed: int) -> None:
             "free. Give it more (docker run --shm-size=8g, which is 64 MB without), or lower data.num_workers, "
             "data.batch_size, data.num_frames or data.resolution; data.num_workers=0 needs none."
         )
-
-
-def _check_numbers(arguments: Mapping[str, int], least: int) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"data.{name}={value} is not allowed: give a whole number of at least {least}.")

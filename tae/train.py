@@ -21,7 +21,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return run.train(cfg)
 
 
-main = hydra_main("train")(train)
+GROUPS = ("data", "model", "experiment")  # a command line that chooses of none of these runs the demo
+main = hydra_main("train", alone="experiment=demo", unless=GROUPS)(train)
 
 if __name__ == "__main__":
     main()

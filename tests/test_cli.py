@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tae import UserError
 from tae.model.pretrained import load_model
-from tae.runtime.cli import check_accelerator, check_switches, find_user_error
+from tae.runtime.cli import chooses, empty_group, find_user_error
 from tae.runtime.config import plain
+from tae.train import GROUPS as DEMO_UNLESS
 from tae.training.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +43,10 @@ CHOICES = [
 
 
 def composed(*overrides: str) -> DictConfig:
+    """As `train.py` composes it: the demo, unless something else is chosen."""
+    demo = [] if chooses(overrides, DEMO_UNLESS) else ["experiment=demo"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose("train", overrides=[*overrides, *demo])
 
 
 def compose_train(*overrides: str) -> dict[str, Any]:
@@ -110,7 +113,7 @@ MISTAKES = {
 def test_a_mistake_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
     arguments, message = MISTAKES[name]
     error = catch(lambda: train(composed(*arguments, f"output_dir={tmp_path}")))
-    known = error if isinstance(error, HydraException) else find_user_error(error)
+    known = find_user_error(error) or (error if isinstance(error, HydraException) else None)
     assert known is not None, f"{error!r} would end in a traceback"
     assert re.search(message, str(known))
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -138,7 +141,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 COMMANDS = {
-    "no switch": ("-m tae.export", ["output=new", "push=no"], "push=no is not allowed: give true or false."),
+    "no switch": ("-m tae.export", ["output=new", "push=maybe"], "push=maybe is not allowed: give true or false."),
     "no GPU": (
         "evaluate.py",
         ["trainer.accelerator=gpu", "output_dir=new"],
@@ -166,21 +169,88 @@ def test_a_command_refuses_in_one_message(name: str, tmp_path: Path, monkeypatch
     assert not list(tmp_path.rglob("*.mp4")) + list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_switch_is_on_or_off_at_any_depth() -> None:
-    defaults = {"a": {"b": True, "c": 1}, "d": None, "f": True, "source": "???"}
-    check_switches(OmegaConf.create({"a": {"b": False, "c": "x"}, "d": "y", "e": 1, "source": "???"}), defaults)
-    with pytest.raises(UserError, match=r"^a\.b=off is not allowed"):
-        check_switches(OmegaConf.create({"a": {"b": "off", "c": 1}, "d": None}), defaults)
+def test_the_demo_is_what_the_command_runs_alone() -> None:
+    shown = OmegaConf.create(run("train.py", "--cfg", "job").stdout)
+    assert (shown.name, shown.model.base_channels, shown.trainer.accelerator) == ("demo", 16, "cpu")
 
 
-@pytest.mark.parametrize("name", [None, "auto", "cpu"])
-def test_a_device_that_is_everywhere_is_allowed(name: str | None) -> None:
-    check_accelerator(name)
+@pytest.mark.parametrize(
+    "chosen", [("data=folder",), ("experiment=ucf101", "data=folder"), (empty_group("experiment=null"),)]
+)
+def test_what_is_chosen_trains_for_real(chosen: tuple[str, ...]) -> None:
+    config = compose_train(*chosen)
+    reference = compose_train("experiment=ucf101")
+    for group in ("model", "loss", "optimizer", "scheduler", "trainer"):
+        assert config[group] == reference[group], group
+    differs = {name for name in config["data"] if config["data"][name] != reference["data"][name]}
+    assert differs <= {"shards", "num_workers", "shuffle_buffer"}
+    assert config["init_from"] is None
 
 
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(UserError, match="accelerator=abc: there is no such kind"):
-        check_accelerator("abc")
+@pytest.mark.parametrize(
+    ("arguments", "alone"),
+    [
+        ([], True),
+        (["-m", "loss.opl.weight=0,1"], True),
+        (["trainer.max_steps=3", "logger=csv", "data.batch_size=1"], True),
+        (["data=folder"], False),
+        (["model=sd35"], False),
+        (["~experiment"], False),
+        (["--config-name=mine"], False),
+    ],
+)
+def test_the_demo_is_left_to_command_lines_that_choose_nothing(arguments: list[str], alone: bool) -> None:
+    assert chooses(arguments, DEMO_UNLESS) is not alone
+
+
+def test_what_this_machine_lacks_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, no image autoencoder, no VGG, no shards: one message before the run, with what to do about each."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("tae.losses.lpips.has_weights", lambda net: False)
+    monkeypatch.setattr("tae.losses.lpips._url", lambda net: "http://127.0.0.1:9/vgg.pth")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    cfg = composed("data=folder", "model.image_vae=nobody/nothing", f"output_dir={tmp_path}/run")
+    with pytest.raises(UserError) as caught:
+        train(cfg)
+    told = str(caught.value)
+    for way in (
+        "trainer.accelerator=cpu",
+        "python -m data.prepare",
+        "data.shards.train=",
+        "data.shards.test=",
+        "hf download nobody/nothing",
+        "python -m tae.weights get=vgg",
+    ):
+        assert way in told, told
+    assert not (tmp_path / "run").exists()
+
+
+TYPOS = {
+    "key": (["init_form=tiny"], "init_form is unknown. Did you mean init_from?"),
+    "nested key": (["data.frames=3"], "data.frames is unknown. Did you mean data.num_frames?"),
+    "key of another group": (["num_frames=3"], "num_frames is unknown. Did you mean data.num_frames?"),
+    "argument": (["trainer.overfit_batches=1"], "is given as +trainer.overfit_batches=1"),
+    "brackets": (["data.cache_dir=clips (1)"], """'data.cache_dir="clips (1)"'"""),
+    "choice": (["experiment=ucf102"], "ucf102"),
+}
+
+
+@pytest.mark.parametrize("name", TYPOS)
+def test_a_typo_on_the_command_line_is_answered(name: str) -> None:
+    """With the way to write it, and before torch is imported."""
+    arguments, message = TYPOS[name]
+    program = (
+        "import sys; from tae.train import main; sys.argv[0] = 'train.py'\ntry: main()\nexcept SystemExit as end:\n    "
+    )
+    program += "sys.exit('torch was imported' if 'torch' in sys.modules else end.code)"
+    done = run("-c", program, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "HYDRA_FULL_ERROR" not in done.stderr
 
 
 @pytest.mark.parametrize(

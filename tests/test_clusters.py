@@ -16,6 +16,7 @@ from tae.runtime import start_time as launch
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "experiment=demo",
     "init_from=null",
     "model.base_channels=8",
     "model.norm_groups=4",

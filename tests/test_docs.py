@@ -22,7 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tae import TemporalAutoencoder, frames_to_clip
+from tae.runtime.cli import chooses
 from tae.runtime.config import plain
+from tae.train import GROUPS as DEMO_UNLESS
 from tests.references.video import make_video
 
 ROOT = Path(__file__).parents[1]
@@ -126,13 +128,15 @@ def composed(entry: str, overrides: list[str]) -> list[DictConfig]:
         else [str(override.input_line)]
         for override in parsed
     ]
+    if entry == "train" and not chooses(overrides, DEMO_UNLESS):
+        choices.append(["experiment=demo"])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return [compose(entry, overrides=list(run)) for run in itertools.product(*choices)]
 
 
 def test_the_pages_have_commands() -> None:
     assert len(COMMANDS) > 40
-    assert {command.entry for command in COMMANDS} >= {path.stem for path in CONF.glob("*.yaml")} - {"hydra_common"}
+    assert {command.entry for command in COMMANDS} >= {path.stem for path in CONF.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS + MENTIONED), ids=lambda c: f"{c.page}: {c.text}")
@@ -170,9 +174,9 @@ def test_every_exception_is_needed(table: dict[str, str]) -> None:
 def settings() -> set[str]:
     """The dotted names of everything that an entry point takes."""
     names: set[str] = set()
-    variants = {"train": [["data=folder", "logger=[csv,tensorboard,wandb]"], ["scheduler=one_cycle", "strategy=ddp"]]}
+    variants = {"train": [["data=folder", "logger=[csv,tensorboard,wandb]"], ["experiment=demo", "strategy=ddp"]]}
     for path in CONF.glob("*.yaml"):
-        for overrides in variants.get(path.stem, [[]]) if path.stem != "hydra_common" else ():
+        for overrides in variants.get(path.stem, [[]]):
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 config = compose(path.stem, overrides=overrides)
             names |= set(leaves(OmegaConf.to_container(config)))
@@ -354,6 +358,8 @@ def made_small(command: Command) -> list[str]:
     entry, given = command.entry, command.overrides
     less = dict(LESS.get(entry, {}))
     chosen = {override.partition("=")[0] for override in given}
+    if entry == "train" and not chosen & set(DEMO_UNLESS):
+        less["experiment"] = "demo"
     if entry in ("train", "evaluate") and ("data=synthetic" in given or not chosen & {"data", "experiment", "ckpt"}):
         less |= (
             SMALL_DATA

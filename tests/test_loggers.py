@@ -16,6 +16,7 @@ from tests.fakes.wandb_file import read_records
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "experiment=demo",
     "init_from=null",
     "optimizer.lr=1e-3",
     "model.base_channels=8",

@@ -49,7 +49,7 @@ def checkpoint() -> dict[str, Any]:
     torch.manual_seed(0)
     model = TemporalAutoencoder(**ARCHITECTURE, encoder_blocks=1, decoder_blocks=1)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    config = plain(composed("train", "output_dir=out"))
+    config = plain(composed("train", "experiment=demo", "output_dir=out"))
     return {"state_dict": weights, "architecture": model.architecture, "config": config, "global_step": 1}
 
 

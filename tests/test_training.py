@@ -24,6 +24,7 @@ from tae.training.run import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "experiment=demo",
     "init_from=null",
     "model.base_channels=8",
     "model.norm_groups=4",

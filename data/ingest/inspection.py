@@ -18,6 +18,8 @@ from data.shards.reader import open_samples
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Inspect
 
 COMMON = 4  # of the values of a column this many are named
 TILE = (240, 180)  # pixels of a picture in the contact sheet
@@ -108,6 +110,7 @@ def _tile(sample: Mapping[str, Any], num_frames: int) -> Image.Image:
 
 def inspect_shards(cfg: DictConfig) -> None:
     """Print the table and write a contact sheet for each folder of `cfg.shards`."""
+    check_config(cfg, Inspect)
     folders = [folder for folder in find_folders(to_path(cfg.shards)) if shards_of(folder)]
     if not folders:
         raise UserError(f"shards={cfg.shards}: the index lists no shard.")

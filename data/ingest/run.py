@@ -14,6 +14,8 @@ from data.processes.pool import Engine
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Prepare
 
 REASONS_SHOWN = 12
 
@@ -37,6 +39,7 @@ def report(outcome: Outcome, output: Path) -> None:
 
 def prepare_shards(cfg: DictConfig) -> None:
     """Call `prepare` with the config's values, then print the table."""
+    check_config(cfg, Prepare)
     source, output = to_path(cfg.source), to_path(cfg.output)
     splits_dir = to_path(cfg.splits_dir) if cfg.splits_dir else None
     if cfg.download and cfg.dataset != "ucf101":

@@ -7,6 +7,8 @@ from data.ingest.verification import find_folders, shards_of, verify
 from data.processes.pool import Engine
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Verify
 
 
 def verify_shards(cfg: DictConfig) -> None:
@@ -15,10 +17,8 @@ def verify_shards(cfg: DictConfig) -> None:
     Raises:
         UserError: with the list of what is wrong, or a setting is out of its range.
     """
+    check_config(cfg, Verify)
     sizes = {"batch_size": cfg.batch_size, "shuffle_buffer": cfg.shuffle_buffer, "readers": cfg.readers}
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value} is not allowed: give a whole number of at least 1.")
     engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
     folders = find_folders(to_path(cfg.shards))
     problems = [problem for folder in folders for problem in verify(folder, cfg.decode, cfg.timeout, engine)]

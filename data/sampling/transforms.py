@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from tae.runtime.errors import UserError
+from tae.runtime.schema import Share, check_arguments
 
 Flip = Literal["time", "height", "width", "diagonal"]
 MAX_ZOOM = 8.0
@@ -32,24 +33,13 @@ class Augmentation:
         UserError: a value is out of its range.
     """
 
-    zoom: float = 1.0
+    zoom: Annotated[float, Ge(1), Le(MAX_ZOOM)] = 1.0
     flips: Sequence[Flip] = ()
-    colour: float = 0.0
+    colour: Share = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flips", tuple(self.flips))  # not a config's list, which every worker would be sent
-        if not _is_number(self.zoom) or not 1 <= self.zoom <= MAX_ZOOM:
-            raise UserError(f"data.augmentation.zoom={self.zoom} is not allowed: give a number from 1 to {MAX_ZOOM:g}.")
-        if unknown := set(self.flips) - set(get_args(Flip)):
-            raise UserError(
-                f"data.augmentation.flips: {min(unknown)} is unknown. Choose from: {', '.join(get_args(Flip))}."
-            )
-        if not _is_number(self.colour) or not 0 <= self.colour <= 1:
-            raise UserError(f"data.augmentation.colour={self.colour} is not allowed: give a number from 0 to 1.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        check_arguments(Augmentation, vars(self))
 
 
 NO_AUGMENTATION = Augmentation()

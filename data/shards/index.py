@@ -84,6 +84,20 @@ def _without_repeats(urls: Iterable[str]) -> list[str]:
     return list(first.values())
 
 
+def missing_shards(patterns: str | Sequence[str], option: str) -> str | None:
+    """What is wrong with patterns of which no local shard is there; None if nothing is, or if they are elsewhere.
+
+    Reads no index: a check of every split before a training has begun.
+    """
+    try:
+        for pattern in _as_list(patterns):
+            if scheme(pattern) == "":
+                _expand(pattern, option, Access())
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 
-from data.datamodule import SPLITS, ClipDataModule
+from data.datamodule import SPLITS, ClipDataModule, Shards
 from data.drawing import FPS, MIN_SIZE, draw_clip, encode, file_width
 from data.ingest.check import Facts
+from data.sampling.transforms import Augmentation
 from data.sampling.windows import ShortClip
 from data.shards.writer import ShardWriter
 from tae.runtime.config import plain
@@ -23,6 +24,8 @@ from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar
+from tae.runtime.schema import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share, check_config
+from tae.runtime.settings import Synthetic
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments
 
@@ -45,31 +48,31 @@ class SyntheticDataModule(ClipDataModule):
     def __init__(
         self,
         num_clips: Mapping[str, int],
-        clip_frames: int,
-        clip_size: int,
-        clips_seed: int,
+        clip_frames: AtLeastOne,
+        clip_size: AtLeastOne,
+        clips_seed: NotNegative,
         cache_dir: str | Path,
-        num_frames: int,
-        frame_stride: int,
-        resolution: int,
-        batch_size: int,
-        num_workers: int,
+        num_frames: AtLeastOne,
+        frame_stride: AtLeastOne,
+        resolution: Pixels,
+        batch_size: AtLeastOne,
+        num_workers: NotNegative,
         short_clip: ShortClip,
-        max_skipped: float,
-        shuffle_buffer: int,
+        max_skipped: Share,
+        shuffle_buffer: AtLeastOne,
         seed: int,
         output_dir: str | Path,
-        decode_timeout: float = 60.0,
-        augmentation: Mapping[str, Any] | None = None,
-        interleave: int = 1,
+        decode_timeout: AboveZero = 60.0,
+        augmentation: Annotated[Mapping[str, Any] | None, ArgumentsOf(Augmentation)] = None,
+        interleave: AtLeastOne = 1,
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
-            raise UserError(f"data.num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
+            raise UserError(f"num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
         self.recipe = check_recipe(num_clips, clip_frames, clip_size, clips_seed)
         name = hashlib.sha256(json.dumps(self.recipe | {"generator": GENERATOR}, sort_keys=True).encode()).hexdigest()
         self.folder = to_path(cache_dir) / name[:12]
         super().__init__(
-            {split: str(self.folder / split / "shard-*.tar") for split in SPLITS},
+            Shards({split: str(self.folder / split / "shard-*.tar") for split in SPLITS}),  # type: ignore[misc]
             num_frames=num_frames,
             frame_stride=frame_stride,
             resolution=resolution,
@@ -102,7 +105,7 @@ class SyntheticDataModule(ClipDataModule):
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
-            raise UserError(f"data.cache_dir={self.folder.parent} cannot be written: {error}.") from error
+            raise UserError(f"cache_dir={self.folder.parent} cannot be written: {error}.") from error
 
 
 def check_recipe(num_clips: Mapping[str, int], clip_frames: int, clip_size: int, clips_seed: int) -> dict[str, Any]:
@@ -145,6 +148,7 @@ def write_synthetic(cfg: DictConfig) -> None:
     Raises:
         UserError: a setting is out of its range, or the output holds something.
     """
+    check_config(cfg, Synthetic)
     settings = plain(cfg)
     output = to_path(settings["output"])
     recipe = check_recipe(settings["num_clips"], cfg.clip_frames, cfg.clip_size, cfg.clips_seed)

@@ -9,12 +9,14 @@ from omegaconf import DictConfig
 
 from tae.evaluation.reconstruction import Excerpt, Outcome, plan_outputs, reconstruct, summary, write_latents
 from tae.model.pretrained import load_model
-from tae.runtime.config import plain
 from tae.runtime.console import plain_console
+from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar, stage
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Reconstruct
 
 
 def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
@@ -23,7 +25,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
     Raises:
         UserError: nothing to do, or at least one video failed.
     """
-    plain(cfg)
+    check_config(cfg, Reconstruct, [missing_accelerator])
     output = to_path(cfg.output)
     outputs = plan_outputs(to_path(cfg.source), output)
     excerpt = Excerpt(cfg.start, cfg.num_frames, cfg.resolution)

@@ -31,8 +31,11 @@ from tae.metrics.registry import SLOW_METRICS, complete
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
+from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
 from tae.runtime.ownership import owned
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Evaluate
 from tae.runtime.signals import EndOnSignal
 from tae.runtime.trainer_progress import evaluation_progress
 
@@ -43,6 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting is wrong, another run owns the output folder, or nothing could be measured.
     """
+    check_config(cfg, Evaluate, [missing_accelerator])
     with owned(Path(cfg.output_dir)):
         return load_and_measure(cfg)
 

@@ -12,10 +12,11 @@ from tae.interop.repository import check_stats, prepare_repository, share, uploa
 from tae.latents.file import DTYPES
 from tae.latents.stats import STATS, LatentStats
 from tae.model.pretrained import load_model
-from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
 from tae.runtime.progress import stage
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Export
 
 
 def export(cfg: DictConfig) -> Path:
@@ -24,10 +25,8 @@ def export(cfg: DictConfig) -> Path:
     Raises:
         UserError: a setting is wrong, the metrics are another checkpoint's, or the hub refuses.
     """
-    plain(cfg)
+    check_config(cfg, Export)
     output = Path(cfg.output).expanduser()
-    if cfg.dtype not in DTYPES:
-        raise UserError(f"dtype={cfg.dtype} is unknown. Choose one of: {', '.join(DTYPES)}.")
     if cfg.format != "safetensors":
         check_format(cfg.format)
     if output.is_dir() and any(output.iterdir()):

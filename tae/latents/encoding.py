@@ -24,7 +24,6 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from data.processes.workers import prepare_worker, worker_context
-from tae.latents.file import DTYPES
 from tae.latents.sources import Piece, Pieces, Reading, Source
 from tae.latents.stats import LatentStats
 from tae.latents.writer import FINISHED, LatentShard, entry_path
@@ -32,7 +31,6 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.clip import frames_to_clip
 from tae.model.pretrained import LoadedModel
 from tae.model.tiling import Tiling, encode_in_space
-from tae.runtime.config import plain
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
@@ -40,19 +38,6 @@ from tae.runtime.signals import StopSignals, end_by_signal
 
 SETTINGS = "settings.json"
 SHOWN_REASONS = 12
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Refuse values that are out of their range, before anything is read."""
-    plain(cfg)
-    if cfg.dtype not in DTYPES:
-        raise UserError(f"dtype={cfg.dtype} is unknown. Choose one of: {', '.join(DTYPES)}.")
-    at_least = {"frame_stride": 1, "clips_per_shard": 1, "num_workers": 0} | (
-        {"resolution": 8} if cfg.resolution else {}
-    )
-    for name, least in at_least.items():
-        if not isinstance(cfg[name], int) or cfg[name] < least:
-            raise UserError(f"{name}={cfg[name]} is not allowed: give a whole number of at least {least}.")
 
 
 def settings_of(cfg: DictConfig, loaded: LoadedModel, sources: Sequence[Source]) -> dict[str, Any]:

@@ -6,14 +6,17 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tae.latents.encoding import LatentEncoding, check_settings, report, settings_of, settle
+from tae.latents.encoding import LatentEncoding, report, settings_of, settle
 from tae.latents.file import DTYPES
 from tae.latents.sources import Reading, batched, find_sources
 from tae.latents.stats import LatentStats
 from tae.latents.writer import finish
 from tae.model.pretrained import load_model
+from tae.runtime.devices import missing_accelerator
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Encode
 
 
 def encode(cfg: DictConfig) -> LatentStats | None:
@@ -22,7 +25,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
     Raises:
         UserError: a setting is wrong or differs from those that `cfg.output` was begun with, or no video can be encoded.
     """
-    check_settings(cfg)
+    check_config(cfg, Encode, [missing_accelerator])
     output = to_path(cfg.output)
     sources, rejected = find_sources(cfg.source)
     tiling = instantiate(cfg.tiling)

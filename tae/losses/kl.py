@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
+from tae.runtime.schema import Weight
 
 
 class KL:
@@ -14,7 +15,7 @@ class KL:
 
     uses_reconstruction = False
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: Weight) -> None:
         self.weight = check_weight("kl", weight)
 
     def __call__(self, context: Context) -> Tensor:

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from tae.kernels.available import fused_kernels
 from tae.losses.backbones import BY_NET
 from tae.runtime.errors import UserError, first_line
 
+Backbone = Literal["vgg", "alex", "squeeze"]
 # Smallest frame that each network's pooling leaves something of, and torchvision's name for its weights.
 BACKBONES = {"vgg": (16, "VGG16_Weights"), "alex": (31, "AlexNet_Weights"), "squeeze": (17, "SqueezeNet1_1_Weights")}
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a response before giving up, so that a firewalled machine fails fast
@@ -152,6 +155,26 @@ def _url(net: str) -> str:
     import torchvision
 
     return getattr(torchvision.models, BACKBONES[net][1]).IMAGENET1K_V1.url
+
+
+def check_available(net: str, weights_path: str | None) -> None:
+    """Refuse early what `load_network` would refuse for want of a file: nothing is fetched, the server is asked.
+
+    Raises:
+        UserError: no such file, or neither in the cache nor within reach.
+    """
+    if weights_path is not None:
+        if not Path(weights_path).expanduser().is_file():
+            raise UserError(f"loss.perceptual.weights_path={weights_path} does not exist. {_ways(net)}")
+    elif not has_weights(net):
+        try:
+            with urlopen(Request(_url(net), method="HEAD"), timeout=DOWNLOAD_TIMEOUT):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"The LPIPS backbone's weights {torchvision_file(net).name} are not in {torchvision_file(net).parent}, and "
+                f"{urlsplit(_url(net)).hostname} cannot be reached ({error}). {_ways(net)}"
+            ) from error
 
 
 def _downloaded(net: str) -> Path:

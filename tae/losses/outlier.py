@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tae.losses.term import Context, check_weight
 from tae.runtime.errors import UserError
+from tae.runtime.schema import AboveZero, Weight
 
 RATE_R = 3.0  # the reported rate keeps the paper's r, so that runs with another `r` stay comparable
 
@@ -29,10 +30,10 @@ class OutlierPenalty:
 
     uses_reconstruction = False
 
-    def __init__(self, weight: float, r: float) -> None:
+    def __init__(self, weight: Weight, r: AboveZero) -> None:
         self.weight = check_weight("opl", weight)
         if isinstance(r, bool) or not isinstance(r, int | float) or not (math.isfinite(r) and r > 0):
-            raise UserError(f"loss.opl.r={r} is not a number of standard deviations: give a finite number > 0 (3.0).")
+            raise UserError(f"r={r} is not a number of standard deviations: give a finite number > 0 (3.0).")
         self.r = float(r)
 
     def __call__(self, context: Context) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tae.losses.lpips import BACKBONES, feature_distance, features, load_network
+from tae.losses.lpips import BACKBONES, Backbone, feature_distance, features, load_network
 from tae.losses.term import Context, check_weight
 from tae.runtime.errors import UserError
+from tae.runtime.schema import AtLeastOne, Weight
 
 
 class Perceptual:
@@ -38,12 +39,14 @@ class Perceptual:
         UserError: weights that are neither at hand nor within reach, or a file that does not fit the backbone.
     """
 
-    def __init__(self, weight: float, net: str, weights_path: str | None, frames_per_chunk: int = 16) -> None:
+    def __init__(
+        self, weight: Weight, net: Backbone, weights_path: str | None, frames_per_chunk: AtLeastOne = 16
+    ) -> None:
         self.weight = check_weight("perceptual", weight)
         if net not in BACKBONES:
-            raise UserError(f'loss.perceptual.net="{net}" is unknown. Choose one of: {", ".join(BACKBONES)}.')
+            raise UserError(f'net="{net}" is unknown. Choose one of: {", ".join(BACKBONES)}.')
         if frames_per_chunk < 1:
-            raise UserError(f"loss.perceptual.frames_per_chunk={frames_per_chunk} must be 1 or more.")
+            raise UserError(f"frames_per_chunk={frames_per_chunk} must be 1 or more.")
         self.net = net
         self.frames_per_chunk = frames_per_chunk
         self._network = load_network(net, weights_path) if self.weight > 0 else None

@@ -5,12 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
+from tae.runtime.schema import Weight
 
 
 class Reconstruction:
     """sum |x - y| / N over the N = b * 3 * t * h * w values of the clip (L1, Movie Gen section 3.1.1)."""
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: Weight) -> None:
         self.weight = check_weight("reconstruction", weight)
 
     def __call__(self, context: Context) -> Tensor:

@@ -56,7 +56,5 @@ class Term(Protocol):
 def check_weight(name: str, weight: float) -> float:
     """Return the weight of the term `name`, or raise UserError where it is not a finite number of 0 or more."""
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-        raise UserError(
-            f"loss.{name}.weight={weight} is not a weight: give a finite number >= 0 (0 turns the term off)."
-        )
+        raise UserError(f"weight={weight} of {name} is not a weight: give a finite number >= 0 (0 turns the term off).")
     return float(weight)

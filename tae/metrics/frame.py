@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tae.losses import Perceptual
 from tae.losses.backbones import BY_NET
-from tae.losses.lpips import BACKBONES, has_weights, torchvision_file
+from tae.losses.lpips import BACKBONES, Backbone, has_weights, torchvision_file
 from tae.metrics.metric import NotMeasured
 from tae.model.clip import frames_to_clip
 from tae.runtime.files import file_sha256
@@ -101,7 +101,7 @@ class LPIPS:
         UserError: the file does not hold these weights.
     """
 
-    def __init__(self, backbone: str = "vgg", net: str = "vgg", weights_path: str | None = None) -> None:
+    def __init__(self, backbone: Backbone = "vgg", net: Backbone = "vgg", weights_path: str | None = None) -> None:
         self.backbone = backbone
         self.weights_path = weights_path if net == backbone else None
         given = self.weights_path is not None

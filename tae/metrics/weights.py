@@ -10,6 +10,8 @@ from tae.losses.backbones import ALEX, VGG
 from tae.metrics.dists import DISTS_WEIGHTS
 from tae.metrics.i3d import I3D_WEIGHTS
 from tae.runtime.errors import UserError
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Weights
 from tae.runtime.weights_fetch import fetch
 from tae.runtime.weights_store import WeightFile, cache_folder
 
@@ -18,6 +20,7 @@ WEIGHTS = {weight.name: weight for weight in (VGG, ALEX, DISTS_WEIGHTS, I3D_WEIG
 
 def manage_weights(cfg: DictConfig) -> dict[str, Path]:
     """List the weights, or fetch some; returns {name: path} of those that are here."""
+    check_config(cfg, Weights)
     chosen = choose(cfg["get"])
     if cfg.source is not None and not chosen:
         raise UserError(f"source={cfg.source} needs get=: one or more of {', '.join(WEIGHTS)}, or all.")

@@ -23,7 +23,7 @@ def check_architecture(
     if any(not isinstance(size, int) for size in sizes):
         raise UserError(f"The model's sizes must be whole numbers; got {list(sizes)}.")
     if group_norm not in GROUP_NORM_MODES:
-        raise UserError(f"model.group_norm={group_norm!r} is unknown. Choose one of: {', '.join(GROUP_NORM_MODES)}.")
+        raise UserError(f"group_norm={group_norm!r} is unknown. Choose one of: {', '.join(GROUP_NORM_MODES)}.")
     if not widths or min(*widths, latent_channels, encoder_blocks, decoder_blocks, groups) < 1:
         raise UserError(
             f"The model's sizes must be positive integers; got levels of {list(widths)} channels, {latent_channels} "
@@ -31,7 +31,7 @@ def check_architecture(
         )
     if any(width % groups for width in widths):
         raise UserError(
-            f"model.norm_groups={groups} does not divide the channels of every level, {list(widths)}. "
+            f"norm_groups={groups} does not divide the channels of every level, {list(widths)}. "
             f"Choose a divisor of {math.gcd(*widths)}."
         )
     blocks = encoder_blocks + decoder_blocks + 2

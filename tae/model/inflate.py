@@ -16,10 +16,11 @@ from torch import nn
 
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
-from tae.runtime.hub import download, may_be_repository
+from tae.runtime.hub import check_reachable, download, may_be_repository
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 SHOWN_DIFFERENCES = 4
+PLACES = [f"{folder}{name}" for folder in ("vae/", "") for name in WEIGHT_FILES]  # in a repository
 WAYS_TO_GIVE_WEIGHTS = (
     "Give a diffusers folder, its .safetensors file, the original Stable Diffusion .safetensors file, or a hub repository "
     "id such as stabilityai/stable-diffusion-3.5-medium; or model.image_vae=null to start from random weights."
@@ -177,6 +178,22 @@ def check_fit(path: Path, wanted: dict[str, tuple[int, ...]], stored: dict[str, 
 
 def find_weights(path_or_repo_id: str | Path) -> Path:
     """The local .safetensors file that a path or a hub repository id stands for, downloaded if need be."""
+    found = find_local(path_or_repo_id)
+    return download(str(path_or_repo_id), PLACES, WAYS_TO_GIVE_WEIGHTS, WITHOUT_NETWORK) if found is None else found
+
+
+def check_source(path_or_repo_id: str | Path) -> None:
+    """Refuse what `inflate` could not find, without a download.
+
+    Raises:
+        UserError: no such file, or a repository that is neither in the cache nor within reach.
+    """
+    if find_local(path_or_repo_id) is None:
+        check_reachable(str(path_or_repo_id), PLACES, WAYS_TO_GIVE_WEIGHTS, WITHOUT_NETWORK)
+
+
+def find_local(path_or_repo_id: str | Path) -> Path | None:
+    """The .safetensors file that a path stands for; None for a repository of the hub."""
     path = Path(path_or_repo_id).expanduser()
     if path.is_dir():
         candidates = [folder / name for folder in (path / "vae", path) for name in WEIGHT_FILES]
@@ -192,7 +209,6 @@ def find_weights(path_or_repo_id: str | Path) -> Path:
                 f"{path} is not a .safetensors file; other formats can run code when read. {WAYS_TO_GIVE_WEIGHTS}"
             )
         return path
-    if may_be_repository(str(path_or_repo_id)):
-        places = [f"{folder}{name}" for folder in ("vae/", "") for name in WEIGHT_FILES]
-        return download(str(path_or_repo_id), places, WAYS_TO_GIVE_WEIGHTS, WITHOUT_NETWORK)
-    raise UserError(f"model.image_vae={path_or_repo_id}: no such file or folder. {WAYS_TO_GIVE_WEIGHTS}")
+    if not may_be_repository(str(path_or_repo_id)):
+        raise UserError(f"model.image_vae={path_or_repo_id}: no such file or folder. {WAYS_TO_GIVE_WEIGHTS}")
+    return None

@@ -25,9 +25,10 @@ from tae.losses.step import training_step
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.clip import frames_to_clip
 from tae.planning.meter import Cost, Meter, rehearsal
-from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.progress import stage
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Plan
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 DEVICES = ("cuda", "cpu")
@@ -161,20 +162,11 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: a size that is not positive, or a device or precision that is not known.
     """
-    plain(cfg)
-    for name in ("num_frames", "resolution", "batch_size"):
-        if not isinstance(cfg.data[name], int) or cfg.data[name] < 1:
-            raise UserError(f"data.{name}={cfg.data[name]} must be a whole number, 1 or more.")
-    if cfg.device not in DEVICES:
-        raise UserError(f"device={cfg.device} is unknown. Choose one of: {', '.join(DEVICES)}.")
-    if cfg.trainer.precision not in AUTOCAST:
-        raise UserError(f"precision={cfg.trainer.precision} is unknown. Choose one of: bf16, fp16, fp32.")
+    check_config(cfg, Plan)
     if has_lpips(cfg.loss) and cfg.loss.perceptual.net != "vgg":
         raise UserError(
             f"loss.perceptual.net={cfg.loss.perceptual.net} is not planned: give vgg, or weight 0 for none."
         )
-    if cfg.memory_gb is not None and cfg.memory_gb <= 0:
-        raise UserError(f"memory_gb={cfg.memory_gb} must be more than 0; null leaves the largest clip out.")
 
 
 def make_planner(cfg: DictConfig) -> Planner:

@@ -3,10 +3,11 @@
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,24 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
 from tae.runtime.commands import missing_package
-from tae.runtime.config import check_given
 from tae.runtime.console import prepare_output
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
+from tae.runtime.override_errors import explain
 from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
 from tae.runtime.paths import to_path
 from tae.runtime.quiet import quiet
+from tae.runtime.schema import check_keys
+from tae.runtime.settings import COMMANDS
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
 CONFIG_FOLDER = str((Path(__file__).parents[1] / "conf").resolve())  # a link in a checkout, a folder once installed
 Result = TypeVar("Result")
 Task = Callable[[DictConfig], Result]
@@ -55,11 +59,15 @@ class Program:
 class Command(Generic[Result]):
     """A task that is a command too: `command()` reads the command line, `command(cfg)` calls the task itself."""
 
-    def __init__(self, task: Task[Result], config_name: str, lists: Sequence[str]) -> None:
+    def __init__(
+        self, task: Task[Result], config_name: str, lists: Sequence[str], alone: str, unless: Sequence[str]
+    ) -> None:
         functools.update_wrapper(self, task)
         self.task = task
         self.config_name = config_name
         self.lists = lists
+        self.alone = alone
+        self.unless = unless
 
     @overload
     def __call__(self) -> None: ...
@@ -71,12 +79,21 @@ class Command(Generic[Result]):
         if cfg is not None:
             return self.task(cfg)
         prepare_output()
-        sys.argv = list_commas(sys.argv, self.lists)
+        sys.argv = [empty_group(argument) for argument in list_commas(sys.argv, self.lists)]
+        if self.alone and not chooses(sys.argv[1:], self.unless):
+            sys.argv.append(self.alone)
         guarded = guard(self.task, self.config_name, Program.running())
-        return hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)()
+        application = hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)
+        try:
+            with whole_errors():
+                return application()
+        except HydraException as error:
+            fail(explain(error, CONFIG_FOLDER, self.config_name, sys.argv[1:]))
 
 
-def hydra_main(config_name: str, lists: Sequence[str] = ()) -> Callable[[Task[Result]], Command[Result]]:
+def hydra_main(
+    config_name: str, lists: Sequence[str] = (), alone: str = "", unless: Sequence[str] = ()
+) -> Callable[[Task[Result]], Command[Result]]:
     """Make an entry point of `task(cfg)`: like `hydra.main`, on `conf/<config_name>.yaml`.
 
     A mistake of the user ends in one message on standard error and exit code 1, without a traceback. Inside a sweep it is
@@ -88,8 +105,28 @@ def hydra_main(config_name: str, lists: Sequence[str] = ()) -> Callable[[Task[Re
     Args:
         config_name: the file's name without its extension.
         lists: keys whose `a,b` means a list; to Hydra a comma alone means two runs.
+        alone: what is added to a command line that chooses none of the groups `unless`.
     """
-    return lambda task: Command(task, config_name, lists)
+    return lambda task: Command(task, config_name, lists, alone, unless)
+
+
+def chooses(arguments: Sequence[str], groups: Sequence[str]) -> bool:
+    """Whether a command line chooses of one of these groups, or another config altogether."""
+    pattern = rf"[+~]*({'|'.join(groups)})(@[^=]*)?(=.*)?|-cn|--config-name|--config-name=.*"
+    return any(re.fullmatch(pattern, argument, re.DOTALL) for argument in arguments)
+
+
+@contextmanager
+def whole_errors() -> Iterator[None]:
+    """Have Hydra raise what it would print in words of its own."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+        if before is not None:
+            os.environ[FULL_ERROR] = before
 
 
 def list_commas(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -102,6 +139,12 @@ def list_commas(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
     return [listed(argument) for argument in arguments]
 
 
+def empty_group(argument: str) -> str:
+    """`GROUP=null` as `GROUP=[]`, which is how Hydra writes that nothing is chosen."""
+    group, _, value = argument.partition("=")
+    return f"{group}=[]" if value == "null" and Path(CONFIG_FOLDER, group).is_dir() else argument
+
+
 def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result]:
     """`task` with everything around it that an entry point does."""
 
@@ -111,11 +154,9 @@ def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result
         settle_output_folder(cfg, program)
         quiet()
         try:
-            check_given(cfg)
-            defaults: Any = OmegaConf.to_container(OmegaConf.load(f"{CONFIG_FOLDER}/{config_name}.yaml"))
-            check_switches(cfg, defaults)
-            check_accelerator(OmegaConf.select(cfg, "trainer.accelerator"))
+            check_keys(cfg, COMMANDS[config_name])
             with undone_process_group():
+                os.environ.pop(FULL_ERROR, None)  # further processes print their errors themselves
                 return task(cfg)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C", file=sys.stderr)
@@ -124,9 +165,10 @@ def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result
             mistake = find_user_error(error, config_name)
             if mistake is None:
                 raise
+            message = full_keys(str(mistake), error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise CompactHydraException(str(mistake)) from error
-            fail(str(mistake))
+                raise CompactHydraException(message) from error
+            fail(message)
 
     return guarded
 
@@ -143,39 +185,6 @@ def undone_process_group() -> Iterator[None]:
         distributed: Any = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def check_switches(cfg: DictConfig, defaults: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse anything but true and false where the default is one of them: as a text, even "no" would count as true.
-
-    Raises:
-        UserError: with the first one.
-    """
-    for name, default in defaults.items():
-        if isinstance(default, Mapping):
-            check_switches(cfg, default, f"{prefix}{name}.")
-        elif isinstance(default, bool):
-            given = OmegaConf.select(cfg, f"{prefix}{name}", default=default)
-            if not isinstance(given, bool):
-                raise UserError(f"{prefix}{name}={given} is not allowed: give true or false.")
-
-
-def check_accelerator(name: Any) -> None:
-    """Refuse a device that this machine does not have, which Lightning would find late, or say in words of its own.
-
-    Raises:
-        UserError: no such device, or none of this name.
-    """
-    if not isinstance(name, str) or name in ("auto", "cpu"):
-        return
-    import torch
-
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    gpus = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
-    if not gpus.get(name):
-        reason = "PyTorch finds no such device here" if name in gpus else "there is no such kind of device"
-        allowed = ", ".join(["auto", "cpu", *(kind for kind, is_here in gpus.items() if is_here)])
-        raise UserError(f"trainer.accelerator={name}: {reason}. Give one of: {allowed}.")
 
 
 def fail(message: str) -> NoReturn:
@@ -201,6 +210,14 @@ def find_user_error(error: BaseException | None, command: str = "train") -> Base
             return UserError(message)
         error = error.__cause__ or error.__context__
     return error
+
+
+def full_keys(message: str, error: BaseException | None) -> str:
+    """A message about arguments of what Hydra was building, under their keys in the config: `a=1` as `data.a=1`."""
+    while error is not None and not isinstance(error, InstantiationException):
+        error = error.__cause__ or error.__context__
+    found = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    return message if found is None else re.sub(r"^(?=\w+=)", f"{found[1]}.", message, flags=re.MULTILINE)
 
 
 def settle_output_folder(cfg: DictConfig, program: Program) -> None:

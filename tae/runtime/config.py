@@ -21,21 +21,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
-        raise UserError(_missing(str(error.full_key))) from error
-
-
-def check_given(cfg: DictConfig) -> None:
-    """Refuse a config in which a value that has no default was not given, without resolving anything.
-
-    Raises:
-        UserError: with the first one.
-    """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(_missing(missing[0]))
-
-
-def _missing(key: str) -> str:
-    return f"{key} has no default: give {key}=VALUE on the command line."
+        raise UserError(f"{error.full_key} has no default: give {error.full_key}=VALUE on the command line.") from error
 
 
 def write_config(cfg: DictConfig) -> None:

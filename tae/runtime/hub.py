@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -38,17 +39,31 @@ def download(repo_id: str, places: Sequence[str], ways: str, without_network: st
     Raises:
         UserError: the hub does not give it, or what lies in the cache is not what the hub has.
     """
+    path = Path(_ask(repo_id, places, ways, without_network))
+    check_download(path, repo_id)
+    return path
+
+
+def check_reachable(repo_id: str, places: Sequence[str], ways: str, without_network: str) -> None:
+    """Refuse early what `download` would refuse: nothing is fetched, the hub is asked whether it would give one.
+
+    Raises:
+        UserError: none of the files is in the cache, and the hub does not give one.
+    """
+    _ask(repo_id, places, ways, without_network, dry_run=True)
+
+
+def _ask(repo_id: str, places: Sequence[str], ways: str, without_network: str, **options: Any) -> Any:
+    """huggingface_hub's answer for the first of these files that the repository has."""
     for place in places:
         try:
-            path = Path(hf_hub_download(repo_id, place))
+            return hf_hub_download(repo_id, place, **options)
         except LocalEntryNotFoundError as error:  # an EntryNotFoundError too, but it speaks of the network
             raise UserError(why_not_downloaded(error, repo_id, place, ways, without_network)) from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # of the hub, or of the HTTP library that it happens to use
             raise UserError(why_not_downloaded(error, repo_id, place, ways, without_network)) from error
-        check_download(path, repo_id)
-        return path
     raise UserError(f"The repository {repo_id} holds none of: {', '.join(places)}. {ways}")
 
 

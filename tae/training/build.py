@@ -1,10 +1,15 @@
 """Building the model to train."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import load_model, load_weights
 from tae.runtime.console import say
+from tae.runtime.errors import UserError
+from tae.runtime.schema import ArgumentsOf
+
+SHAPELESS = ("norm_groups", "group_norm")  # of the architecture: they change what is computed, and no parameter's shape
 
 
 def build_autoencoder(
@@ -12,7 +17,7 @@ def build_autoencoder(
     init_from: str | None,
     gradient_checkpointing: bool,
     compile_blocks: bool,
-    **architecture: Any,
+    **architecture: Annotated[Any, ArgumentsOf(TemporalAutoencoder)],
 ) -> TemporalAutoencoder:
     """Build the model to train.
 
@@ -30,6 +35,7 @@ def build_autoencoder(
     if init_from is not None:
         model = TemporalAutoencoder(**architecture)
         loaded = load_model(init_from)
+        check_same_function(loaded.model.architecture, model.architecture, init_from)
         load_weights(model, loaded.model.state_dict(), init_from)
         model.starting_weights = {"init_from": loaded.source, "sha256": loaded.sha256}
         unused = "" if image_vae is None else f"; image_vae={image_vae} is not used, unless with init_from=null"
@@ -43,3 +49,19 @@ def build_autoencoder(
     if compile_blocks:
         model.compile_blocks()
     return model
+
+
+def check_same_function(theirs: Mapping[str, Any], ours: Mapping[str, Any], source: str) -> None:
+    """Refuse weights that fit in shape and were trained for another function of them.
+
+    Raises:
+        UserError: a setting that no parameter's shape shows differs.
+    """
+    different = [name for name in SHAPELESS if theirs.get(name) != ours.get(name)]
+    if different:
+        was = ", ".join(f"{name}={theirs.get(name)}" for name in different)
+        now = ", ".join(f"{name}={ours.get(name)}" for name in different)
+        raise UserError(
+            f"init_from={source} was trained with {was}, and this model has {now}: the same weights compute something else "
+            f"there. Give {' '.join(f'model.{name}={theirs.get(name)}' for name in different)}."
+        )

@@ -17,6 +17,7 @@ from tae.model.clip import clip_to_frames, frames_to_clip
 from tae.runtime.console import plain_console
 from tae.runtime.lightning_internals import is_logged_step
 from tae.runtime.progress import clock, is_interactive
+from tae.runtime.schema import NotNegative
 from tae.runtime.trainer_progress import EvaluationLines
 from tae.video.writer import write_video
 
@@ -24,7 +25,7 @@ from tae.video.writer import write_video
 class ProgressBar(RichProgressBar):
     """Lightning's bar of the epoch's batches, with the step and the training figures behind it."""
 
-    def __init__(self, refresh_rate: int) -> None:
+    def __init__(self, refresh_rate: NotNegative) -> None:
         super().__init__(refresh_rate=refresh_rate, theme=RichProgressBarTheme(metrics_format=".3g"))
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -152,7 +153,7 @@ class ReconstructionVideos(Callback):
         num_clips: how many clips, taken from the first validation batch of the first process; 0 writes none.
     """
 
-    def __init__(self, folder: str, num_clips: int) -> None:
+    def __init__(self, folder: str, num_clips: NotNegative) -> None:
         self.folder = Path(folder)
         self.num_clips = num_clips
 

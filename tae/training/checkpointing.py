@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tae.model.checkpoint_file import read_checkpoint
 from tae.runtime.files import replacing
 from tae.runtime.lightning_internals import sibling_processes, validation_follows
+from tae.runtime.schema import NotNegative
 from tae.runtime.signals import Preempted, StopSignals, handle
 
 LAST_WORDS = 10.0  # seconds for the other processes of a failed run to say why
@@ -79,10 +80,10 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: of the checkpoints.
-        every_n_steps: how often it is written.
+        every_n_steps: how often it is written besides; 0 or None: never.
     """
 
-    def __init__(self, folder: str, every_n_steps: int) -> None:
+    def __init__(self, folder: str, every_n_steps: NotNegative | None) -> None:
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self.validation_pending = False
@@ -112,7 +113,10 @@ class LastCheckpoint(Checkpoint):
             return  # `on_train_end` saves, after the last validation: a finished run would not make up for it
         self.validation_pending = validation_follows(trainer)
         stop = self.signals.agreed()
-        if stop or self.validation_pending or trainer.global_step % self.every_n_steps == 0:
+        due = (
+            self.every_n_steps is not None and self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
+        )
+        if stop or self.validation_pending or due:
             self.save(trainer)
         if stop:
             self.stop(trainer, stop)

@@ -1,43 +1,167 @@
-"""Checks across config groups, before any long work."""
+"""Checks across config groups, and of what a training needs from this machine, before any long work."""
 
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
+from data.shards.index import missing_shards
+from tae.losses.lpips import check_available
 from tae.model.bundled import BUNDLED
-from tae.runtime.config import plain
+from tae.model.checks import check_architecture
+from tae.model.inflate import check_source
+from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
 from tae.runtime.hub import may_be_repository
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Train
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Refuse settings that are each allowed but do not fit together; everything that is wrong at once.
+    """Refuse settings that are wrong, do not fit together, or ask for what is not here; all of them at once.
 
     Raises:
         UserError: with one line for each finding.
     """
-    plain(cfg)
-    findings = []
-    if cfg.init_from is not None and is_missing(cfg.init_from):
-        findings.append(
+    check_config(cfg, Train, CONFLICTS)
+
+
+def starting_weights(cfg: DictConfig) -> str | None:
+    """Weights to start from, unless a checkpoint to resume from has them all."""
+    if cfg.resume is not None:
+        return None
+    if cfg.init_from is not None:
+        if not is_missing(cfg.init_from):
+            return None
+        return (
             f"init_from={cfg.init_from}: no such file or folder. Give a checkpoint (.ckpt), a folder that save_pretrained "
             "wrote, or a hub repository id (OWNER/NAME)."
         )
-    if cfg.optimizer.lr <= 0:
-        findings.append(
-            f"optimizer.lr={cfg.optimizer.lr} would not train: give a number > 0 (1e-5 is the reference's)."
-        )
-    if cfg.trainer.max_steps < 1:
-        findings.append(
-            f"trainer.max_steps={cfg.trainer.max_steps} would not train: give a whole number of at least 1."
-        )
-    if str(cfg.trainer.precision).startswith("16") and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
-        findings.append("optimizer.fused=true cannot be clipped under precision=fp16: set optimizer.fused=false.")
-    if findings:
-        raise UserError("\n".join(findings))
+    source = cfg.model.get("image_vae")
+    return None if source is None else message_of(lambda: check_source(source))
 
 
 def is_missing(source: str) -> bool:
     """Whether weights are asked for by a local path that does not exist; OWNER/NAME may be a hub repository."""
     path = BUNDLED.get(source, Path(source).expanduser())
     return not path.exists() and not may_be_repository(source)
+
+
+def architecture(cfg: DictConfig) -> str | None:
+    """Sizes of the model that do not fit together."""
+    model = cfg.model
+    if "base_channels" not in model or "channel_multipliers" not in model:
+        return None
+    names = ("latent_channels", "encoder_blocks", "decoder_blocks", "norm_groups", "group_norm")
+    widths = [model.base_channels * multiplier for multiplier in model.channel_multipliers]
+    return message_of(lambda: check_architecture(widths, *(model[name] for name in names)))
+
+
+def lpips_weights(cfg: DictConfig) -> str | None:
+    """The network that a perceptual term with a weight needs."""
+    term = cfg.loss.get("perceptual")
+    if term is None or not term.get("weight"):
+        return None
+    return message_of(lambda: check_available(term.net, term.weights_path))
+
+
+def shards(cfg: DictConfig) -> str | None:
+    """Shards of every split: those of the test are read when the training has ended."""
+    patterns = cfg.data.get("shards")
+    if patterns is None:
+        return None
+    findings = [missing_shards(given, f"data.shards.{split}") for split, given in patterns.items() if given is not None]
+    absent = [f"data.shards.{split} is not set: the training ends with an evaluation of it." for split in ("train", "test")
+              if patterns.get(split) is None]  # fmt: skip
+    return "\n".join([finding for finding in findings if finding is not None] + absent) or None
+
+
+def devices(cfg: DictConfig) -> str | None:
+    """A GPU, unless the CPU was asked for: full-size steps take minutes there."""
+    trainer = cfg.trainer
+    if trainer.get("accelerator", "auto") != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available():
+        return None
+    return (
+        "PyTorch finds no GPU on this machine. Give trainer.accelerator=cpu to train on the CPU all the same (model=tiny is "
+        "of a size for it); `python train.py` alone shows a training that takes minutes."
+    )
+
+
+def learning_rate(cfg: DictConfig) -> str | None:
+    lr = cfg.optimizer.get("lr", 1.0)
+    if lr > 0:
+        return None
+    return f"optimizer.lr={lr} would not train: give a number > 0 (1e-5 is the reference's)."
+
+
+def steps(cfg: DictConfig) -> str | None:
+    """How long to train, and how often to validate."""
+    trainer, findings = cfg.trainer, []
+    if trainer.get("max_steps", -1) < 1:
+        given = trainer.get("max_steps")
+        findings.append(f"trainer.max_steps={given} would not train: give a whole number of at least 1.")
+    for name in ("accumulate_grad_batches", "val_check_interval"):
+        if name in trainer and (trainer[name] is None or trainer[name] <= 0):
+            never = " No validation at all: data.shards.val=null." if name.startswith("val") else ""
+            findings.append(
+                f"trainer.{name}={trainer[name]} is not allowed: give a number of batches, 1 or more.{never}"
+            )
+    return "\n".join(findings) or None
+
+
+def clipping(cfg: DictConfig) -> str | None:
+    """Gradients that cannot be clipped as they are asked to be."""
+    trainer = cfg.trainer
+    if not trainer.get("gradient_clip_val"):
+        return None
+    strategy = str(trainer.get("strategy"))
+    if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel")) and (
+        trainer.get("gradient_clip_algorithm") != "value"
+    ):
+        return (
+            "A strategy that divides the parameters among processes cannot be clipped by the norm of all of them here: "
+            "set trainer.gradient_clip_val=null or trainer.gradient_clip_algorithm=value, or choose strategy=ddp."
+        )
+    if str(trainer.get("precision")).startswith("16") and cfg.optimizer.get("fused"):
+        return "optimizer.fused=true cannot be clipped under precision=fp16: set optimizer.fused=false."
+    return None
+
+
+def compiler(cfg: DictConfig) -> str | None:
+    """torch.compile generates C++ or Triton code, and both call a compiler of C."""
+    if not cfg.model.get("compile_blocks"):
+        return None
+    names = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang", "cc"]
+    if any(shutil.which(name) for name in names):
+        return None
+    return (
+        "model.compile_blocks=true needs a C++ compiler, and none is found here (g++, clang, or what CXX names): install "
+        "one (apt-get install g++), or set model.compile_blocks=false."
+    )
+
+
+def barebones(cfg: DictConfig) -> str | None:
+    if not cfg.trainer.get("barebones"):
+        return None
+    return (
+        "trainer.barebones=true leaves out loggers, checkpoints and the progress bar, without which a training leaves "
+        "nothing behind: leave it out. `python -m benchmarks.trainer` measures steps alone."
+    )
+
+
+def message_of(check: Callable[[], object]) -> str | None:
+    """What a check refuses, None if it does not."""
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
+    *(missing_accelerator, devices, shards, starting_weights, architecture, lpips_weights),
+    *(learning_rate, steps, clipping, compiler, barebones),
+)

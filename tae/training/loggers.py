@@ -62,7 +62,8 @@ def open_loggers(cfg: DictConfig) -> list[Logger]:
     """
     loggers: list[Logger] = [
         open_wandb(settings, cfg) if "WandbLogger" in settings["_target_"] else instantiate(settings)
-        for settings in cfg.logger.values()
+        for settings in (cfg.get("logger") or {}).values()
+        if settings is not None
     ]
     for logger in loggers:
         logger.log_hyperparams(plain(cfg) | {"environment": environment()})

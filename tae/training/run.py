@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
@@ -19,17 +20,18 @@ from torch import Tensor
 from data.datamodule import ClipDataModule
 from tae.evaluation.run import build_metrics, measure
 from tae.model.checkpoint_file import read_checkpoint
-from tae.model.pretrained import load_model
+from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
 from tae.runtime.console import say
-from tae.runtime.errors import UserError
+from tae.runtime.errors import UserError, first_line
 from tae.runtime.files import remove_leftovers
 from tae.runtime.ownership import owned
 from tae.training.callbacks import StepTimer
+from tae.training.checkpointing import LastCheckpoint
 from tae.training.config_checks import check_training
 from tae.training.loggers import close_loggers, open_loggers
 from tae.training.module import AutoencoderModule
-from tae.training.resume import LAST, check_exact, check_resumable, find_resumable
+from tae.training.resume import check_exact, check_resumable, find_resumable
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -57,15 +59,15 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
         data.prepare_data()
         data.setup("fit")
     loss, metrics = instantiate(cfg.loss), build_metrics(cfg)
-    callbacks = list(instantiate(cfg.callbacks).values())
+    callbacks = [callback for callback in instantiate(cfg.get("callbacks") or {}).values() if callback is not None]
     # By their types, whatever their order; the command line may have left out either (`~callbacks.step_timer`).
     timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
-    trainer = instantiate(cfg.trainer, logger=open_loggers(cfg), callbacks=callbacks)
+    trainer = build_trainer(cfg, callbacks)
     module = AutoencoderModule(
         model=instantiate(cfg.model, **({"image_vae": None, "init_from": None} if resume_from else {})),
         loss=loss,
         optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
+        scheduler=instantiate(cfg.get("scheduler")),
         metrics={name: metric for name, metric in metrics.items() if metric.in_validation},
         seed=cfg.seed,
         config=plain(cfg),
@@ -74,7 +76,7 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
     before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     document = measure(
-        load_model(checkpoint_to_measure(best, Path(cfg.output_dir))),
+        model_to_measure(callbacks, module, cfg),
         instantiate(cfg.data),
         cfg,
         metrics,
@@ -101,10 +103,36 @@ def first_of(kind: type[Kind], callbacks: Iterable[L.Callback]) -> Kind | None:
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
-def checkpoint_to_measure(best: ModelCheckpoint | None, output_dir: Path) -> Path:
-    """The best one of this run, not of an earlier one in the same folder; without a validation there is the last alone."""
-    path = None if best is None else Path(best.best_model_path)
-    return path if path is not None and path.is_file() else output_dir / "checkpoints" / LAST
+def build_trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer with the loggers and callbacks that were chosen, none where none were.
+
+    Raises:
+        UserError: Lightning does not take these settings together.
+    """
+    loggers = open_loggers(cfg)
+    options: dict[str, Any] = {"logger": loggers or False, "callbacks": callbacks}
+    if not loggers:  # it has nowhere to write to, and would refuse
+        options["callbacks"] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    if first_of(Checkpoint, callbacks) is None:
+        options["enable_checkpointing"] = False  # else Lightning adds a callback of its own
+    try:
+        return instantiate(cfg.trainer, **options)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError) and not isinstance(cause, UserError):
+            raise UserError(f"Lightning does not take these settings of trainer: {first_line(cause)}") from error
+        raise
+
+
+def model_to_measure(callbacks: Iterable[L.Callback], module: AutoencoderModule, cfg: DictConfig) -> LoadedModel:
+    """The best checkpoint of this run, not of an earlier one in its folder; else the last; else what training ended with."""
+    best, last = first_of(ModelCheckpoint, callbacks), first_of(LastCheckpoint, callbacks)
+    for path in ([Path(best.best_model_path)] if best else []) + ([last.path] if last else []):
+        if path.is_file():
+            return load_model(path)
+    return LoadedModel(
+        module.model.eval(), "the weights at the end of training, which were not saved", None, plain(cfg)
+    )
 
 
 def as_float(value: Tensor | None) -> float | None:

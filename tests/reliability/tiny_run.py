@@ -14,6 +14,7 @@ from tae.training.run import train
 ROOT = Path(__file__).parents[2]
 EPOCH = 14  # batches
 SETTINGS = (
+    "experiment=demo",
     "init_from=null",
     "model.base_channels=4",
     "model.channel_multipliers=[1, 1, 1, 2]",

@@ -38,7 +38,7 @@ def config(entry: str, *overrides: str) -> DictConfig:
 def test_every_entry_point_starts_from_them() -> None:
     for entry in ("evaluate", "reconstruct", "encode", "export"):
         assert config(entry)["ckpt"] == "tiny"
-    demo = config("train")
+    demo = config("train", "experiment=demo")
     assert demo.init_from == "tiny"
     assert not is_missing("tiny")
     model = TemporalAutoencoder.from_pretrained("tiny")
