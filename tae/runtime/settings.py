@@ -95,6 +95,7 @@ class Prepare(Section):
     shuffle: bool
     group_pattern: str | None
     columns: Columns
+    root: str | None
     timeout: AboveZero
     shard_mb: AboveZero
     reencode: bool
