@@ -315,7 +315,7 @@ def test_a_large_index_is_not_read_to_its_end(
     load: Callable[..., ClipLoader], tmp_path: Path, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load([("a.mp4", video), ("a.json", METADATA)])
-    monkeypatch.setattr("data.shards.format.MAX_INDEX_BYTES", 100)
+    monkeypatch.setattr("data.shards.index.MAX_INDEX_BYTES", 100)
     with pytest.raises(UserError, match="more than 100 bytes"):
         find(tmp_path)
 
