@@ -55,7 +55,7 @@ def test_the_wheel_holds_everything_and_only_ours(wheel: Path) -> None:
 
 def test_every_command_is_declared() -> None:
     assert PROJECT["scripts"] == {f"tae-{name}": "tae.runtime.commands:main" for name in COMMANDS}
-    assert set(COMMANDS) == {path.stem for path in (ROOT / "conf").glob("*.yaml")} - {"hydra_common"}
+    assert set(COMMANDS) == {path.stem for path in (ROOT / "conf").glob("*.yaml")}
     assert {extra for _, extra in COMMANDS.values()} | set(ON_REQUEST.values()) <= set(PROJECT["optional-dependencies"])
 
 

@@ -24,7 +24,7 @@ HEAVY = {
     "wandb",
     "webdataset",
 }
-COMMANDS = {path.stem for path in (ROOT / "conf").glob("*.yaml")} - {"hydra_common"}
+COMMANDS = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
 # Imports every command, lets each answer `arguments`, and tells what was imported meanwhile.
 PROGRAM = """
 import contextlib, importlib, io, json, sys

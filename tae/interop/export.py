@@ -35,7 +35,7 @@ def export(cfg: DictConfig) -> Path:
     check_writable(output, "output")
     with stage(f"reading {cfg.ckpt}"):
         loaded = load_model(cfg.ckpt)
-    metrics = find_metrics(loaded, cfg.metrics)
+    metrics = find_metrics(loaded, cfg.metrics_json)
     check_stats(loaded, stats, cfg.latents)
     if cfg.push:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work

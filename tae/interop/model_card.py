@@ -40,16 +40,16 @@ def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | Non
             metrics = json.loads(path.read_text(encoding="utf-8"))
             evaluated = metrics["checkpoint"]["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"metrics={path} is not what an evaluation writes ({error!r}).") from error
+            raise UserError(f"metrics_json={path} is not what an evaluation writes ({error!r}).") from error
         if evaluated == loaded.sha256:
             return metrics
         if given:
             raise UserError(
-                f"metrics={path} is about another file (SHA-256 {str(evaluated)[:12]}..., ckpt={loaded.source} has "
+                f"metrics_json={path} is about another file (SHA-256 {str(evaluated)[:12]}..., ckpt={loaded.source} has "
                 f"{str(loaded.sha256)[:12]}...). Evaluate this one: python evaluate.py ckpt={loaded.source}"
             )
         print(f"{path} is about another checkpoint, and is left out.")
-    print("No metrics of this checkpoint are at hand, the card will have none: evaluate it, or give metrics=PATH.")
+    print("No metrics of this checkpoint are at hand, the card will have none: evaluate it, or give metrics_json=PATH.")
     return None
 
 

@@ -181,7 +181,7 @@ class Export(Section):
     output: str
     format: Literal["safetensors", "torch_export", "onnx"]
     dtype: Dtype
-    metrics: str | None
+    metrics_json: str | None
     latents: str | None
     license: str | None
     push: bool

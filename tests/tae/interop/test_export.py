@@ -133,7 +133,7 @@ def test_metrics_of_another_checkpoint_are_not_passed_on(run: Path, tmp_path: Pa
     main(config(ckpt=other, output=tmp_path / "model"))
     assert "Not measured." in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(UserError, match=r"about another file.*python evaluate\.py ckpt="):
-        main(config(ckpt=other, output=tmp_path / "again", metrics=run / "metrics.json"))
+        main(config(ckpt=other, output=tmp_path / "again", metrics_json=run / "metrics.json"))
 
 
 def write_stats(folder: Path, sha256: str) -> None:
