@@ -1,4 +1,4 @@
-"""Shared fixtures. Real clips are used where they are at hand and skipped by name where they are not."""
+"""Shared fixtures. Real clips are used where they are, and skipped by name where not."""
 
 import os
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared_clips() -> Path:
     """The folder of real videos (ucf101/, hd/, awkward/); set TAE_SHARED_CLIPS to its path."""
     if not SHARED_CLIPS.is_dir():
-        pytest.skip(f"real clips are not at hand: {SHARED_CLIPS} does not exist (set TAE_SHARED_CLIPS)")
+        pytest.skip(f"real clips are not there: {SHARED_CLIPS} does not exist (set TAE_SHARED_CLIPS)")
     return SHARED_CLIPS
 
 

@@ -39,7 +39,7 @@ def download_ucf101(folder: Path, videos: str, lists: str) -> tuple[Path, Path]:
             fetch(address, archive)
             unpack(archive, folder, name)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error}. Repeat the command to go on.") from error
+            raise UserError(f"{folder} cannot be written: {error}. Repeat the command to resume.") from error
     return folder / VIDEOS, folder / LISTS
 
 
@@ -66,7 +66,7 @@ def fetch(address: str, path: Path, attempts: int = ATTEMPTS, stall: float = STA
             failures = 1 if progressed else failures + 1
             if failures >= attempts:
                 raise UserError(
-                    f"{address} cannot be fetched: {error or type(error).__name__}. Repeat the command to go on with "
+                    f"{address} cannot be fetched: {error or type(error).__name__}. Repeat the command to resume with "
                     f"what is there, set another address (mirror), or put the file there yourself: {path}."
                 ) from error
             time.sleep(pause * 2 ** (failures - 1))

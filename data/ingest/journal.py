@@ -1,4 +1,4 @@
-"""What an interrupted preparation has done, so that the same command goes on where it stopped.
+"""What an interrupted preparation has done, so that the same command resumes where it stopped.
 
 `OUTPUT/.prepare/` holds the settings of the run, a line for every file that was checked, the clips that wait to be
 written, and a lock.
@@ -140,7 +140,7 @@ class Journal:
         if others:
             changes = ", ".join(f"{name}={before.get(name)} (now {self._settings.get(name)})" for name in others)
             raise UserError(
-                f"output={self._output} was begun with {changes}. Repeat the command as it was to go on, "
+                f"output={self._output} was begun with {changes}. Repeat the command as it was to resume, "
                 "or choose another folder."
             )
 

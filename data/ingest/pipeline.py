@@ -59,7 +59,7 @@ def prepare(
 ) -> Outcome:
     """Turn a folder or a list of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
-    May be stopped at any moment and called again with the same arguments: it goes on where it was. The shards are the
+    May be stopped at any moment and called again with the same arguments: it resumes where it was. The shards are the
     same bytes for any engine and any number of interruptions.
 
     Args:
@@ -71,7 +71,7 @@ def prepare(
         test, val: shares of clips for these splits.
         timeout: seconds after which the check of one file is given up.
         shard_mb: size of a shard in megabytes.
-        encoding: how to encode clips anew, and whether to cut shots; None keeps the files' own bytes.
+        encoding: how to re-encode clips, and whether to cut shots; None keeps the files' own bytes.
         engine: who checks the files.
         interlaced: what becomes of interlaced video: `refuse`, `keep`, or with an encoding `deinterlace`.
         decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.

@@ -45,9 +45,7 @@ def prepare_shards(cfg: DictConfig) -> None:
     if cfg.download and cfg.dataset != "ucf101":
         raise UserError(f"download=true serves dataset=ucf101 alone, not dataset={cfg.dataset}.")
     if cfg.shots and not cfg.reencode:
-        raise UserError(
-            "shots=true needs reencode=true: without encoding anew a file can only be cut at its keyframes."
-        )
+        raise UserError("shots=true needs reencode=true: without re-encoding a file can only be cut at its keyframes.")
     encoding = Encoding(cfg.shots, cfg.shot_threshold, cfg.min_shot, cfg.short_side, cfg.gop, cfg.crf, cfg.interlaced)
     engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too, as Ctrl-C does
@@ -76,5 +74,5 @@ def prepare_shards(cfg: DictConfig) -> None:
             root=None if cfg.root is None else to_path(cfg.root),
         )
     except KeyboardInterrupt as interrupt:
-        raise UserError("Stopped. What is done is kept: repeat the command to go on.") from interrupt
+        raise UserError("Stopped. What is done is kept: repeat the command to resume.") from interrupt
     report(outcome, output)

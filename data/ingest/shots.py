@@ -1,7 +1,7 @@
 """Long videos to clips in which random windows are cheap: cut where the picture changes, keyframes every few frames.
 
 A file with few keyframes is decoded from the last of them to the window that is wanted, so that most of the work is
-thrown away. And a window across a cut shows two scenes. Both are mended by encoding once more; the cuts are exact to
+thrown away. And a window across a cut shows two scenes. Both are solved by re-encoding; the cuts are exact to
 the frame, which they cannot be without (the copied part of a stream starts at a keyframe).
 """
 

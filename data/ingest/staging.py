@@ -21,7 +21,7 @@ from tae.runtime.errors import UserError
 
 SAME_COLOUR = 6.0  # of 255, mean of a picture at some 1,000 points
 DRAFT = ".{name}.{pid}.partial"
-WHEN_FULL = "Free some space and repeat the command: it goes on where it stopped."
+WHEN_FULL = "Free some space and repeat the command: it resumes where it stopped."
 
 
 @dataclass(frozen=True)

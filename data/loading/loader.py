@@ -193,7 +193,7 @@ class ClipLoader:
                 "again without what ends them, or allow more; if memory is what lacks, lower data.num_workers, "
                 "data.shuffle_buffer or data.batch_size."
             ) from error
-        log.warning("All workers go on from where they stood (%d of %d times).", self._worker_deaths, allowed)
+        log.warning("All workers resume where they stood (%d of %d times).", self._worker_deaths, allowed)
 
     def _by_number(self, number: int) -> Clip | None:
         return next((clip for clip in self.clips if clip.number == number), None)

@@ -7,7 +7,7 @@ to back through a shuffle buffer. Planning by samples and not by shards makes ev
 workers, unequal shards, a single clip. With `interleave` the row is cut into lanes that are read in turns, so that a part
 holds clips of many shards: for shards in which neighbours are alike.
 
-A position is (epoch, clips taken in it), which is enough to go on exactly there: shuffling works on numbers, so the
+A position is (epoch, clips taken in it), which is enough to resume exactly there: shuffling works on numbers, so the
 taken ones are found again without reading them.
 """
 

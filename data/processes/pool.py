@@ -112,7 +112,7 @@ def _dispatcher(engine: Engine, tasks: int) -> Iterator[tuple[joblib.Parallel, i
 
 @contextmanager
 def _connected(engine: Engine) -> Iterator[Any]:
-    """A client of the cluster; what the cluster cannot mend by itself is the user's to mend."""
+    """A client of the cluster; what the cluster cannot repair by itself is the user's to repair."""
     try:
         from distributed import Client, KilledWorker
     except ImportError as error:
@@ -126,7 +126,7 @@ def _connected(engine: Engine) -> Iterator[Any]:
     except (OSError, KilledWorker) as error:
         raise UserError(
             f"dask_address={engine.dask_address}: {error or 'no answer'}. Are its scheduler and workers running? "
-            "What is done is kept: repeat the command to go on."
+            "What is done is kept: repeat the command to resume."
         ) from error
 
 

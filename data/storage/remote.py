@@ -22,7 +22,7 @@ from data.storage.address import is_remote, scheme
 from data.storage.cache import ShardCache
 from tae.runtime.errors import UserError
 
-BLOCK = 1 << 20  # bytes of one read, and what is rather read and thrown away than asked for anew
+BLOCK = 1 << 20  # bytes of one read, and what is rather read and thrown away than asked for again
 LOCAL_BLOCK = 1 << 16  # a search through the headers of a local shard reads so much at each
 S3_BLOCK = 8 << 20  # S3 answers a request for a range after tens of milliseconds
 LONGEST_PAUSE = 60.0  # seconds

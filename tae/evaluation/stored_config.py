@@ -73,7 +73,7 @@ def own_cache(stored: Mapping[str, Any]) -> str | None:
 
 
 def bundled_data(cfg: DictConfig, group: str) -> dict[str, Any]:
-    """A data group for the weights that come along, which are measured on generated clips unless shards are given."""
+    """A data group for the bundled weights, which are measured on generated clips unless shards are given."""
     settings = OmegaConf.load(Path(CONFIG_FOLDER) / "data" / f"{group}.yaml")
     print(f"ckpt={cfg.ckpt} comes without data settings: data={group}")
     return plain(OmegaConf.create({"data": settings, "seed": cfg.seed, "output_dir": cfg.output_dir}))["data"]

@@ -49,7 +49,7 @@ def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | Non
                 f"{str(loaded.sha256)[:12]}...). Evaluate this one: python evaluate.py ckpt={loaded.source}"
             )
         print(f"{path} is about another checkpoint, and is left out.")
-    print("No metrics of this checkpoint are at hand, the card will have none: evaluate it, or give metrics_json=PATH.")
+    print("No metrics of this checkpoint were found, the card will have none: evaluate it, or give metrics_json=PATH.")
     return None
 
 

@@ -44,7 +44,7 @@ class LatentDataset(Dataset):
         folder: what `python -m tae.encode` wrote.
         num_frames: latent frames of an item, a random window of each clip; None gives whole clips. Shorter clips are left
             out, with a warning.
-        sample: draw from the posterior, anew each time (noise of torch's global generator); else give its mode.
+        sample: draw from the posterior, a new sample each time (noise of torch's global generator); else give its mode.
         per_channel: scale each channel by its own statistics; else all by one shift and scale, as diffusers does.
 
     `scaling.undo` turns what a generator made into what `TemporalAutoencoder.decode` takes.
@@ -123,7 +123,7 @@ def read_places(folder: Path) -> list[Place]:
         ]
         damaged = [shard["name"] for shard in shards if (folder / shard["name"]).stat().st_size != shard["bytes"]]
     except OSError as error:
-        raise UserError(f"{folder} is not complete: {error}. Encode again; the same command goes on.") from error
+        raise UserError(f"{folder} is not complete: {error}. Encode again; the same command resumes.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / LATENTS_INDEX} is no index of latents ({error!r}): give what tae.encode wrote."

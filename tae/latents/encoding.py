@@ -72,7 +72,7 @@ def settle(output: Path, settings: Mapping[str, Any]) -> None:
     if changed := [name for name in settings if settings[name] != before.get(name)]:
         was = ", ".join(f"{name} was {before.get(name)} and is {settings[name]}" for name in changed)
         raise UserError(
-            f"output={output} was begun with other settings: {was}. Go on with the same settings, or choose another folder."
+            f"output={output} was begun with other settings: {was}. Resume with the same settings, or choose another folder."
         )
 
 
@@ -142,7 +142,7 @@ class LatentEncoding(L.LightningModule):
     def stop(self, number: int) -> None:
         """End by the signal, without what is half-written: nothing of an unfinished shard is kept anyway."""
         self.close()
-        text = f"{signal.Signals(number).name}: stopped; finished shards are in {self.output}, the same command goes on"
+        text = f"{signal.Signals(number).name}: stopped; finished shards are in {self.output}, the same command resumes"
         print(text, file=sys.stderr, flush=True)
         end_by_signal(self.trainer, number)
 

@@ -20,7 +20,7 @@ from tae.runtime.settings import Encode
 
 
 def encode(cfg: DictConfig) -> LatentStats | None:
-    """Encode `cfg.source`, or go on with it; give the statistics (on the first process).
+    """Encode `cfg.source`, or resume it; give the statistics (on the first process).
 
     Raises:
         UserError: a setting is wrong or differs from those that `cfg.output` was begun with, or no video can be encoded.

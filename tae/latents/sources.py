@@ -61,7 +61,7 @@ class Reading:
 
 
 class Piece(NamedTuple):
-    """What a decoding process hands on: some frames of the clip at hand, the end of a clip, or the end of a shard.
+    """What a decoding process hands on: some frames of the current clip, the end of a clip, or the end of a shard.
 
     frames: (t, h, w, 3) uint8
     name:   of the clip that the frames are of, for messages

@@ -57,7 +57,7 @@ class LatentStats:
             stats = cls(**fields)
         except FileNotFoundError as error:
             raise UserError(
-                f"{path} is not there: give a folder that `python -m tae.encode` has finished (the same command goes on)."
+                f"{path} is not there: give a folder that `python -m tae.encode` has finished (the same command resumes)."
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} cannot be read as statistics of latents ({error!r}): encode again.") from error

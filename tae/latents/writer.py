@@ -127,7 +127,7 @@ class LatentShard:
         self._clip: tuple[LatentFile, Moments] | None = None
 
     def append(self, name: str, mean: Tensor, std: Tensor) -> None:
-        """Add a piece (1, c, t', h', w') to the clip at hand; `name` as in `end_clip`.
+        """Add a piece (1, c, t', h', w') to the current clip; `name` as in `end_clip`.
 
         Raises:
             UserError: as `LatentFile.append`: once in the sums, such a value would spoil the statistics of all clips.
@@ -138,7 +138,7 @@ class LatentShard:
         moments.add(*file.append(mean, std))
 
     def end_clip(self, key: str, name: str, metadata: Mapping[str, Any] | None = None, fault: str = "") -> None:
-        """Write the clip at hand, or drop what there is of it and remember the fault."""
+        """Write the current clip, or drop what there is of it and remember the fault."""
         clip, self._clip = self._clip, None
         if clip is not None:
             file, moments = clip

@@ -36,7 +36,7 @@ class Perceptual:
         frames_per_chunk: frames that are in the network at once; memory grows with it, results do not depend on it.
 
     Raises:
-        UserError: weights that are neither at hand nor within reach, or a file that does not fit the backbone.
+        UserError: weights that are neither present nor reachable, or a file that does not fit the backbone.
     """
 
     def __init__(

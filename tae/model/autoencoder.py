@@ -126,7 +126,7 @@ class TemporalAutoencoder(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """What `save_pretrained` wrote: a folder or a hub repository id; "tiny": the weights that come along.
+        """What `save_pretrained` wrote: a folder or a hub repository id; "tiny": the bundled weights.
 
         Args:
             pretrained_model_name_or_path: as huggingface_hub calls it.

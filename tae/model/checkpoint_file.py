@@ -75,7 +75,7 @@ def check_plain(values: Mapping[str, Any], source: Path) -> None:
             todo += [(item, depth + 1) for item in value]
         elif isinstance(value, str) and "${" in value:
             raise UserError(
-                f"The config in {source} has an interpolation, {value!r}. It is not looked up; mend the file."
+                f"The config in {source} has an interpolation, {value!r}. It is not looked up; fix the file."
             )
         elif not isinstance(value, str | bool | int | float | None):
             raise UserError(f"The config in {source} has a {type(value).__name__}, where plain values are allowed.")

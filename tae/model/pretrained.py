@@ -24,7 +24,7 @@ from tae.runtime.hub import download, may_be_repository
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 WAYS_TO_GIVE_A_MODEL = (
     "Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub repository id, or "
-    f"{' or '.join(BUNDLED)}, which comes along."
+    f"{' or '.join(BUNDLED)}, which is bundled."
 )
 WITHOUT_NETWORK = (
     "On a machine with network run `hf download {repo_id} --local-dir DIR`, copy DIR here and give its path in place of "
@@ -48,7 +48,7 @@ def load_model(source: str | Path) -> LoadedModel:
 
     Args:
         source: a Lightning checkpoint (`.ckpt`), a folder that `save_pretrained` wrote, a hub repository id, or `tiny`,
-            the weights that come along.
+            the bundled weights.
 
     Raises:
         UserError: there is no such thing, it is damaged, or it is something else.

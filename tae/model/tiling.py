@@ -204,7 +204,7 @@ def even_tile(extent: int, tile: int, overlap: int, unit: int) -> int:
 
 
 def windows(pieces: Iterable[Tensor], length: int, overlap: int, dim: int) -> Iterator[Tensor]:
-    """Cut a stream anew into windows that overlap.
+    """Cut a stream again into windows that overlap.
 
     Yields windows of `length` along `dim`, each starting `length - overlap` after the one before, and what remains at
     the end: a last window that holds more than the overlap alone, or all there is where that is less than one window.

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and other people's exceptions in a line."""
+"""UserError, a mistake that the user can fix; other exceptions in a line."""
 
 
 class UserError(ValueError):

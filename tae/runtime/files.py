@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         free = shutil.disk_usage(path.parent).free
         raise UserError(
             f"{path} cannot be written: {os.strerror(error.errno).lower()} ({free / 1e6:,.1f} MB free). {old} Make room "
-            "there; a training goes on with resume=auto."
+            "there; a training resumes with resume=auto."
         ) from error
     finally:
         partial.unlink(missing_ok=True)

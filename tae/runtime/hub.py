@@ -89,7 +89,7 @@ def why_not_downloaded(error: Exception, repo_id: str, place: str, ways: str, wi
             f"If it is private, log in with `hf auth login`. {ways}"
         )
     if status == 401:
-        return f"{constants.ENDPOINT} does not accept your token: log in anew with `hf auth login`, or unset HF_TOKEN."
+        return f"{constants.ENDPOINT} does not accept your token: log in again with `hf auth login`, or unset HF_TOKEN."
     if status == 403:
         return f"{page}: access is forbidden. Give your token the right to read this repository. {elsewhere}"
     if status is not None:

@@ -69,7 +69,7 @@ class ProgressLines(Progress):
         super().__init__(console=console, disable=True, auto_refresh=False, **kwargs)
         self.unit = unit
         self._said: dict[TaskID, float] = {}  # when each task said something last
-        self._started_at: dict[TaskID, float] = {}  # what was complete before: a repeated command goes on
+        self._started_at: dict[TaskID, float] = {}  # what was complete before: a repeated command resumes
 
     def add_task(self, description: str, *args: Any, **kwargs: Any) -> TaskID:
         task = super().add_task(description, *args, **kwargs)

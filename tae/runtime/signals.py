@@ -48,7 +48,7 @@ class StopSignals:
         handle(note)
 
     def obey(self, trainer: L.Trainer) -> None:
-        """End at once: for work that keeps nothing to go on from."""
+        """End at once: for work that keeps nothing to resume from."""
         handle(lambda number, frame: end_by_signal(trainer, number))
 
     def agreed(self) -> int:
@@ -76,7 +76,7 @@ def end_by_signal(trainer: L.Trainer, number: int) -> None:
 
 
 class EndOnSignal(Callback):
-    """An evaluation has nothing to go on from: a signal ends it at once. (Lightning would report success.)"""
+    """An evaluation has nothing to resume from: a signal ends it at once. (Lightning would report success.)"""
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         StopSignals().obey(trainer)

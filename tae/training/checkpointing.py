@@ -76,7 +76,7 @@ class LastCheckpoint(Checkpoint):
 
     A SIGTERM or SIGUSR1 lets the running step end, in all processes the same one, and then writes it. During a validation
     one process stops at once, since the state was saved before it; several stop at its end, where they meet again.
-    A run that ended in a validation starts with it when it goes on.
+    A run that ended in a validation starts with it when it resumes.
 
     Args:
         folder: of the checkpoints.
@@ -163,7 +163,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             state = "nothing was saved yet" if self.saved_step is None else f"{self.path} holds step {self.saved_step}"
             print(
-                f"{signal.Signals(number).name}: stopped after step {trainer.global_step}; {state}. Go on with the same "
+                f"{signal.Signals(number).name}: stopped after step {trainer.global_step}; {state}. Resume with the same "
                 f"command and output_dir={self.path.parents[1]} resume=auto",
                 file=sys.stderr,
                 flush=True,

@@ -19,7 +19,7 @@ from tae.runtime.errors import UserError, first_line
 from tae.runtime.files import write_text
 from tae.video.reader import VideoReader
 
-WANDB_ID = "wandb_id.txt"  # in the output folder, so that resume=auto goes on with the same W&B run
+WANDB_ID = "wandb_id.txt"  # in the output folder, so that resume=auto continues the same W&B run
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
@@ -71,7 +71,7 @@ def open_loggers(cfg: DictConfig) -> list[Logger]:
 
 
 def open_wandb(settings: DictConfig, cfg: DictConfig) -> WandbLogger:
-    """Begin a W&B run, or go on with the one of this output folder where training is resumed."""
+    """Begin a W&B run, or continue the one of this output folder where training is resumed."""
     import wandb
 
     if wandb.run is not None:  # left open by a run of this sweep that failed; figures of two runs would mix
@@ -111,5 +111,5 @@ def close_loggers(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, 
 
 @rank_zero_only
 def _finish(logger: WandbLogger) -> None:
-    """Say that the run has ended: the next one of a sweep would go on in it."""
+    """Say that the run has ended: the next one of a sweep would continue in it."""
     logger.experiment.finish()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ADVICE = (
-    "Look at them, lower optimizer.lr, or use precision=fp32; then go on from the last checkpoint with resume=auto."
+    "Look at them, lower optimizer.lr, or use precision=fp32; then resume from the last checkpoint with resume=auto."
 )
 
 

@@ -37,7 +37,7 @@ def find_resumable(folder: Path) -> Path | None:
     would not do: a copied folder has them in any order.
 
     Raises:
-        UserError: there are checkpoints, and none of them will do. Starting anew would write over them.
+        UserError: there are checkpoints, and none of them will do. Starting from scratch would write over them.
     """
     found = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name == LAST, file.name), reverse=True)
     steps: dict[Path, int] = {}
@@ -50,8 +50,8 @@ def find_resumable(folder: Path) -> Path | None:
             say(f"resume=auto passes over {path.name}: {error}")
     if found and not steps:
         raise UserError(
-            f"resume=auto: none of the {len(found)} checkpoints in {folder} can be used; see above. Move them away to start "
-            "anew there."
+            f"resume=auto: none of the {len(found)} checkpoints in {folder} can be used; see above. Move them away to "
+            "start from scratch there."
         )
     return max(steps, key=lambda path: steps[path], default=None)
 
@@ -70,7 +70,7 @@ def check_exact(checkpoint: Mapping[str, Any], source: Path) -> None:
 
 
 def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], source: Path) -> None:
-    """Compare a run's settings with those of the checkpoint that it goes on from, and say what differs.
+    """Compare a run's settings with those of the checkpoint that it resumes from, and say what differs.
 
     Raises:
         UserError: a setting differs where the checkpoint would win (optimizer, schedule) or would not fit (model).

@@ -140,16 +140,16 @@ def as_float(value: Tensor | None) -> float | None:
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint to go on from, read once in full so that a damaged one is refused before anything starts."""
+    """The checkpoint to resume from, read once in full so that a damaged one is refused before anything starts."""
     if cfg.resume == "auto":
         path = find_resumable(Path(cfg.output_dir) / "checkpoints")
-        say(f"resume=auto: {f'going on from {path}' if path else 'nothing to go on from, starting anew'}")
+        say(f"resume=auto: {f'resuming from {path}' if path else 'nothing to resume from, starting from scratch'}")
     else:
         path = None if cfg.resume is None else Path(cfg.resume)
         if path is None and any((Path(cfg.output_dir) / "checkpoints").glob("*.ckpt")):
             raise UserError(
                 f"output_dir={cfg.output_dir} holds the checkpoints of another run, which this one would overwrite: add "
-                "resume=auto to go on with it, or choose another output_dir."
+                "resume=auto to continue it, or choose another output_dir."
             )
     if path is not None:
         checkpoint = read_checkpoint(path)

@@ -62,7 +62,7 @@ def stop_and_go_on(output: Path, cache: Path, number: int, to: str, *overrides: 
         os.kill(child_of(process.pid), number)
     code, _, errors = finish(process, timeout=120)
     assert f"{signal.Signals(number).name}: stopped after step" in errors, errors
-    assert errors.count("Go on with the same command") == 1
+    assert errors.count("Resume with the same command") == 1
     assert "Traceback" not in errors
     assert code == 128 + number
     end = step_of(output) + 3

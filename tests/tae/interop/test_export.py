@@ -225,7 +225,7 @@ def test_every_refusal_of_the_hub_has_its_own_message(
         for repo_id, message in {
             "gated/anonymous": f"not logged in: accept its licence at {hub.address}/gated/anonymous",
             "gated/no-licence": "your token's account has no access",
-            "expired/token": "does not accept your token: log in anew",
+            "expired/token": "does not accept your token: log in again",
             "narrow/token": r"access is forbidden.*hf download narrow/token --local-dir DIR",
             "none/such": r"none/such: neither a local path nor a repository that you can see.*Give a checkpoint \(\.ckpt\)",
             "no--such/name": r"neither a local path nor a repository",

@@ -193,7 +193,7 @@ encode.main()
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == -signal.SIGTERM, done.stderr
-    assert "the same command goes on" in done.stderr
+    assert "the same command resumes" in done.stderr
     assert {path.name for path in output.iterdir()} == {".finished", "shard-000000.tar"}
     written = (output / "shard-000000.tar").stat().st_mtime_ns
     assert main(config(**settings)).num_clips == 3

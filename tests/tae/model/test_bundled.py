@@ -1,4 +1,4 @@
-"""The weights that come along: found by name everywhere, small, described truly, and better than a trivial codec."""
+"""The bundled weights: found by name everywhere, small, described truly, and better than a trivial codec."""
 
 import re
 import tomllib

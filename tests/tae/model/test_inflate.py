@@ -231,7 +231,7 @@ def test_every_answer_of_the_hub_has_its_own_message(image_vae_folder: Path, tmp
         "gated/anonymous": f"not logged in: accept its licence at {hub.address}/gated/anonymous.*hf auth login",
         "gated/no-licence": f"has no access.*accept the licence at {hub.address}/gated/no-licence",
         "private/repository": "If it is private, log in",
-        "expired/token": "does not accept your token: log in anew",
+        "expired/token": "does not accept your token: log in again",
         "narrow/token": "access is forbidden. Give your token the right",
         "full/hub": "answered 507.*try again later, or a mirror with HF_ENDPOINT",
     }.items():

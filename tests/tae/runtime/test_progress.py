@@ -39,7 +39,7 @@ def test_lines_come_seldom_and_at_the_end() -> None:
 
 
 def test_time_left_counts_what_this_call_does() -> None:
-    """A repeated command goes on with 900 of 1000 files: at 1 file a second 90 more take 90 seconds, not 1.1."""
+    """A repeated command resumes with 900 of 1000 files: at 1 file a second 90 more take 90 seconds, not 1.1."""
     log = Log("files")
     task = log.progress.add_task("checking", total=1000, completed=900)
     for _ in range(10):
