@@ -81,7 +81,7 @@ class Command(Generic[Result]):
         prepare_output()
         sys.argv = [empty_group(argument) for argument in list_commas(sys.argv, self.lists)]
         if self.alone and not chooses(sys.argv[1:], self.unless):
-            sys.argv.append(self.alone)
+            sys.argv.insert(1, self.alone)  # not behind an option such as --cfg, where argparse takes no more settings
         guarded = guard(self.task, self.config_name, Program.running())
         application = hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)
         try:
