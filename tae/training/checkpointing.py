@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -45,15 +45,20 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: the weights with the highest validation metric so far.
+    """`best.ckpt`: the weights with the best validation metric so far.
 
     What a resumed run knows of its best checkpoint, its score above all, is about the file of that name in this run's
     folder, wherever the folder was when it was written: runs are moved and copied.
+
+    Args:
+        folder: of the checkpoints.
+        monitor: the logged value that is compared.
+        mode: "max" keeps the highest, "min" the lowest, for metrics such as val/lpips.
     """
 
-    def __init__(self, folder: str, monitor: str) -> None:
+    def __init__(self, folder: str, monitor: str, mode: Literal["max", "min"] = "max") -> None:
         super().__init__(
-            dirpath=folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False, save_top_k=1
+            dirpath=folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False, save_top_k=1
         )
 
     @property
