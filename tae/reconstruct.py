@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from tae.runtime.cli import hydra_main
 
 if TYPE_CHECKING:
-    from tae.evaluation.reconstruction import Outcome
+    from tae.evaluation.reconstruction import VideoOutcome
 
 
 @hydra_main("reconstruct")
-def main(cfg: DictConfig) -> "list[Outcome]":
+def main(cfg: DictConfig) -> "list[VideoOutcome]":
     """Reconstruct every video of `cfg.source`; the ones that fail are named, the rest goes on."""
     from tae.evaluation.reconstruct_videos import reconstruct_videos
 

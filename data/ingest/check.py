@@ -60,7 +60,7 @@ class Facts:
 
 
 @dataclass
-class Decoded:
+class DecodedFile:
     """A whole video, decoded in order by `tae.video`: the reference."""
 
     facts: VideoFacts
@@ -87,7 +87,7 @@ def examine(video: bytes, interlaced: str = "refuse", decoder: str = "auto") -> 
     return facts_about(video, decode_sound(video, interlaced=interlaced), decoder)
 
 
-def decode_sound(video: bytes, watch: Watch | None = None, interlaced: str = "refuse") -> Decoded:
+def decode_sound(video: bytes, watch: Watch | None = None, interlaced: str = "refuse") -> DecodedFile:
     """The whole file, decoded in order; `watch` is shown every image as it is displayed, RGB.
 
     Raises:
@@ -96,7 +96,7 @@ def decode_sound(video: bytes, watch: Watch | None = None, interlaced: str = "re
     _refuse_by_content(video)
     try:
         with as_path(video) as path, VideoReader(path, interlaced, threads="NONE") as reader:
-            found = Decoded(reader.facts, reader.has_times, reader.keyframes)
+            found = DecodedFile(reader.facts, reader.has_times, reader.keyframes)
             for frame in reader.frames():
                 found.points.append(_points(frame.rgb))
                 if watch:
@@ -125,7 +125,7 @@ def _points(image: np.ndarray) -> np.ndarray:
     return image[::rows, ::columns].astype(np.int16)
 
 
-def facts_about(video: bytes, reference: Decoded, decoder: str = "auto") -> Facts:
+def facts_about(video: bytes, reference: DecodedFile, decoder: str = "auto") -> Facts:
     """Facts with the first reader that gives the reference's frames in windows read as training does.
 
     Raises:
@@ -140,14 +140,14 @@ def facts_about(video: bytes, reference: Decoded, decoder: str = "auto") -> Fact
     raise RefusedError(f"no reader gives the right frames ({'; '.join(faults)})")
 
 
-def _ways(reference: Decoded, decoder: str) -> list[tuple[str, bool]]:
+def _ways(reference: DecodedFile, decoder: str) -> list[tuple[str, bool]]:
     """(reader, seek) in the order of preference. What other readers cannot be told, such as colours, leaves PyAV alone."""
     preferred = decoder if decoder != "auto" else ("pyav" if reference.has_times else "decord")
     ways = [("pyav", True), ("pyav", False)] if reference.has_times else [("pyav", False)]
     return [(preferred, True), *ways] if preferred != "pyav" and reference.facts.plain else ways
 
 
-def _facts(video: bytes, reference: Decoded, reader: str, seek: bool) -> Facts:
+def _facts(video: bytes, reference: DecodedFile, reader: str, seek: bool) -> Facts:
     with open_video(video, reader) as file:
         num_frames, fps = min(len(file), len(reference.points)), file.fps
     if not 0 < fps < 1000:
@@ -172,7 +172,7 @@ def _facts(video: bytes, reference: Decoded, reader: str, seek: bool) -> Facts:
     )
 
 
-def _fault_of(video: bytes, reference: Decoded, reader: str, seek: bool) -> str:
+def _fault_of(video: bytes, reference: DecodedFile, reader: str, seek: bool) -> str:
     """What is wrong with the frames that a reader gives; empty if nothing is."""
     try:
         with open_video(video, reader) as file:
@@ -191,7 +191,7 @@ def _fault_of(video: bytes, reference: Decoded, reader: str, seek: bool) -> str:
     return ""
 
 
-def _starts(reference: Decoded, num_frames: int) -> list[int]:
+def _starts(reference: DecodedFile, num_frames: int) -> list[int]:
     """Where windows are looked at: at the start, at the end, and at and before keyframes."""
     last = max(num_frames - WINDOW_LENGTH, 0)
     keys = [key for key in sorted(reference.keyframes) if 0 < key < num_frames]
@@ -202,7 +202,7 @@ def _starts(reference: Decoded, num_frames: int) -> list[int]:
     return sorted({0, last} | around)
 
 
-def _compare_frame(index: int, image: np.ndarray, reference: Decoded, exact: bool) -> str:
+def _compare_frame(index: int, image: np.ndarray, reference: DecodedFile, exact: bool) -> str:
     """A frame must be its own or, by decord after a seek, its neighbour's (XviD with B-frames, frequent in UCF-101)."""
     points = _points(image)
     if points.shape != reference.points[index].shape:

@@ -12,7 +12,7 @@ from tae.runtime.errors import UserError
 from tae.runtime.progress import BYTES, progress_bar
 
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"  # the folders in the two archives
-BLOCK = 4_000_000  # bytes of a request: so much at most is fetched again after a fault
+DOWNLOAD_BLOCK = 4_000_000  # bytes of a request: so much at most is fetched again after a fault
 ATTEMPTS, STALL, PAUSE = 6, 60.0, 1.0  # see `fetch`
 AGAIN = "Remove it and repeat the command to fetch it again."
 SUFFIXES = {".avi", ".txt"}  # of what is unpacked
@@ -75,7 +75,7 @@ def fetch(address: str, path: Path, attempts: int = ATTEMPTS, stall: float = STA
 def _fetch_rest(address: str, partial: Path, stall: float) -> None:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
     web = fsspec.filesystem("http", client_kwargs={"timeout": timeout}, skip_instance_cache=True)
-    with web.open(address, "rb", block_size=BLOCK, cache_type="none") as remote, partial.open("ab") as file:
+    with web.open(address, "rb", block_size=DOWNLOAD_BLOCK, cache_type="none") as remote, partial.open("ab") as file:
         if remote.size is None:
             raise ValueError("the server does not tell the size")
         try:
@@ -84,7 +84,7 @@ def _fetch_rest(address: str, partial: Path, stall: float) -> None:
             file.truncate(0)
         with progress_bar(BYTES) as progress:
             bar = progress.add_task(f"fetching {partial.stem}", total=remote.size, completed=file.tell())
-            while block := remote.read(BLOCK):
+            while block := remote.read(DOWNLOAD_BLOCK):
                 file.write(block)
                 file.flush()
                 progress.update(bar, completed=file.tell())

@@ -24,7 +24,7 @@ from tae.runtime.settings import Inspect
 COMMON = 4  # of the values of a column this many are named
 TILE = (240, 180)  # pixels of a picture in the contact sheet
 CAPTION = 16  # pixels of the line below it
-COLUMNS = 6
+SHEET_COLUMNS = 6
 
 
 def read_metadata(folder: Path) -> list[dict[str, Any]]:
@@ -84,9 +84,11 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
             with open_samples(shard, wanted) as samples:
                 tiles += [_tile(sample, shard.frames[sample["__key__"]]) for sample in samples]
     width, height = TILE[0], TILE[1] + CAPTION
-    sheet = Image.new("RGB", (width * min(COLUMNS, len(tiles)), height * -(-len(tiles) // COLUMNS)), "white")
+    sheet = Image.new(
+        "RGB", (width * min(SHEET_COLUMNS, len(tiles)), height * -(-len(tiles) // SHEET_COLUMNS)), "white"
+    )
     for number, tile in enumerate(tiles):
-        sheet.paste(tile, (width * (number % COLUMNS), height * (number // COLUMNS)))
+        sheet.paste(tile, (width * (number % SHEET_COLUMNS), height * (number // SHEET_COLUMNS)))
     return sheet
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.ingest.staging import Checked, Clip, remove_drafts, write_whole
+from data.ingest.staging import Checked, StagedClip, remove_drafts, write_whole
 from tae.runtime.errors import UserError
 
 FOLDER = ".prepare"
@@ -107,7 +107,7 @@ class Journal:
                 "Remove the output folder or choose another one."
             )
 
-    def read(self, clip: Clip) -> bytes:
+    def read(self, clip: StagedClip) -> bytes:
         """The content of a clip in the staging folder.
 
         Raises:
@@ -121,7 +121,7 @@ class Journal:
             )
         return content
 
-    def discard(self, clips: Iterable[Clip]) -> None:
+    def discard(self, clips: Iterable[StagedClip]) -> None:
         """Remove clips that are in a finished shard from the staging folder."""
         for clip in clips:
             (self.clips / clip.file_name).unlink(missing_ok=True)

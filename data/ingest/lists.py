@@ -8,7 +8,7 @@ from typing import Any
 
 from tae.runtime.errors import UserError
 
-COLUMNS = ("path", "split", "label", "group")
+LIST_COLUMNS = ("path", "split", "label", "group")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*DELIMITERS, ".parquet")
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
@@ -47,14 +47,14 @@ def read_list(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"source={path} cannot be read ({error}). A list is a text file with a path on each line, or a .csv, .tsv or "
-            f".parquet file with the columns {', '.join(COLUMNS)}, of which only path is needed."
+            f".parquet file with the columns {', '.join(LIST_COLUMNS)}, of which only path is needed."
         ) from error
 
 
 def _check_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    if unknown := set(columns) - set(COLUMNS):
-        raise UserError(f"columns.{min(unknown)} is unknown. Choose from: {', '.join(COLUMNS)}.")
-    return {name: columns.get(name, name) for name in COLUMNS}
+    if unknown := set(columns) - set(LIST_COLUMNS):
+        raise UserError(f"columns.{min(unknown)} is unknown. Choose from: {', '.join(LIST_COLUMNS)}.")
+    return {name: columns.get(name, name) for name in LIST_COLUMNS}
 
 
 def _read_table(path: Path, names: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:

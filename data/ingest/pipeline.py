@@ -16,7 +16,7 @@ from data.ingest.journal import Journal, Origin
 from data.ingest.shots import Encoding
 from data.ingest.sources import find_videos, root_of
 from data.ingest.splits import Video, assign_splits
-from data.ingest.staging import WHEN_FULL, Checked, Clip, Task, stage, write_whole
+from data.ingest.staging import WHEN_FULL, Checked, StagedClip, StagingTask, stage, write_whole
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import VIDEO_EXTENSIONS
 from data.shards.writer import ShardWriter
@@ -30,7 +30,7 @@ DUPLICATE = "same content as"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Preparation:
     """What became of a source folder."""
 
     accepted: dict[str, int]  # split -> clips
@@ -56,7 +56,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     group_pattern: str | None = None,
     root: Path | None = None,
-) -> Outcome:
+) -> Preparation:
     """Turn a folder or a list of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
     May be stopped at any moment and called again with the same arguments: it resumes where it was. The shards are the
@@ -130,7 +130,7 @@ def prepare(
             journal.discard_all()
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
-    return Outcome({name: sum(len(videos[v].clips) for v in members) for name, members in splits.items()}, rejected)
+    return Preparation({name: sum(len(videos[v].clips) for v in members) for name, members in splits.items()}, rejected)
 
 
 def default_split(videos: Sequence[Video]) -> str:
@@ -152,7 +152,7 @@ def check_files(
     """For each video its clips in the staging folder, or the reason to refuse it; those in the journal are done."""
     origins = {video.key: origin for video in videos if (origin := Origin.of(source, video.path))}
     waiting = [video for video in videos if video.key in origins and origins[video.key] not in journal.results]
-    tasks = (Task(source / video.path, video.key, journal.clips, encoding, **ways) for video in waiting)
+    tasks = (StagingTask(source / video.path, video.key, journal.clips, encoding, **ways) for video in waiting)
     with progress_bar("files") as progress:
         bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
         for task, result in run_isolated(stage, tasks, timeout, engine) if waiting else ():
@@ -182,11 +182,11 @@ def keep_good(
 
 
 def _write_split(
-    journal: Journal, folder: Path, recipe: dict[str, Any], clips: Sequence[tuple[Video, Clip]],
+    journal: Journal, folder: Path, recipe: dict[str, Any], clips: Sequence[tuple[Video, StagedClip]],
     videos: dict[Video, Checked], shard_mb: int,
 ) -> None:  # fmt: skip
     """The clips of a split from the staging folder to shards; they are removed there when their shard is finished."""
-    written: list[Clip] = []
+    written: list[StagedClip] = []
     with (
         ShardWriter(folder, folder.name, recipe, shard_mb * 1_000_000, resume=True) as writer,
         progress_bar("clips") as progress,

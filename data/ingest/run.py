@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from data.ingest.download import download_ucf101
-from data.ingest.pipeline import DUPLICATE, Outcome, prepare
+from data.ingest.pipeline import DUPLICATE, Preparation, prepare
 from data.ingest.shots import Encoding
 from data.processes.pool import Engine
 from tae.runtime.console import plain_console
@@ -20,7 +20,7 @@ from tae.runtime.settings import Prepare
 REASONS_SHOWN = 12
 
 
-def report(outcome: Outcome, output: Path) -> None:
+def report(outcome: Preparation, output: Path) -> None:
     """Print what was accepted and, by reason, what was not."""
     table = Table("result", "files", title=f"shards in {output}")
     for name, clips in outcome.accepted.items():

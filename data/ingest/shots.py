@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 from data.decode import as_path
-from data.ingest.check import Decoded, decode_sound
+from data.ingest.check import DecodedFile, decode_sound
 from tae.runtime.errors import UserError
 from tae.video.facts import INTERLACED
 from tae.video.reader import Frame, VideoReader
@@ -67,7 +67,7 @@ class Encoding:
             raise UserError("reencode=true needs a build of PyAV with libx264, as its packages on PyPI have.")
 
 
-def find_shots(video: bytes, encoding: Encoding) -> tuple[list[tuple[int, int]], Decoded]:
+def find_shots(video: bytes, encoding: Encoding) -> tuple[list[tuple[int, int]], DecodedFile]:
     """(start, end) of each shot in frames, `end` excluded, which together are the whole video, and the decoded video.
 
     Raises:

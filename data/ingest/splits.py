@@ -12,7 +12,7 @@ from tae.runtime.errors import UserError
 UCF101_NAME = re.compile(r"v_(?P<group>(?P<label>[A-Za-z]+)_g\d+)_c\d+$")
 OFFICIAL_ADDRESS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
 OFFICIAL_SPLITS = ("official1", "official2", "official3")
-SPLITS = ("group", "random", *OFFICIAL_SPLITS, "list", "none")
+SPLIT_KINDS = ("group", "random", *OFFICIAL_SPLITS, "list", "none")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def assign_splits(
     Raises:
         UserError: an unknown split, shares that are none, or official lists that are missing.
     """
-    if split not in SPLITS:
-        raise UserError(f"split={split} is unknown. Choose one of: {', '.join(SPLITS)}.")
+    if split not in SPLIT_KINDS:
+        raise UserError(f"split={split} is unknown. Choose one of: {', '.join(SPLIT_KINDS)}.")
     if not (test >= 0 and val >= 0 and test + val < 1):
         raise UserError(f"test={test} and val={val} must be shares of at least 0 that leave something for train.")
     chosen: dict[str, set[Video]] = {name: set() for name in ("train", "test", *(["val"] if val else []))}

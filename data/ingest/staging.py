@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.decode import DecodeError
-from data.ingest.check import Decoded, Facts, RefusedError, decode_sound, examine, facts_about
+from data.ingest.check import DecodedFile, Facts, RefusedError, decode_sound, examine, facts_about
 from data.ingest.shots import Encoding, encode_shots, find_shots
 from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
@@ -25,7 +25,7 @@ WHEN_FULL = "Free some space and repeat the command: it resumes where it stopped
 
 
 @dataclass(frozen=True)
-class Clip:
+class StagedClip:
     """A video file in the staging folder and what is in it; `shot` is its first and last frame (excluded) there."""
 
     key: str
@@ -43,12 +43,13 @@ class Checked:
     """An accepted source file: the hash of its content, and the clips made of it."""
 
     sha256: str
-    clips: tuple[Clip, ...]
+    clips: tuple[StagedClip, ...]
 
     @classmethod
     def from_json(cls, text: dict[str, Any]) -> "Checked":
         clips = [
-            Clip(c["key"], c["extension"], Facts(**c["facts"]), c["shot"] and tuple(c["shot"])) for c in text["clips"]
+            StagedClip(c["key"], c["extension"], Facts(**c["facts"]), c["shot"] and tuple(c["shot"]))
+            for c in text["clips"]
         ]
         return cls(text["sha256"], tuple(clips))
 
@@ -57,7 +58,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Task:
+class StagingTask:
     """A source file, the key of its sample, and the folder to put it in."""
 
     path: Path
@@ -68,7 +69,7 @@ class Task:
     decoder: str = "auto"
 
 
-def stage(task: Task) -> Checked | str:
+def stage(task: StagingTask) -> Checked | str:
     """Put a file's content into the staging folder, or say in plain words why it cannot be used.
 
     Raises:
@@ -87,24 +88,24 @@ def stage(task: Task) -> Checked | str:
     return Checked(hashlib.sha256(video).hexdigest(), clips)
 
 
-def _original(task: Task, video: bytes) -> Iterator[Clip]:
-    clip = Clip(task.key, task.path.suffix.lower().lstrip("."), examine(video, task.interlaced, task.decoder))
+def _original(task: StagingTask, video: bytes) -> Iterator[StagedClip]:
+    clip = StagedClip(task.key, task.path.suffix.lower().lstrip("."), examine(video, task.interlaced, task.decoder))
     write_whole(task.folder / clip.file_name, video)
     yield clip
 
 
-def _encoded(task: Task, video: bytes, encoding: Encoding) -> Iterator[Clip]:
+def _encoded(task: StagingTask, video: bytes, encoding: Encoding) -> Iterator[StagedClip]:
     shots, original = find_shots(video, encoding)
     for number, content in enumerate(encode_shots(video, shots, encoding)):
         key = f"{task.key}_shot{number:03d}" if encoding.shots else task.key
         copy = decode_sound(content)
         _compare_colours(original, copy, *shots[number])
-        clip = Clip(key, "mp4", facts_about(content, copy, task.decoder), shots[number])
+        clip = StagedClip(key, "mp4", facts_about(content, copy, task.decoder), shots[number])
         write_whole(task.folder / clip.file_name, content)
         yield clip
 
 
-def _compare_colours(original: Decoded, copy: Decoded, start: int, end: int) -> None:
+def _compare_colours(original: DecodedFile, copy: DecodedFile, start: int, end: int) -> None:
     """Refuse a copy whose pictures have another mean colour: a wrong matrix or range shows in it, loss does not.
 
     Raises:

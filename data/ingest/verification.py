@@ -32,7 +32,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard, its entry in the index, and whether to decode its videos."""
 
     path: Path
@@ -91,7 +91,7 @@ def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterat
             yield f"{path}: is not in the index"
     for key in _repeated(key for entry in entries for key in entry["frames"]):
         yield f"{folder / INDEX}: the key {key} occurs more than once"
-    tasks = [Task(folder / name, entry, decode) for name, entry in zip(names, entries, strict=True)]
+    tasks = [ShardTask(folder / name, entry, decode) for name, entry in zip(names, entries, strict=True)]
     with progress_bar("shards") as progress:
         results = run_isolated(check_shard, tasks, timeout, engine)
         for task, result in progress.track(results, total=len(tasks), description=f"verifying {folder}"):
@@ -99,7 +99,7 @@ def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterat
             yield from (f"{task.path}: {problem}" for problem in problems)
 
 
-def check_shard(task: Task) -> list[str]:
+def check_shard(task: ShardTask) -> list[str]:
     """What is wrong with one shard."""
     problems = [] if file_sha256(task.path) == task.entry["sha256"] else ["its sha256 is not the one in the index"]
     try:
@@ -110,7 +110,7 @@ def check_shard(task: Task) -> list[str]:
     return problems
 
 
-def _check_members(task: Task) -> Iterator[str]:
+def _check_members(task: ShardTask) -> Iterator[str]:
     missing = _rows(task.entry)
     halves: dict[str, dict[str, bytes]] = {}  # a video and its metadata follow one another, in either order
     for name, content in read_members(task.path):
@@ -128,7 +128,7 @@ def _check_members(task: Task) -> Iterator[str]:
     yield from (f"{key}: is in the index, but not whole in the shard" for key in missing)
 
 
-def _check_offsets(task: Task) -> Iterator[str]:
+def _check_offsets(task: ShardTask) -> Iterator[str]:
     """Whether samples begin where the index says."""
     if "offsets" in task.entry:
         begins: dict[str, int] = {}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from data.batch import Batch
 from data.loading.faults import FaultCount, FaultPolicy
-from data.loading.stream import ClipStream, Item
+from data.loading.stream import ClipStream, WorkerItem
 from data.processes.shared_memory import BatchReader, BatchWriter, exchange
 from data.processes.watchdog import Heartbeats, Watchdog
 from data.processes.workers import prepare_worker, worker_context
@@ -82,7 +82,7 @@ class ClipLoader:
         self._workers_without_batch: set[int] = set()  # in a whole epoch, since the last batch of any
         self._positions = [(0, 0)] * self.layout.num_workers
         self._next_worker = 0
-        self._endless: Generator[Item, None, None] | None = None
+        self._endless: Generator[WorkerItem, None, None] | None = None
         self._poisoned: dict[int, str] = {}  # clips that ended a worker, by number, and how
         self._worker_deaths = 0
 
@@ -126,7 +126,7 @@ class ClipLoader:
             if item.frames is not None:
                 yield _batch(item)
 
-    def _items(self) -> Generator[Item, None, None]:
+    def _items(self) -> Generator[WorkerItem, None, None]:
         """The stream's items, each with its frames; where a worker dies, all are started again from where they stand."""
         if not self.num_workers:
             yield from DataLoader(self._stream(), batch_size=None)
@@ -198,7 +198,7 @@ class ClipLoader:
     def _by_number(self, number: int) -> Clip | None:
         return next((clip for clip in self.clips if clip.number == number), None)
 
-    def _note(self, item: Item) -> None:
+    def _note(self, item: WorkerItem) -> None:
         """Remember what an item says beside its batch: the worker's position, counts, and clips that failed."""
         self._count.add(len(item.keys), item.faults)
         self._positions[item.worker] = item.position
@@ -287,13 +287,13 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
 
 
-def _with_frames(item: Item, readers: Sequence[BatchReader]) -> Item:
+def _with_frames(item: WorkerItem, readers: Sequence[BatchReader]) -> WorkerItem:
     if isinstance(item.frames, int):
         return replace(item, frames=readers[item.worker].read(item.frames, len(item.keys)))
     return item
 
 
-def _batch(item: Item) -> Batch:
+def _batch(item: WorkerItem) -> Batch:
     assert isinstance(item.frames, Tensor)  # a number only on its way through shared memory
     return {"frames": item.frames, "keys": item.keys, "fps": item.fps}
 

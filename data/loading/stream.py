@@ -35,7 +35,7 @@ FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that t
 
 
 @dataclass(frozen=True)
-class Item:
+class WorkerItem:
     """What a worker hands to the main process: a batch (or none) and where the worker stands after it.
 
     The frames are a tensor or, out of a worker process, the number of the piece of memory that holds them.
@@ -89,12 +89,12 @@ class ClipStream(IterableDataset):
         self.heartbeats = heartbeats
         self.rounds = -(-layout.consumers // len(clips)) if sampling.shuffle_buffer is not None else 1
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[WorkerItem]:
         info = get_worker_info()
         worker = ((info.id if info else 0) + self.first_worker) % self.layout.num_workers
         return self._train(worker) if self.sampling.shuffle_buffer is not None else self._evaluate(worker)
 
-    def _train(self, worker: int) -> Iterator[Item]:
+    def _train(self, worker: int) -> Iterator[WorkerItem]:
         """Endless: one epoch's part after the other. An epoch without a whole batch still reports where it stands."""
         epoch, taken = self.starts[worker]
         batch = self._new_batch(worker)
@@ -109,7 +109,7 @@ class ClipStream(IterableDataset):
             if not reported and not batch.clips:
                 yield batch.flush((epoch, 0))
 
-    def _evaluate(self, worker: int) -> Iterator[Item]:
+    def _evaluate(self, worker: int) -> Iterator[WorkerItem]:
         part = self.layout.part(len(self.clips), worker)
         _, start = self.starts[worker]
         batch = self._new_batch(worker)
@@ -137,11 +137,11 @@ class ClipStream(IterableDataset):
         row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
         return islice(shuffled(row, sampling.shuffle_buffer, seed), taken, None)
 
-    def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "Decoded":
+    def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "DecodedClip":
         """A clip's window as squares into `place`: random in training (see `_seed`), central in evaluation."""
         clip, window = sample.clip, self.sampling.window
         if fault := sample.fault or self.poisoned.get(clip.number):
-            return Decoded(clip, fault=fault)
+            return DecodedClip(clip, fault=fault)
         rng = None if epoch is None else np.random.default_rng(self._seed(epoch, clip))
         sizes = (clip.frames, window.num_frames, window.frame_stride)
         indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
@@ -154,8 +154,8 @@ class ClipStream(IterableDataset):
                 for number, image in video.each_frame(indices, sample.seekable):
                     rows[~number if square.backwards else number] = square(image)
         except DecodeError as error:
-            return Decoded(clip, fault=str(error))
-        return Decoded(clip, sample.fps / window.frame_stride)
+            return DecodedClip(clip, fault=str(error))
+        return DecodedClip(clip, sample.fps / window.frame_stride)
 
     def _seed(self, epoch: int, clip: Clip) -> tuple[int, ...]:
         """Of a clip's window, crop and augmentation; another one each time that it is taken in an epoch."""
@@ -164,7 +164,7 @@ class ClipStream(IterableDataset):
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedClip:
     """That a clip's frames are in their place, with their rate, or the reason why they are not."""
 
     clip: Clip
@@ -181,7 +181,7 @@ class _Batch:
         self.worker = worker
         self.writer = writer
         self.memory: Tensor | None = None
-        self.clips: list[Decoded] = []
+        self.clips: list[DecodedClip] = []
         self.faults: list[dict[str, str]] = []
 
     def place(self) -> Tensor:
@@ -192,7 +192,7 @@ class _Batch:
             )
         return self.memory[len(self.clips)]
 
-    def add(self, clip: Decoded, position: tuple[int, int]) -> Item | None:
+    def add(self, clip: DecodedClip, position: tuple[int, int]) -> WorkerItem | None:
         if clip.fault:
             self.faults.append({"key": clip.clip.name, "shard": clip.clip.shard.url, "reason": clip.fault})
         else:
@@ -200,9 +200,9 @@ class _Batch:
         hopeless = not self.clips and len(self.faults) >= FAULTS_AT_ONCE
         return self.flush(position) if hopeless or len(self.clips) == self.size else None
 
-    def flush(self, position: tuple[int, int]) -> Item:
+    def flush(self, position: tuple[int, int]) -> WorkerItem:
         keys, fps = [clip.clip.name for clip in self.clips], [clip.fps for clip in self.clips]
-        item = Item(self._hand_over() if self.clips else None, keys, fps, self.faults, self.worker, position)
+        item = WorkerItem(self._hand_over() if self.clips else None, keys, fps, self.faults, self.worker, position)
         self.clips, self.faults = [], []
         return item
 

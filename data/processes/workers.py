@@ -25,7 +25,7 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 # The same for all: a process has one fork server. What is loaded here no worker loads again.
 PRELOADED = ["data.loading.loader", "data.ingest.journal", "tae.runtime.cli"]
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
+BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
 
 
 def worker_context() -> Any:
@@ -38,10 +38,10 @@ def worker_context() -> Any:
     if START_METHOD != "forkserver":
         return context
     context.set_forkserver_preload(PRELOADED)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
     try:
         resource_tracker.ensure_running()  # on its own, since it unblocks SIGTERM again
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

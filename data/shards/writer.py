@@ -12,7 +12,7 @@ import webdataset as wds
 from data.shards.format import INDEX, INDEX_VERSION
 from tae.runtime.files import file_sha256, flush
 
-COLUMNS = {
+INDEX_COLUMNS = {
     "frames": "num_frames",
     "fps": "fps",
     "width": "width",
@@ -65,7 +65,7 @@ class ShardWriter:
             self._open()
         assert self._tar is not None
         self._samples[key] = {"offsets": self._tar.tarstream.offset} | {
-            column: metadata[name] for column, name in COLUMNS.items() if name in metadata
+            column: metadata[name] for column, name in INDEX_COLUMNS.items() if name in metadata
         }
         text = json.dumps(metadata, sort_keys=True).encode()
         self._tar.write({"__key__": key, extension: video, "json": text})
@@ -109,7 +109,7 @@ class ShardWriter:
         entry = {"name": self._name, "samples": len(self._samples), "bytes": self._partial.stat().st_size}
         entry |= {"sha256": file_sha256(self._partial)}
         entry |= {"frames": {key: sample["frames"] for key, sample in self._samples.items()}}
-        for column in ("offsets", *COLUMNS):
+        for column in ("offsets", *INDEX_COLUMNS):
             if column != "frames" and all(column in sample for sample in self._samples.values()):
                 entry[column] = [sample[column] for sample in self._samples.values()]
         self._finished.append(entry)

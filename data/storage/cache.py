@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")
-BLOCK = 1 << 20
+COPY_BLOCK = 1 << 20
 
 
 class DamagedError(OSError):
@@ -158,7 +158,7 @@ def _fill(file: BinaryIO, sha256: str, size: int, source: Callable[[], BinaryIO]
         file.seek(0)
         digest, received = hashlib.sha256(), 0
         with source() as original:
-            while block := original.read(BLOCK):
+            while block := original.read(COPY_BLOCK):
                 file.write(block)
                 digest.update(block)
                 received += len(block)

@@ -22,7 +22,7 @@ from data.storage.address import is_remote, scheme
 from data.storage.cache import ShardCache
 from tae.runtime.errors import UserError
 
-BLOCK = 1 << 20  # bytes of one read, and what is rather read and thrown away than asked for again
+READ_BLOCK = 1 << 20  # bytes of one read, and what is rather read and thrown away than asked for again
 LOCAL_BLOCK = 1 << 16  # a search through the headers of a local shard reads so much at each
 S3_BLOCK = 8 << 20  # S3 answers a request for a range after tens of milliseconds
 LONGEST_PAUSE = 60.0  # seconds
@@ -67,7 +67,7 @@ def open_file(address: str, access: Access, size: int | None = None, sha256: str
 
 
 def _buffered(address: str, access: Access, size: int | None) -> BinaryIO:
-    block = BLOCK if is_remote(address) else LOCAL_BLOCK
+    block = READ_BLOCK if is_remote(address) else LOCAL_BLOCK
     return cast(BinaryIO, io.BufferedReader(RetriedFile(address, access, size), block))
 
 
@@ -175,13 +175,13 @@ class RetriedFile(io.RawIOBase):
             self._stream.seek(self._position)
             self._stream_position = self._position
         gap = self._position - self._stream_position
-        if self._stream is None or gap < 0 or (gap > BLOCK and self._jumps):
+        if self._stream is None or gap < 0 or (gap > READ_BLOCK and self._jumps):
             self._drop()
             self._open()
         while (gap := self._position - self._stream_position) > 0:
-            if not self._receive(min(gap, BLOCK)):
+            if not self._receive(min(gap, READ_BLOCK)):
                 raise EOFError(f"it ends after {self._stream_position} bytes, {self._position} were read before")
-        return self._receive(min(wanted, BLOCK))
+        return self._receive(min(wanted, READ_BLOCK))
 
     def _receive(self, wanted: int) -> bytes:
         started = time.monotonic()
@@ -204,7 +204,7 @@ class RetriedFile(io.RawIOBase):
             self._stream = open(self.address, "rb", buffering=0)  # noqa: SIM115, PTH123
             self._stream.seek(start)
         elif self._scheme == "pipe":
-            self._stream = Command(self.address.removeprefix("pipe:"), self.access.timeout)
+            self._stream = PipeReader(self.address.removeprefix("pipe:"), self.access.timeout)
         elif self._scheme == "s3":
             store = filesystem("s3", self.access.timeout)
             self._stream = store.open(self.address, block_size=S3_BLOCK, cache_type="readahead")
@@ -234,7 +234,7 @@ class RetriedFile(io.RawIOBase):
             self._stream = None
 
 
-class Command:
+class PipeReader:
     """What a shell command prints."""
 
     def __init__(self, command: str, timeout: float) -> None:

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from tae.evaluation.reconstruction import Excerpt, Outcome, plan_outputs, reconstruct, summary, write_latents
+from tae.evaluation.reconstruction import Excerpt, VideoOutcome, plan_outputs, reconstruct, summary, write_latents
 from tae.model.pretrained import load_model
 from tae.runtime.console import plain_console
 from tae.runtime.devices import missing_accelerator
@@ -19,7 +19,7 @@ from tae.runtime.schema import check_config
 from tae.runtime.settings import Reconstruct
 
 
-def reconstruct_videos(cfg: DictConfig) -> list[Outcome]:
+def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     """Reconstruct every video of `cfg.source`; the ones that fail are named, the rest goes on.
 
     Raises:

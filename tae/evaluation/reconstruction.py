@@ -37,7 +37,7 @@ DIFFERENCE_GAIN = 4
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VideoOutcome:
     """What became of one video. Quality is the mean over its frames, None where only latents were written."""
 
     source: Path
@@ -146,7 +146,7 @@ def reconstruct(
     difference: bool,
     interlaced: str = "refuse",
     excerpt: Excerpt = WHOLE,
-) -> Outcome:
+) -> VideoOutcome:
     """Write the reconstruction of a video, and measure it before it is compressed into a file."""
     quality = {"psnr": 0.0, "ssim": 0.0}
     count = 0
@@ -179,7 +179,7 @@ def reconstruct(
     notes += ["without its sound, which cannot be copied into MP4, Matroska or MOV"] * (not sound)
     notes += ["without its sound, of which an excerpt has no part"] * (sound and not excerpt.is_whole)
     means = {name: total / count for name, total in quality.items()}
-    return Outcome(source, target, count, size, **means, notes=tuple(notes))
+    return VideoOutcome(source, target, count, size, **means, notes=tuple(notes))
 
 
 def write_latents(
@@ -191,7 +191,7 @@ def write_latents(
     task: Any,
     interlaced: str = "refuse",
     excerpt: Excerpt = WHOLE,
-) -> Outcome:
+) -> VideoOutcome:
     """Write mean and deviation of the posterior of a video."""
     with VideoReader(source, interlaced) as reader:
         size = excerpt.size(reader.size)
@@ -210,7 +210,7 @@ def write_latents(
                 latents.write_to(file, **facts)
     progress.update(task, total=counted.count)
     notes = (reader.damage,) * bool(reader.damage)
-    return Outcome(source, target, counted.count, size, notes=notes)
+    return VideoOutcome(source, target, counted.count, size, notes=notes)
 
 
 def check_size(path: Path, size: tuple[int, int], smallest: int) -> None:
@@ -264,7 +264,7 @@ class Counted:
             yield item
 
 
-def summary(outcomes: Iterable[Outcome]) -> Table:
+def summary(outcomes: Iterable[VideoOutcome]) -> Table:
     """One row for each video."""
     headers = ("video", "frames", "size", "PSNR (dB)", "SSIM", "written to")
     columns = [Column(header, overflow="fold") for header in headers]

@@ -27,7 +27,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's words
 DIRECTIVES = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}  # Hydra's
-CONTAINERS = (list, tuple, dict, Sequence, Mapping, Iterable)
+CONTAINER_TYPES = (list, tuple, dict, Sequence, Mapping, Iterable)
 SHOWN_NAMES = 24
 
 
@@ -284,7 +284,7 @@ def is_imported_late(annotation: Any) -> bool:
 def is_built(annotation: Any) -> bool:
     """Whether a mapping without `_target_` cannot be the value: an object is wanted."""
     kinds = [get_origin(member) or member for member in members(annotation)]
-    plain = (Any, str, int, float, bool, type(None), *CONTAINERS)
+    plain = (Any, str, int, float, bool, type(None), *CONTAINER_TYPES)
     return any(inspect.isclass(kind) and kind not in plain for kind in kinds) and not {dict, Mapping} & set(kinds)
 
 
@@ -341,7 +341,7 @@ def strict(annotation: Any) -> Any:
         return Annotated[(strict(parts[0]), *kept)] if kept else strict(parts[0])  # type: ignore[return-value]
     if origin in (Union, UnionType):
         return Union[tuple(strict(part) for part in parts if part is not Built)]  # noqa: UP007  (of a computed tuple)
-    if origin in CONTAINERS:
+    if origin in CONTAINER_TYPES:
         return origin[tuple(strict(part) for part in parts)]
     return annotation
 
@@ -361,7 +361,7 @@ def described(annotation: Any) -> str:
             words += ["true", "false"]
         elif kind in NAMES:
             words.append(NAMES[kind] + in_range(marks))
-        elif kind in CONTAINERS:
+        elif kind in CONTAINER_TYPES:
             words.append(f"a list (of {described(get_args(part)[0])})" if len(get_args(part)) == 1 else "a list")
         else:
             classes.append(f"a {getattr(kind, '__name__', kind)}")

@@ -10,7 +10,7 @@ from torch.utils.data import get_worker_info
 
 import data.loading.stream
 from data.decode import VideoFile, open_video
-from data.loading.stream import ClipStream, Item
+from data.loading.stream import ClipStream, WorkerItem
 
 
 def open_or_die(video: bytes, reader: str | None = None) -> AbstractContextManager[VideoFile]:
@@ -28,6 +28,6 @@ def open_or_die(video: bytes, reader: str | None = None) -> AbstractContextManag
 class FaultyStream(ClipStream):
     """The stream with that decoder: worker processes do not see what a test patches, but they unpickle this."""
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[WorkerItem]:
         data.loading.stream.open_video = open_or_die  # type: ignore[assignment]
         return super().__iter__()

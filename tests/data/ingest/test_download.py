@@ -76,7 +76,7 @@ def serving(files: dict[str, bytes], faults: list[str]) -> Iterator[tuple[str, l
 
 def test_a_download_goes_on_after_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block is asked for again where it failed, and none that came."""
-    monkeypatch.setattr(data.ingest.download, "BLOCK", 1000)
+    monkeypatch.setattr(data.ingest.download, "DOWNLOAD_BLOCK", 1000)
     content = np.random.default_rng(0).bytes(4500)
     faults = ["", "500", "", "short", "stall", "", "500", "500"]
     with serving({"file.rar": content}, faults) as (address, asked):
@@ -88,7 +88,7 @@ def test_a_download_goes_on_after_every_fault(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_download_that_was_given_up_goes_on_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.ingest.download, "BLOCK", 1000)
+    monkeypatch.setattr(data.ingest.download, "DOWNLOAD_BLOCK", 1000)
     content = np.random.default_rng(0).bytes(2500)
     with serving({"file.rar": content}, ["", "500", "500"]) as (address, asked):
         with pytest.raises(UserError, match=r"file.rar cannot be fetched: .*Repeat the command"):

@@ -18,7 +18,7 @@ from data.ingest import shots
 from data.ingest.check import RefusedError, check
 from data.ingest.pipeline import prepare
 from data.ingest.shots import Encoding, encode_shots, even_size, find_shots
-from data.ingest.staging import Task, stage
+from data.ingest.staging import StagingTask, stage
 from data.processes.pool import Engine
 from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
@@ -84,7 +84,7 @@ def test_a_copy_of_other_colours_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(shots, "ColorRange", type("", (), {"MPEG": 2}))  # the tag is wrong, as if forgotten
     path = flat(tmp_path / "a.mkv", 64, 1, 1, stated=True)
     encoding = Encoding(shots=False, threshold=27.0, min_frames=8, short_side=None, gop=8, crf=18)
-    assert "changes its mean colour" in str(stage(Task(path, "a", tmp_path, encoding)))
+    assert "changes its mean colour" in str(stage(StagingTask(path, "a", tmp_path, encoding)))
 
 
 def test_files_larger_than_readers_take_are_refused_before_they_are_read(
@@ -93,7 +93,9 @@ def test_files_larger_than_readers_take_are_refused_before_they_are_read(
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(MAX_VIDEO_BYTES + 1)  # a hole: no disk is filled
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read into memory"))
-    assert str(stage(Task(tmp_path / "a.mp4", "a", tmp_path, None))).startswith("4.0 GiB; readers of shards take")
+    assert str(stage(StagingTask(tmp_path / "a.mp4", "a", tmp_path, None))).startswith(
+        "4.0 GiB; readers of shards take"
+    )
 
 
 def test_sizes_are_even_and_never_larger() -> None:

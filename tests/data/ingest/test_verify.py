@@ -19,7 +19,7 @@ from PIL import Image
 from data.drawing import draw_clip, encode
 from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe, read_metadata
 from data.ingest.pipeline import prepare
-from data.ingest.verification import Task, check_shard, find_folders, verify
+from data.ingest.verification import ShardTask, check_shard, find_folders, verify
 from data.processes.pool import Engine
 from tae.runtime.errors import UserError
 
@@ -95,7 +95,7 @@ DAMAGE: dict[str, Callable[[Members], Any]] = {
 def test_a_damaged_sample_is_named(message: str, copied: Path) -> None:
     rewrite(copied / "shard-000000.tar", DAMAGE[message])
     entry = json.loads((copied / "index.json").read_text())["shards"][0]
-    problems = check_shard(Task(copied / "shard-000000.tar", entry, decode=True))
+    problems = check_shard(ShardTask(copied / "shard-000000.tar", entry, decode=True))
     assert any(message in problem for problem in problems), problems
 
 

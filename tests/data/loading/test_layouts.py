@@ -16,7 +16,7 @@ import data.loading.stream
 from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
 from data.loading.samples import Sample
-from data.loading.stream import ClipStream, Decoded, Item
+from data.loading.stream import ClipStream, DecodedClip, WorkerItem
 from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.order import Layout
 from data.shards.format import Shard
@@ -37,9 +37,9 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def samples(clips: Sequence[Clip], *_: Any) -> Iterator[Sample]:
         return (Sample(clip, fault="broken" if clip.number in BROKEN else "") for clip in clips)
 
-    def decode(_: ClipStream, sample: Sample, epoch: int | None, place: torch.Tensor) -> Decoded:
+    def decode(_: ClipStream, sample: Sample, epoch: int | None, place: torch.Tensor) -> DecodedClip:
         place.copy_(torch.tensor(list(sample.clip.number.to_bytes(3, "big"))))
-        return Decoded(sample.clip, 1.0, sample.fault)
+        return DecodedClip(sample.clip, 1.0, sample.fault)
 
     monkeypatch.setattr(data.loading.stream, "read_samples", samples)
     monkeypatch.setattr(data.loading.samples, "read_samples", samples)
@@ -66,12 +66,12 @@ def make_loader(clips: list[Clip], batch: int, buffer: int, folder: Path, rank: 
     )
 
 
-def items_of(stream: ClipStream, worker: int) -> Iterator[Item]:
+def items_of(stream: ClipStream, worker: int) -> Iterator[WorkerItem]:
     """What a worker process with this number gives."""
     return stream._train(worker) if stream.sampling.shuffle_buffer is not None else stream._evaluate(worker)
 
 
-def numbers_of(item: Item) -> list[int]:
+def numbers_of(item: WorkerItem) -> list[int]:
     frames = [] if item.frames is None else item.frames[:, 0, 0, 0].tolist()
     return [int.from_bytes(bytes(pixel), "big") for pixel in frames]
 
@@ -157,7 +157,7 @@ def test_a_stream_goes_on_from_any_item(
         layout = Layout(ranks - 1, ranks, workers)
         return make_stream(clips, layout, batch, None if evaluate else buffer, lanes, starts)
 
-    def shown(items: Iterator[Item]) -> list[tuple[list[str], list[str]]]:
+    def shown(items: Iterator[WorkerItem]) -> list[tuple[list[str], list[str]]]:
         return [(item.keys, [fault["key"] for fault in item.faults]) for item in islice(items, 12)]
 
     whole = items_of(stream([(0, 0)] * workers), workers - 1)
