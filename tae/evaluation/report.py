@@ -40,7 +40,8 @@ def write_report(
         skipped: clips that could not be measured, each with its reason.
         data: what was measured: {"shards": [...], "split": ..., "num_frames": ..., "frame_stride": ..., "resolution": ...,
             "precision": ...}.
-        model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them}.
+        model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them};
+            without the last two where it has none to look at.
         training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
     """
     document = metrics_document(
@@ -276,11 +277,14 @@ def model_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "model" not in document:
         return []
     model = document["model"]
-    return [("model", f"{model['class']}: {model['input']}"), ("latents", latents_text(model))]
+    latents = latents_text(model)
+    return [("model", f"{model['class']}: {model['input']}")] + ([] if latents is None else [("latents", latents)])
 
 
-def latents_text(model: Mapping[str, Any]) -> str:
-    """The latents of a clip and what they save."""
+def latents_text(model: Mapping[str, Any]) -> str | None:
+    """The latents of a clip and what they save; None for a model that has none to look at."""
+    if "latents" not in model:
+        return None
     return f"{'x'.join(map(str, model['latents']))}, one number for {model['compression']:.4g} of the clip"
 
 

@@ -164,17 +164,20 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: 
 
 
 def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:
-    """What was measured: its class, what it takes, and how much smaller its latents are than the clip."""
-    assert clip.latents is not None
+    """What was measured: its class, what it takes, and, where it has latents, how much smaller they are than the clip."""
     if isinstance(model, TemporalAutoencoder):
         name, takes = "TemporalAutoencoder", "takes any number of frames of any size"
     else:
         name, takes = model.name, model.about_input(*clip.original.shape[:3])
-    return {
+    about = {
         "class": name,
         "input": takes,
         "time_factor": model.time_factor,
         "space_factor": model.space_factor,
+    }
+    if clip.latents is None:
+        return about
+    return about | {
         "latents": list(clip.latents.shape),
         "compression": clip.original.numel() / clip.latents.numel(),
     }

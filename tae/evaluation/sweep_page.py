@@ -39,7 +39,7 @@ def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
             {
                 "label": label,
                 "href": f"{run.folder.relative_to(folder).as_posix()}/index.html" if _has_page(run) else None,
-                "note": latents_text(run.document["model"]) if "model" in run.document else None,
+                "note": latents_text(run.document.get("model", {})),
                 "metrics": run.metrics,
                 "error": run.error,
                 "curve": run.curve,

@@ -27,6 +27,7 @@ FREE = (
 )
 LAST = "last.ckpt"
 FIXED = ("model.", "optimizer.", "scheduler")
+EXTENDABLE = "scheduler.total_steps"
 RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints
 
 
@@ -79,10 +80,19 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
     was = {name: RENAMED.get(value, value) if name.endswith("_target_") else value for name, value in was.items()}
     changed = [name for name in sorted(was | now) if was.get(name) != now.get(name) and not name.startswith(FREE)]
     lines = {name: f"{name} was {was.get(name)!r} and is {now.get(name)!r}" for name in changed}
-    if refused := [lines[name] for name in changed if name.startswith(FIXED)]:
+    longer = [EXTENDABLE] if is_extended(was, now) else []
+    for name in longer:
+        lines[name] += ", and the learning rate follows the longer schedule from this step on"
+    if refused := [lines[name] for name in changed if name.startswith(FIXED) and name not in longer]:
         raise UserError(
             f"{source} was written with other settings: {', '.join(refused)}. A resumed run has its checkpoint's model, "
             "optimizer and schedule: give them as they were, or start a new run from the weights with init_from."
         )
     for line in lines.values():
         say(f"resume: {line}")
+
+
+def is_extended(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the schedule got longer, and is one that can: torch's own restore the length that they were saved with."""
+    schedules = {config.get("scheduler._target_") for config in (was, now)}
+    return schedules == {"one_cycle"} and now[EXTENDABLE] > was[EXTENDABLE]
