@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,8 +16,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from tae.runtime.cli import Program
 from tae.runtime.commands import COMMANDS
-from tests import test_docs
+from tests import test_docs, test_startup
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
@@ -106,3 +109,45 @@ def test_every_command_line_of_the_pages_is_taken_by_its_program(tmp_path: Path)
         for run in (runs(one.overrides) if one.entry != "weights" else [tuple(one.overrides)])
     ]  # fmt: skip
     assert failures(list(dict.fromkeys(calls)), tmp_path) == {}
+
+
+def of_help(command: str) -> str:
+    """What `--help` says before it lists all settings."""
+    return test_startup.helps()[0][f"tae-{command} --help"].partition("== All settings")[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_the_settings_that_matter(command: str) -> None:
+    """Five, or all where a command has fewer; settings or groups of its own, in lines of 100 columns."""
+    what, _, rest = of_help(command).partition("\n\nSettings that matter most:\n")
+    named = re.findall(r"^  ([\w.]+)  +\S", rest, re.MULTILINE)
+    assert len(named) == min(5, len(own_settings(command)))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(command, return_hydra_config=True)
+    keys = [key for key, _ in leaves(OmegaConf.to_container(config, resolve=False))]
+    groups = config.hydra.runtime.choices
+    known = {*groups, *(key[: dot.start()] for key in keys for dot in re.finditer(r"\.|$", key))}
+    assert set(named) <= known
+    assert max(len(line) for line in f"{what}\n{rest.partition('==')[0]}".splitlines()) <= 100
+
+
+def test_the_example_of_every_help_is_taken_by_its_program(tmp_path: Path) -> None:
+    calls = []
+    for command in COMMANDS:
+        (example,) = re.findall(rf"^  tae-{command} (.+)", of_help(command).partition("\nExample:\n")[2], re.MULTILINE)
+        calls.append((COMMANDS[command][0], shlex.split(example)))
+    assert failures(calls, tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [
+        (Program("train.py", None), "python train.py"),
+        (Program(str(ROOT / "tae" / "encode.py"), "tae.encode"), "python -m tae.encode"),
+        (Program("/data/synthetic/__main__.py", "data.synthetic.__main__"), "python -m data.synthetic"),
+        (Program("/usr/bin/tae-encode", None), "tae-encode"),
+        (Program("/Scripts/tae-encode.exe", None), "tae-encode"),
+    ],
+)
+def test_help_calls_a_command_as_it_is_typed(program: Program, typed: str) -> None:
+    assert program.typed == typed

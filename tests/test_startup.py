@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence, Set
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,10 +60,22 @@ def python(*arguments: str, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
+def let_answer(arguments: Sequence[str], names: Set[str], folder: Path) -> tuple[dict[str, str], set[str]]:
+    """What each command prints, by its command line as a console script, and the modules that all of them import."""
+    calls = [(f"tae-{name}", module_of(name), arguments) for name in sorted(names)]
+    told = json.loads(python("-c", PROGRAM, json.dumps(calls), cwd=folder).splitlines()[-1])
+    return told["answers"], set(told["modules"])
+
+
+@cache
+def helps() -> tuple[dict[str, str], set[str]]:
+    return let_answer(["--help"], COMMANDS, ROOT)
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["--help"], "=="),
+        (["--help"], "== All settings"),
         (["--cfg", "job"], ":"),
         (["no_such_key=1"], "no_such_key"),
         (["hydra.run.dir=.", "hydra.output_subdir=null"], "has no default: give "),
@@ -71,10 +85,10 @@ def python(*arguments: str, cwd: Path = ROOT) -> str:
 def test_a_command_answers_before_anything_heavy_is_imported(arguments: list[str], answer: str, tmp_path: Path) -> None:
     """A setting that is missing too; the commands that need none would begin their work."""
     names = {"encode", "export", "prepare", "reconstruct", "verify", "inspect"} if "default" in answer else COMMANDS
-    calls = [(name, module_of(name), arguments) for name in sorted(names)]
-    told = json.loads(python("-c", PROGRAM, json.dumps(calls), cwd=tmp_path).splitlines()[-1])
-    assert {call: text for call, text in told["answers"].items() if answer not in text} == {}
-    assert not HEAVY & set(told["modules"])
+    answers, modules = helps() if arguments == ["--help"] else let_answer(arguments, names, tmp_path)
+    assert len(answers) == len(names)
+    assert {call: text for call, text in answers.items() if answer not in text} == {}
+    assert not HEAVY & modules
 
 
 def test_importing_the_package_imports_nothing_but_itself() -> None:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
 from tae.runtime.commands import missing_package
@@ -50,10 +50,22 @@ class Program:
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         return cls(str(Path(sys.argv[0]).absolute()), None if spec is None else spec.name)
 
+    @property
+    def typed(self) -> str:
+        """The command as it can be typed in this folder: `python train.py`, `python -m tae.encode`, `tae-encode`."""
+        if self.module is not None:
+            return f"python -m {self.module.removesuffix('.__main__')}"
+        path = Path(self.file)
+        return f"python {os.path.relpath(path)}" if path.suffix == ".py" else path.name.removesuffix(".exe")
+
     def pose(self, arguments: list[str]) -> None:
         """Look like it to Lightning, which starts the further processes of a node from `sys.argv` and `__main__`."""
         sys.argv = [self.file, *arguments]
         sys.modules["__main__"].__spec__ = None if self.module is None else importlib.util.find_spec(self.module)
+
+
+# What `--help` calls the command: `${typed:}` in conf/hydra/help.
+OmegaConf.register_new_resolver("typed", lambda: Program.running().typed, replace=True)
 
 
 class Command(Generic[Result]):
