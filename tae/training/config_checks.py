@@ -1,8 +1,9 @@
 """Checks across config groups, and of what a training needs from this machine, before any long work."""
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from tae.model.inflate import check_source
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
 from tae.runtime.hub import may_be_repository
-from tae.runtime.schema import check_config
+from tae.runtime.schema import check_config, shown
 from tae.runtime.settings import Train
 
 
@@ -104,10 +105,14 @@ def steps(cfg: DictConfig) -> str | None:
         given = trainer.get("max_steps")
         findings.append(f"trainer.max_steps={given} would not train: give a whole number of at least 1.")
     for name in ("accumulate_grad_batches", "val_check_interval"):
-        if name in trainer and (trainer[name] is None or trainer[name] <= 0):
+        given = trainer.get(name, 1)
+        if isinstance(given, str | Mapping):
+            continue  # a time between validations, which Lightning reads
+        share = isinstance(given, float) and trainer.get("check_val_every_n_epoch") is None  # of no epoch
+        if given is None or given <= 0 or share:
             never = " No validation at all: data.shards.val=null." if name.startswith("val") else ""
             findings.append(
-                f"trainer.{name}={trainer[name]} is not allowed: give a number of batches, 1 or more.{never}"
+                f"trainer.{name}={shown(given)} is not allowed: give a number of batches, 1 or more.{never}"
             )
     return "\n".join(findings) or None
 
@@ -134,7 +139,8 @@ def compiler(cfg: DictConfig) -> str | None:
     """torch.compile generates C++ or Triton code, and both call a compiler of C."""
     if not cfg.model.get("compile_blocks"):
         return None
-    names = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang", "cc"]
+    chosen = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc")]
+    names = [*(words[0] for words in map(shlex.split, chosen) if words), "clang", "cc"]  # CXX="ccache g++" is a command
     if any(shutil.which(name) for name in names):
         return None
     return (

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
         return instantiate(cfg.trainer, **options)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError) and not isinstance(cause, UserError):
+        if isinstance(cause, ValueError | TypeError | MisconfigurationException) and not isinstance(cause, UserError):
             raise UserError(f"Lightning does not take these settings of trainer: {first_line(cause)}") from error
         raise
 
