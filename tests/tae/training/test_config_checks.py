@@ -47,16 +47,16 @@ def test_validations_are_counted_in_batches(batches: str) -> None:
 
 
 def test_a_time_between_validations_is_lightnings() -> None:
-    cfg = demo("trainer.val_check_interval='00:00:10:00'")
+    cfg = demo("trainer.val_check_interval='00:00:10:00'", "logger=[]")
     check_training(cfg)
     build_trainer(cfg, [])
-    half = demo("trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=1")
+    half = demo("trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=1", "logger=[]")
     check_training(half)
     build_trainer(half, [])
 
 
 def test_what_lightning_refuses_is_a_sentence() -> None:
-    cfg = demo("trainer.val_check_interval=soon")
+    cfg = demo("trainer.val_check_interval=soon", "logger=[]")
     check_training(cfg)
     with pytest.raises(UserError, match=r"^Lightning does not take these settings of trainer: .*val_check_interval"):
         build_trainer(cfg, [])
