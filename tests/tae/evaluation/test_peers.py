@@ -84,7 +84,7 @@ def test_every_class_has_a_case() -> None:
 def test_the_rules_are_the_models_own(name: str) -> None:
     _, stride, size, latents = SMALL[name]
     model = DiffusersAutoencoder(make(name))
-    assert model.shape == (stride, size)
+    assert model.factors == (stride, size)
     with torch.inference_mode():
         out = model(torch.rand(1, 3, 8, 32, 32) * 2 - 1)
     assert out.latents.shape[1:] == latents
