@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
 from tae.runtime.commands import missing_package
@@ -245,8 +245,9 @@ def settle_output_folder(cfg: DictConfig, program: Program) -> None:
     """
     hydra_config: Any = HydraConfig.instance().cfg
     output_dir = hydra_config.hydra.runtime.output_dir
-    with read_write(cfg), open_dict(cfg):
-        cfg.output_dir = output_dir
+    if "output_dir" in cfg:
+        with read_write(cfg):
+            cfg.output_dir = output_dir
     if hydra_config.hydra.mode == RunMode.MULTIRUN:
         with read_write(hydra_config.hydra):
             hydra_config.hydra.run.dir = output_dir
