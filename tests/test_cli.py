@@ -148,7 +148,11 @@ COMMANDS = {
         "trainer.accelerator=gpu: PyTorch finds no such device here.",
     ),
     "no folder": ("-m tae.export", ["output=file"], "output=file cannot be written (it is a file)"),
-    "no tile": ("-m tae.reconstruct", ["source=file", "output=new", "tiling.tile_pixels=abc"], "tile_pixels=abc"),
+    "no tile": (
+        "-m tae.reconstruct",
+        ["source=file", "output=new", "tiling.tile_pixels=abc"],
+        "tiling.tile_pixels=abc is not allowed",
+    ),
     "no SLURM": ("train.py", ["-m", "launcher=slurm", "output_dir=new"], "launcher=slurm finds no SLURM here"),
 }
 

@@ -62,7 +62,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def own_settings(command: str) -> list[str]:
     """Every setting of a command given on its command line: a value of its own, or a text where it has none."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = OmegaConf.to_container(compose(command), resolve=False)
+        # What `train` adds where no group is chosen, as here.
+        added = ["experiment=demo"] if command == "train" else []
+        config = OmegaConf.to_container(compose(command, added), resolve=False)
     given = []
     for key, value in leaves(config):
         if "${" in str(value) or "_target_" in str(value):  # values that nobody gives on a command line

@@ -240,9 +240,9 @@ def test_nothing_is_saved_of_a_loss_that_is_not_finite(
 ) -> None:
     calls: list[int] = []
 
-    def third_is_nan(self: Any, clip: torch.Tensor, out: Any) -> torch.Tensor:
+    def third_is_nan(self: Any, context: Any) -> torch.Tensor:
         calls.append(1)
-        return out.reconstruction.mean() * (torch.nan if len(calls) == 3 else 1)
+        return context.output.reconstruction.mean() * (torch.nan if len(calls) == 3 else 1)
 
     monkeypatch.setattr("tae.losses.Reconstruction.__call__", third_is_nan)
     with pytest.raises(UserError, match=f"not finite at step {1 if 'accumulate' in when else 2}"):
@@ -270,9 +270,9 @@ def test_nothing_is_saved_of_a_gradient_that_is_not_finite(
     """As a square root at 0 gives it: the loss is finite."""
     calls: list[int] = []
 
-    def third_has_no_gradient(self: Any, clip: torch.Tensor, out: Any) -> torch.Tensor:
+    def third_has_no_gradient(self: Any, context: Any) -> torch.Tensor:
         calls.append(1)
-        value = out.reconstruction.mean()
+        value = context.output.reconstruction.mean()
         return value + (value * 0).abs().sqrt() if len(calls) == 3 else value
 
     monkeypatch.setattr("tae.losses.Reconstruction.__call__", third_has_no_gradient)

@@ -98,7 +98,7 @@ class Command(Generic[Result]):
         prepare_output()
         sys.argv = [empty_group(argument) for argument in list_commas(sys.argv, self.lists)]
         if self.alone and not chooses(sys.argv[1:], self.unless):
-            sys.argv.insert(1, self.alone)  # not behind an option such as --cfg, where argparse takes no more settings
+            sys.argv.insert(first_setting(sys.argv), self.alone)
         guarded = guard(self.task, self.config_name, Program.running())
         application = hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)
         try:
@@ -125,6 +125,12 @@ def hydra_main(
         alone: what is added to a command line that chooses none of the groups `unless`.
     """
     return lambda task: Command(task, config_name, lists, alone, unless)
+
+
+def first_setting(arguments: Sequence[str]) -> int:
+    """Where the first `key=value` stands: argparse takes settings in one row alone, before or behind an option."""
+    settings = (i for i, argument in enumerate(arguments) if i and "=" in argument and not argument.startswith("-"))
+    return next(settings, 1)
 
 
 def chooses(arguments: Sequence[str], groups: Sequence[str]) -> bool:

@@ -22,13 +22,17 @@ COMMANDS = {
 }
 # What the extra of a command brings, by the name that is imported.
 BROUGHT = {
-    *("hydra", "omegaconf", "rich"),
+    *("annotated_types", "hydra", "omegaconf", "pydantic", "rich"),
     *("av", "braceexpand", "decord", "filelock", "fsspec", "aiohttp", "joblib", "pebble", "PIL", "webdataset"),
     *("lightning", "lpips", "matplotlib", "torchmetrics", "torchvision"),
     *("tensorboard",),
 }
 # What only some of its settings need.
-ON_REQUEST = {"wandb": "wandb", "onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
+ON_REQUEST = {
+    **dict.fromkeys(["onnx", "onnxruntime", "onnxscript"], "export"),
+    "pyarrow": "parquet",
+    "wandb": "wandb",
+}
 
 
 def main() -> None:

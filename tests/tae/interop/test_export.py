@@ -163,7 +163,7 @@ def test_statistics_of_the_latents_go_along(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"format": "tflite"}, "format=tflite is unknown"),
+        ({"format": "tflite"}, "format=tflite is not allowed"),
         ({"push": True}, "push=true needs repo=OWNER/NAME"),
         ({"push": True, "repo": "'a b/c'"}, "no name of a repository"),
     ],

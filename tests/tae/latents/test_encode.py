@@ -300,7 +300,7 @@ def test_two_processes_and_their_workers_give_the_bytes_of_one(checkpoint: Path,
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"dtype": "int8"}, "dtype=int8 is unknown"),
+        ({"dtype": "int8"}, "dtype=int8 is not allowed"),
         ({"clips_per_shard": 0}, "clips_per_shard=0"),
         ({"resolution": 4}, "resolution=4"),
         ({"source": "/nowhere"}, "source=/nowhere does not exist"),

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from tae.losses import Perceptual
+from tae.losses import Context, Perceptual
 from tae.runtime.errors import UserError
 
 # The convolutions of VGG-16's `features`: index, channels in, channels out (Simonyan & Zisserman, configuration D).
@@ -72,9 +73,8 @@ def test_value_and_gradient_equal_the_package(weights, plain_lpips, frames_per_c
     x, y = clips()
     value, gradient = by_lpips(plain_lpips, x, y)
     y.requires_grad_()
-    ours = Perceptual(weight=1, net="vgg", weights_path=weights, frames_per_chunk=frames_per_chunk)(
-        x, SimpleNamespace(reconstruction=y)
-    )
+    term = Perceptual(weight=1, net="vgg", weights_path=weights, frames_per_chunk=frames_per_chunk)
+    ours = term(Context(x, SimpleNamespace(reconstruction=y), model=nn.Identity(), step=0))
     (3 * ours).backward()  # an upstream gradient that is not 1
     # 13 float32 convolutions: 2e-6 relative seen. One frame counted twice or left out would be off by a sixth.
     assert ours.item() == pytest.approx(value, rel=2e-5)
