@@ -115,7 +115,7 @@ def test_only_wanted_members_with_known_extensions_are_read(tmp_path: Path) -> N
     ],
 )
 def test_a_value_out_of_range_is_named(make_module: Callable[..., ClipDataModule], argument: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"data.{argument}"):
+    with pytest.raises(UserError, match=f"^{argument}"):
         make_module(**{argument: value})
 
 
