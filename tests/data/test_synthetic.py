@@ -97,5 +97,5 @@ def test_generated_clips_as_a_data_set_of_their_own(tmp_path: Path) -> None:
     assert len(find_shards(str(tmp_path / "clips" / "val" / "shard-*.tar"), "shards")[0].frames) == 2
     with pytest.raises(UserError, match="is not empty"):
         write(tmp_path / "clips", "{train: 1, val: 0, test: 0}")
-    with pytest.raises(UserError, match="give a number for each of"):
+    with pytest.raises(UserError, match=r"num_clips\.val=-1 is not allowed"):
         write(tmp_path / "other", "{train: 1, val: -1, test: 0}")
