@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, interleaved, publish, spread
 from data.decode import read_frames
-from data.ingest.check import check
+from data.ingest.check import check_video
 from data.ingest.shots import Encoding, encode_shots, find_shots
 
 
@@ -34,7 +34,7 @@ def reencoded(video: bytes, short_side: int, arguments: argparse.Namespace) -> l
     encoding = Encoding(True, 27.0, arguments.num_frames, short_side or None, arguments.gop, arguments.crf)
     shots, _ = find_shots(video, encoding)
     clips = list(encode_shots(video, shots, encoding))
-    assert not any(isinstance(check(clip), str) for clip in clips)
+    assert not any(isinstance(check_video(clip), str) for clip in clips)
     return [(clip, end - start) for clip, (start, end) in zip(clips, shots, strict=True)]
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for path in arguments.videos:
         video = path.read_bytes()
-        facts = check(video)
+        facts = check_video(video)
         if isinstance(facts, str):
             raise SystemExit(f"{path}: {facts}")
         ways = {"original": [(video, facts.num_frames)]}

@@ -19,7 +19,7 @@ def file_width(height: int) -> int:
     return height * 4 // 3 // 8 * 8 + 4
 
 
-def encode(images: np.ndarray) -> bytes:
+def encode_mp4(images: np.ndarray) -> bytes:
     """H.264 MP4 (yuv420p, nearly lossless) of uint8 (t, h, w, 3) with even sides."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

@@ -69,7 +69,7 @@ class DecodedFile:
     points: list[np.ndarray] = field(default_factory=list)  # of each frame, see `_points`
 
 
-def check(video: bytes, interlaced: str = "refuse", decoder: str = "auto") -> Facts | str:
+def check_video(video: bytes, interlaced: str = "refuse", decoder: str = "auto") -> Facts | str:
     """Facts about the content of a video file, or the reason in plain words why it cannot be used."""
     try:
         return examine(video, interlaced, decoder)
@@ -78,7 +78,7 @@ def check(video: bytes, interlaced: str = "refuse", decoder: str = "auto") -> Fa
 
 
 def examine(video: bytes, interlaced: str = "refuse", decoder: str = "auto") -> Facts:
-    """As `check`, but raises RefusedError or DecodeError with the reason.
+    """As `check_video`, but raises RefusedError or DecodeError with the reason.
 
     Args:
         interlaced: "refuse" or "keep" interlaced video.

@@ -33,16 +33,16 @@ def read_metadata(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(content) for name, content in members if name.endswith(".json")]
 
 
-def summary(folders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+def samples_table(folders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """A column for each folder's samples."""
     table = Table("", *folders, title="in the shards")
-    rows = {name: describe(samples) for name, samples in folders.items()}
+    rows = {name: describe_samples(samples) for name, samples in folders.items()}
     for field in next(iter(rows.values())):
         table.add_row(field, *(row[field] for row in rows.values()))
     return table
 
 
-def describe(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What a column says about samples, given by their metadata."""
     frames = [sample["num_frames"] for sample in samples]
     seconds = [sample["num_frames"] / sample["fps"] for sample in samples]
@@ -117,7 +117,7 @@ def inspect_shards(cfg: DictConfig) -> None:
     if not folders:
         raise UserError(f"shards={cfg.shards}: the index lists no shard.")
     console = plain_console()
-    console.print(summary({folder.name: read_metadata(folder) for folder in folders}))
+    console.print(samples_table({folder.name: read_metadata(folder) for folder in folders}))
     for folder in folders:
         path = to_path(cfg.sheets) / f"{folder.name}.png"
         try:

@@ -9,7 +9,7 @@ from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.mixing import chance_in_batches, chance_of_pair
 from data.shards.format import Shard
 
-FIELDS = ("label", "group")
+MIXED_FIELDS = ("label", "group")
 MUCH = 1.5  # times the chance of independent draws, from which on something can be done about it
 ANY_WINDOW = Window(1, 1, 8)  # the order of clips does not depend on it
 
@@ -27,7 +27,7 @@ def describe_mixing(shards: list[Shard], batch_size: int, shuffle_buffer: int, r
         if name.endswith(".json")
     }
     clips = [Clip(number, key, shard) for number, (key, shard) in enumerate((k, s) for s in shards for k in s.frames)]
-    for field in FIELDS:
+    for field in MIXED_FIELDS:
         values = [metadata[clip.shard.url, clip.key].get(field) for clip in clips]
         if len(set(values)) in (1, len(values)):
             continue  # all alike, or all different

@@ -16,7 +16,7 @@ from data.ingest.journal import Journal, Origin
 from data.ingest.shots import Encoding
 from data.ingest.sources import find_videos, root_of
 from data.ingest.splits import Video, assign_splits
-from data.ingest.staging import WHEN_FULL, Checked, StagedClip, StagingTask, stage, write_whole
+from data.ingest.staging import WHEN_FULL, Checked, StagedClip, StagingTask, stage_file, write_whole
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import VIDEO_EXTENSIONS
 from data.shards.writer import ShardWriter
@@ -155,7 +155,7 @@ def check_files(
     tasks = (StagingTask(source / video.path, video.key, journal.clips, encoding, **ways) for video in waiting)
     with progress_bar("files") as progress:
         bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
-        for task, result in run_isolated(stage, tasks, timeout, engine) if waiting else ():
+        for task, result in run_isolated(stage_file, tasks, timeout, engine) if waiting else ():
             outcome = f"its check {result.reason}" if isinstance(result, Failure) else result
             journal.add(origins[task.key], outcome)
             progress.advance(bar)

@@ -20,7 +20,7 @@ from tae.runtime.settings import Prepare
 REASONS_SHOWN = 12
 
 
-def report(outcome: Preparation, output: Path) -> None:
+def print_preparation(outcome: Preparation, output: Path) -> None:
     """Print what was accepted and, by reason, what was not."""
     table = Table("result", "files", title=f"shards in {output}")
     for name, clips in outcome.accepted.items():
@@ -75,4 +75,4 @@ def prepare_shards(cfg: DictConfig) -> None:
         )
     except KeyboardInterrupt as interrupt:
         raise UserError("Stopped. What is done is kept: repeat the command to resume.") from interrupt
-    report(outcome, output)
+    print_preparation(outcome, output)

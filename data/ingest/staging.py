@@ -69,7 +69,7 @@ class StagingTask:
     decoder: str = "auto"
 
 
-def stage(task: StagingTask) -> Checked | str:
+def stage_file(task: StagingTask) -> Checked | str:
     """Put a file's content into the staging folder, or say in plain words why it cannot be used.
 
     Raises:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.ingest.check import check
+from data.ingest.check import check_video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import INDEX, VIDEO_EXTENSIONS, Shard
 from data.shards.index import find_shards
@@ -22,7 +22,7 @@ from tae.runtime.progress import progress_bar
 
 METADATA_BYTES = 1_000_000  # of a sample's json: a few hundred are usual
 # Of the fields that `data.prepare` writes those that are read, or that tell where a clip is from.
-FIELDS: dict[str, type | tuple[type, ...]] = {
+SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "num_frames": int,
     "fps": (int, float),
     "width": int,
@@ -151,7 +151,7 @@ def _rows(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _check_sample(video: bytes, text: bytes, row: Mapping[str, Any], decode: bool) -> Iterator[str]:
     try:
         metadata = json.loads(text)
-        wrong = [name for name, kind in FIELDS.items() if not isinstance(metadata.get(name), kind)]
+        wrong = [name for name, kind in SAMPLE_FIELDS.items() if not isinstance(metadata.get(name), kind)]
     except (ValueError, AttributeError, RecursionError) as error:
         yield f"its metadata is no JSON object ({error})"
         return
@@ -164,7 +164,7 @@ def _check_sample(video: bytes, text: bytes, row: Mapping[str, Any], decode: boo
     elif other := [name for name, value in row.items() if metadata[name] != value]:
         yield f"its {other[0]} is {metadata[other[0]]} by its metadata, {row[other[0]]} by the index"
     elif decode:
-        facts = check(video, interlaced="keep")  # whether that may be was decided at preparation
+        facts = check_video(video, interlaced="keep")  # whether that may be was decided at preparation
         if isinstance(facts, str):
             yield facts
         elif facts.num_frames != num_frames:

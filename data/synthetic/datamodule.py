@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 
 from data.datamodule import SPLITS, ClipDataModule, Shards
-from data.drawing import FPS, MIN_SIZE, draw_clip, encode, file_width
+from data.drawing import FPS, MIN_SIZE, draw_clip, encode_mp4, file_width
 from data.ingest.check import Facts
 from data.sampling.transforms import Augmentation
 from data.sampling.windows import ShortClip
@@ -133,7 +133,7 @@ def write_splits(folder: Path, recipe: Mapping[str, Any]) -> None:
             for index in progress.track(range(count), description=f"drawing {split}"):
                 rng = np.random.default_rng((seed, number, index))
                 images = draw_clip(rng, frames, size, file_width(size))
-                video = encode(images)
+                video = encode_mp4(images)
                 digest = hashlib.sha256(video).hexdigest()
                 height, width = images.shape[1:3]
                 facts = Facts(frames, FPS, width, height, frames / FPS, "h264", digest, seekable=True)

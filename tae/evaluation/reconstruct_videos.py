@@ -7,7 +7,14 @@ from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from tae.evaluation.reconstruction import Excerpt, VideoOutcome, plan_outputs, reconstruct, summary, write_latents
+from tae.evaluation.reconstruction import (
+    Excerpt,
+    VideoOutcome,
+    outcomes_table,
+    plan_outputs,
+    reconstruct,
+    write_latents,
+)
 from tae.model.pretrained import load_model
 from tae.runtime.console import plain_console
 from tae.runtime.devices import missing_accelerator
@@ -51,7 +58,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
                 progress.remove_task(task)
                 progress.console.print(f"error: {_named(source, error)}", soft_wrap=True)
     if outcomes:
-        plain_console().print(summary(outcomes))
+        plain_console().print(outcomes_table(outcomes))
     if failed:
         raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
     return outcomes

@@ -264,7 +264,7 @@ class Counted:
             yield item
 
 
-def summary(outcomes: Iterable[VideoOutcome]) -> Table:
+def outcomes_table(outcomes: Iterable[VideoOutcome]) -> Table:
     """One row for each video."""
     headers = ("video", "frames", "size", "PSNR (dB)", "SSIM", "written to")
     columns = [Column(header, overflow="fold") for header in headers]

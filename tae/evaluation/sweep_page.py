@@ -14,7 +14,7 @@ from tae.evaluation.sweep_runs import (
     common_baseline,
     differing,
     measured_by,
-    read_json,
+    read_json_or,
     read_per_clip,
     run_label,
 )
@@ -157,7 +157,7 @@ def _write_clips(folder: Path, runs: Sequence[Run], labels: Sequence[str]) -> li
     A clip that only some show, such as one run's worst, is left out, unless there is no other.
     """
     indexes = [
-        {clip["key"]: clip for clip in read_json(run.folder / SHOWN_CLIPS, [])} if run.error is None else {}
+        {clip["key"]: clip for clip in read_json_or(run.folder / SHOWN_CLIPS, [])} if run.error is None else {}
         for run in runs
     ]
     leading = next((index for index in indexes if index), {})

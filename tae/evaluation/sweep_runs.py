@@ -84,12 +84,12 @@ def read_per_clip(run: Run) -> dict[str, dict[str, str]]:
         return {row["key"]: row for row in csv.DictReader(file)}
 
 
-def read_json(path: Path, otherwise: Any) -> Any:
+def read_json_or(path: Path, otherwise: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise
 
 
 def _read_run(record: Mapping[str, Any], folder: Path) -> Run:
-    document = read_json(folder / "metrics.json", {}) if record["error"] is None else {}  # an older run's, if any
+    document = read_json_or(folder / "metrics.json", {}) if record["error"] is None else {}  # an older run's, if any
     return Run(
         folder=folder,
         overrides=record["overrides"],

@@ -152,7 +152,7 @@ class LatentEncoding(L.LightningModule):
             shard.abandon()
 
 
-def report(stats: LatentStats, rejected: Sequence[tuple[str, str]], output: Path) -> None:
+def print_encoding(stats: LatentStats, rejected: Sequence[tuple[str, str]], output: Path) -> None:
     """Print what was encoded and, by reason, what was not."""
     table = Table("result", "", title=f"latents in {output}")
     table.add_row("clips", f"{stats.num_clips:,}")

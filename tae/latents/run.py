@@ -6,7 +6,7 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tae.latents.encoding import LatentEncoding, report, settings_of, settle
+from tae.latents.encoding import LatentEncoding, print_encoding, settings_of, settle
 from tae.latents.file import DTYPES
 from tae.latents.sources import Reading, batched, find_sources
 from tae.latents.stats import LatentStats
@@ -58,5 +58,5 @@ def encode(cfg: DictConfig) -> LatentStats | None:
         return None
     checkpoint = {"path": loaded.source, "sha256": loaded.sha256}
     stats, rejected = finish(output, settings, len(shards), checkpoint, rejected)
-    report(stats, rejected, output)
+    print_encoding(stats, rejected, output)
     return stats

@@ -125,7 +125,7 @@ MORE_METRICS = {
         in_validation=False,
     ),
 }
-BUNDLED = {**METRICS, **MORE_METRICS}
+BUNDLED_METRICS = {**METRICS, **MORE_METRICS}
 SLOW_METRICS = ("lpips_alex", "dists", "ms_ssim", "warp", "vmaf", "cvvdp", "rfvd")  # said beforehand how long they take
 
 
@@ -135,9 +135,9 @@ def bundled(name: str, **changes: Any) -> Metric:
     Raises:
         UserError: there is none of this name.
     """
-    if name not in BUNDLED:
-        raise UserError(f'metrics: "{name}" is unknown. Choose of: {", ".join(BUNDLED)}.')
-    return replace(BUNDLED[name], **changes)
+    if name not in BUNDLED_METRICS:
+        raise UserError(f'metrics: "{name}" is unknown. Choose of: {", ".join(BUNDLED_METRICS)}.')
+    return replace(BUNDLED_METRICS[name], **changes)
 
 
 def protocol(names: Iterable[str]) -> str:
@@ -154,5 +154,6 @@ def definitions(document: Mapping[str, Any]) -> dict[str, Definition]:
     """How to write each metric of a metrics.json; older ones do not say it, and have metrics of this package alone."""
     stated = {name: Definition.read(values) for name, values in document.get("definitions", {}).items()}
     return {
-        name: stated.get(name) or BUNDLED.get(name) or Definition(label=name) for name in document.get("metrics", {})
+        name: stated.get(name) or BUNDLED_METRICS.get(name) or Definition(label=name)
+        for name in document.get("metrics", {})
     }

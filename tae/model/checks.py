@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import islice
 
 from torch import Tensor
 
 from tae.model.layers import GROUP_NORM_MODES
 from tae.runtime.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
+SHOWN_DIFFERENCES = 4
 
 
 def check_architecture(
@@ -62,3 +60,9 @@ def check_latents(latents: Tensor, channels: int) -> None:
     """Refuse what is not a latent of this model."""
     if latents.ndim != 5 or latents.shape[1] != channels:
         raise ValueError(f"decode() takes latents (b, {channels}, t, h, w); got {tuple(latents.shape)}.")
+
+
+def differing_parameters(differences: Sequence[str]) -> str:
+    """The number of parameters that differ, and the first of them, a line each."""
+    shown = "\n  ".join(islice(differences, SHOWN_DIFFERENCES))
+    return f"{len(differences)} parameters differ.\n  {shown}\n"

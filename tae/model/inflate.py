@@ -7,26 +7,25 @@ Diffusion one (`first_stage_model.decoder.up.3.block.0.conv1.weight`, with or wi
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from tae.model.checks import SHOWN_DIFFERENCES, differing_parameters
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import check_reachable, download, may_be_repository
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-SHOWN_DIFFERENCES = 4
 PLACES = [f"{folder}{name}" for folder in ("vae/", "") for name in WEIGHT_FILES]  # in a repository
 WAYS_TO_GIVE_WEIGHTS = (
     "Give a diffusers folder, its .safetensors file, the original Stable Diffusion .safetensors file, or a hub repository "
     "id such as stabilityai/stable-diffusion-3.5-medium; or model.image_vae=null to start from random weights."
 )
 
-WITHOUT_NETWORK = (
+WEIGHTS_WITHOUT_NETWORK = (
     "On a machine with network run `hf download {repo_id} {place}`, copy the file here and set model.image_vae to its path; "
     "or model.image_vae=null to start from random weights."
 )
@@ -169,17 +168,21 @@ def check_fit(path: Path, wanted: dict[str, tuple[int, ...]], stored: dict[str, 
     ]
     differences += [f"{name}: file {shape}, not in the model" for name, shape in stored.items() if name not in wanted]
     if differences:
-        shown = "\n  ".join(islice(differences, SHOWN_DIFFERENCES))
         raise UserError(
-            f"{path} is an image autoencoder of another architecture than the model: {len(differences)} parameters differ.\n"
-            f"  {shown}\nChoose the model that it belongs to (model=sd35 for Stable Diffusion 3 and 3.5), or other weights."
+            f"{path} is an image autoencoder of another architecture than the model: "
+            f"{differing_parameters(differences)}"
+            "Choose the model that it belongs to (model=sd35 for Stable Diffusion 3 and 3.5), or other weights."
         )
 
 
 def find_weights(path_or_repo_id: str | Path) -> Path:
     """The local .safetensors file that a path or a hub repository id stands for, downloaded if need be."""
     found = find_local(path_or_repo_id)
-    return download(str(path_or_repo_id), PLACES, WAYS_TO_GIVE_WEIGHTS, WITHOUT_NETWORK) if found is None else found
+    return (
+        download(str(path_or_repo_id), PLACES, WAYS_TO_GIVE_WEIGHTS, WEIGHTS_WITHOUT_NETWORK)
+        if found is None
+        else found
+    )
 
 
 def check_source(path_or_repo_id: str | Path) -> None:
@@ -189,7 +192,7 @@ def check_source(path_or_repo_id: str | Path) -> None:
         UserError: no such file, or a repository that is neither in the cache nor within reach.
     """
     if find_local(path_or_repo_id) is None:
-        check_reachable(str(path_or_repo_id), PLACES, WAYS_TO_GIVE_WEIGHTS, WITHOUT_NETWORK)
+        check_reachable(str(path_or_repo_id), PLACES, WAYS_TO_GIVE_WEIGHTS, WEIGHTS_WITHOUT_NETWORK)
 
 
 def find_local(path_or_repo_id: str | Path) -> Path | None:

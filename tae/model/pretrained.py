@@ -7,7 +7,6 @@ hold plain values only, and a model is built from constructor arguments within b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import model_weights, read_checkpoint
+from tae.model.checks import differing_parameters
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import download, may_be_repository
@@ -26,11 +26,10 @@ WAYS_TO_GIVE_A_MODEL = (
     "Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub repository id, or "
     f"{' or '.join(BUNDLED)}, which is bundled."
 )
-WITHOUT_NETWORK = (
+MODEL_WITHOUT_NETWORK = (
     "On a machine with network run `hf download {repo_id} --local-dir DIR`, copy DIR here and give its path in place of "
     "{repo_id}."
 )
-SHOWN_DIFFERENCES = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,9 @@ def download_pretrained(repo_id: str) -> Path:
     """
     if not may_be_repository(repo_id):
         raise UserError(f"{repo_id}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
-    paths = [download(repo_id, [name], WAYS_TO_GIVE_A_MODEL, WITHOUT_NETWORK) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    paths = [
+        download(repo_id, [name], WAYS_TO_GIVE_A_MODEL, MODEL_WITHOUT_NETWORK) for name in (CONFIG_FILE, WEIGHTS_FILE)
+    ]
     return paths[-1].parent
 
 
@@ -115,9 +116,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
         elif weights[name].shape != tensor.shape:
             differences.append(f"{name}: checkpoint {tuple(weights[name].shape)}, model {tuple(tensor.shape)}")
     if differences:
-        shown = "\n  ".join(islice(differences, SHOWN_DIFFERENCES))
         raise UserError(
-            f"{source} does not fit this model: {len(differences)} parameters differ.\n  {shown}\n"
+            f"{source} does not fit this model: {differing_parameters(differences)}"
             "Choose the model that it was trained with (model=...), or another checkpoint; a training starts at "
             "random with init_from=null."
         )

@@ -156,7 +156,7 @@ def build_losses(cfg: DictConfig) -> dict[str, Objective]:
     return losses
 
 
-def check(cfg: DictConfig) -> None:
+def check_plan(cfg: DictConfig) -> None:
     """Refuse what cannot be planned.
 
     Raises:
@@ -181,7 +181,7 @@ def make_planner(cfg: DictConfig) -> Planner:
 
 def plan(cfg: DictConfig) -> dict[str, Any]:
     """Every figure of `python -m tae.plan`: {"parameters": n, "costs": {what: Cost}, "largest": {what: (t, side)}}."""
-    check(cfg)
+    check_plan(cfg)
     planner, losses = make_planner(cfg), build_losses(cfg.loss)
     shape = (cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution, cfg.data.resolution)
     tasks = tasks_of(planner, losses)

@@ -31,12 +31,12 @@ from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
 from tae.runtime.paths import to_path
 from tae.runtime.quiet import quiet
 from tae.runtime.schema import check_keys
-from tae.runtime.settings import COMMANDS
+from tae.runtime.settings import COMMAND_SETTINGS
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 CONFIG_FOLDER = str((Path(__file__).parents[1] / "conf").resolve())  # a link in a checkout, a folder once installed
-Result = TypeVar("Result")
-Task = Callable[[DictConfig], Result]
+Returned = TypeVar("Returned")
+TaskFunction = Callable[[DictConfig], Returned]
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-define
 OmegaConf.register_new_resolver("typed", lambda: Program.running().typed, replace=True)
 
 
-class Command(Generic[Result]):
+class Command(Generic[Returned]):
     """A task that is a command too: `command()` reads the command line, `command(cfg)` calls the task itself."""
 
     def __init__(
-        self, task: Task[Result], config_name: str, lists: Sequence[str], alone: str, unless: Sequence[str]
+        self, task: TaskFunction[Returned], config_name: str, lists: Sequence[str], alone: str, unless: Sequence[str]
     ) -> None:
         functools.update_wrapper(self, task)
         self.task = task
@@ -90,9 +90,9 @@ class Command(Generic[Result]):
     def __call__(self) -> None: ...
 
     @overload
-    def __call__(self, cfg: DictConfig) -> Result: ...
+    def __call__(self, cfg: DictConfig) -> Returned: ...
 
-    def __call__(self, cfg: DictConfig | None = None) -> Result | None:
+    def __call__(self, cfg: DictConfig | None = None) -> Returned | None:
         if cfg is not None:
             return self.task(cfg)
         prepare_output()
@@ -110,7 +110,7 @@ class Command(Generic[Result]):
 
 def hydra_main(
     config_name: str, lists: Sequence[str] = (), alone: str = "", unless: Sequence[str] = ()
-) -> Callable[[Task[Result]], Command[Result]]:
+) -> Callable[[TaskFunction[Returned]], Command[Returned]]:
     """Make an entry point of `task(cfg)`: like `hydra.main`, on `conf/<config_name>.yaml`.
 
     A mistake of the user ends in one message on standard error and exit code 1, without a traceback. Inside a sweep it is
@@ -168,16 +168,16 @@ def empty_group(argument: str) -> str:
     return f"{group}=[]" if value == "null" and Path(CONFIG_FOLDER, group).is_dir() else argument
 
 
-def guard(task: Task[Result], config_name: str, program: Program) -> Task[Result]:
+def guard(task: TaskFunction[Returned], config_name: str, program: Program) -> TaskFunction[Returned]:
     """`task` with everything around it that an entry point does."""
 
     @functools.wraps(task)
-    def guarded(cfg: DictConfig) -> Result:
+    def guarded(cfg: DictConfig) -> Returned:
         prepare_output()
         settle_output_folder(cfg, program)
         quiet()
         try:
-            check_keys(cfg, COMMANDS[config_name])
+            check_keys(cfg, COMMAND_SETTINGS[config_name])
             with undone_process_group():
                 os.environ.pop(FULL_ERROR, None)  # further processes print their errors themselves
                 return task(cfg)

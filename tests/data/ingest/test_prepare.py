@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from data.decode import read_frames
-from data.drawing import draw_clip, encode
-from data.ingest.check import Facts, check
+from data.drawing import draw_clip, encode_mp4
+from data.ingest.check import Facts, check_video
 from data.ingest.pipeline import prepare
 from data.ingest.splits import Video, assign_splits, take_groups
 from data.processes.pool import Engine
@@ -61,7 +61,7 @@ def source(tmp_path: Path) -> Path:
     for number in range(6):
         path = folder / "ab"[number % 2] / f"Clip {number} é.MP4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(draw_clip(np.random.default_rng(number), 12, 32, 44)))
+        path.write_bytes(encode_mp4(draw_clip(np.random.default_rng(number), 12, 32, 44)))
     (folder / "b" / "z_copy.mp4").write_bytes((folder / "a" / "Clip 0 é.MP4").read_bytes())
     (folder / "notes.txt").write_text("hello")
     (folder / ".hidden.mp4").write_bytes(b"x")
@@ -137,7 +137,7 @@ def test_the_command_ends_with_one_message(tmp_path: Path) -> None:
 
 def test_awkward_files_are_judged_as_an_expert_would(shared_clips: Path) -> None:
     files = sorted((shared_clips / "awkward").iterdir())
-    results = {path.name: check(path.read_bytes()) for path in files}
+    results = {path.name: check_video(path.read_bytes()) for path in files}
     assert len(results) == 48
     wrong = {
         name: result
@@ -156,7 +156,7 @@ def test_awkward_files_are_judged_as_an_expert_would(shared_clips: Path) -> None
 def test_ucf101_files_are_accepted_and_read_right(shared_clips: Path) -> None:
     files = sorted((shared_clips / "ucf101").rglob("*.avi"))[::8]
     for path in files:
-        facts, frames = check(path.read_bytes()), decode_in_order(path.read_bytes())
+        facts, frames = check_video(path.read_bytes()), decode_in_order(path.read_bytes())
         assert isinstance(facts, Facts), facts
         assert facts.num_frames == len(frames)
         assert facts.seekable
@@ -239,7 +239,7 @@ def test_clips_are_written_in_a_random_order_of_the_seed(tmp_path: Path) -> None
         for number in range(6):
             path = tmp_path / "videos" / label / f"{label}{number}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(draw_clip(np.random.default_rng((ord(label), number)), 5, 32, 44)))
+            path.write_bytes(encode_mp4(draw_clip(np.random.default_rng((ord(label), number)), 5, 32, 44)))
     orders = {}
     for name, options in {"first": {}, "again": {}, "seed": {"seed": 1}, "source": {"shuffle": False}}.items():
         run(tmp_path / "videos", tmp_path / name, split="none", **options)

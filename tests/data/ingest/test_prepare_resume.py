@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.ingest.journal import Journal
 from data.ingest.pipeline import prepare
 from data.processes.pool import Engine
@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for number in range(CLIPS):
         clip = draw_clip(np.random.default_rng(number), 12, 32, 44)
-        (folder / f"{number:02d}.mp4").write_bytes(encode(clip))
+        (folder / f"{number:02d}.mp4").write_bytes(encode_mp4(clip))
     (folder / "text.mp4").write_text("no video")
     return folder
 
@@ -153,7 +153,7 @@ def test_a_finished_output_stays_as_it_is(source: Path, undisturbed: dict[str, b
     with FileLock(tmp_path / "out" / ".prepare" / "lock"), pytest.raises(UserError, match="another process"):
         run(source, tmp_path / "out")
     more = Path(shutil.copytree(source, tmp_path / "more"))
-    (more / "new.mp4").write_bytes(encode(draw_clip(np.random.default_rng(99), 12, 32, 44)))
+    (more / "new.mp4").write_bytes(encode_mp4(draw_clip(np.random.default_rng(99), 12, 32, 44)))
     shutil.copytree(tmp_path / "out", tmp_path / "grown")
     settings = tmp_path / "grown" / ".prepare" / "settings.json"
     settings.write_text(settings.read_text().replace(str(source), str(more)))

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from data.decode import read_frames
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.ingest import shots
-from data.ingest.check import RefusedError, check
+from data.ingest.check import RefusedError, check_video
 from data.ingest.pipeline import prepare
 from data.ingest.shots import Encoding, encode_shots, even_size, find_shots
-from data.ingest.staging import StagingTask, stage
+from data.ingest.staging import StagingTask, stage_file
 from data.processes.pool import Engine
 from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
@@ -34,7 +34,7 @@ def film(*lengths: int) -> bytes:
         np.clip(draw_clip(rng, length, 64, 128) * 0.2 + np.array(colour) * 0.8, 0, 255).astype(np.uint8)
         for length, colour in zip(lengths, colours, strict=False)
     ]
-    return encode(np.concatenate(parts))
+    return encode_mp4(np.concatenate(parts))
 
 
 def test_cuts_are_exact_and_clips_are_the_same_frames() -> None:
@@ -50,7 +50,7 @@ def test_cuts_are_exact_and_clips_are_the_same_frames() -> None:
         with av.open(io.BytesIO(clip)) as file:
             keys = [number for number, frame in enumerate(file.decode(video=0)) if frame.key_frame]
         assert keys == list(range(0, end - start, 8))
-        assert not isinstance(check(clip), str)
+        assert not isinstance(check_video(clip), str)
 
 
 def test_a_shot_is_never_shorter_than_asked_and_one_file_is_one_shot_without_cuts() -> None:
@@ -84,7 +84,7 @@ def test_a_copy_of_other_colours_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(shots, "ColorRange", type("", (), {"MPEG": 2}))  # the tag is wrong, as if forgotten
     path = flat(tmp_path / "a.mkv", 64, 1, 1, stated=True)
     encoding = Encoding(shots=False, threshold=27.0, min_frames=8, short_side=None, gop=8, crf=18)
-    assert "changes its mean colour" in str(stage(StagingTask(path, "a", tmp_path, encoding)))
+    assert "changes its mean colour" in str(stage_file(StagingTask(path, "a", tmp_path, encoding)))
 
 
 def test_files_larger_than_readers_take_are_refused_before_they_are_read(
@@ -93,7 +93,7 @@ def test_files_larger_than_readers_take_are_refused_before_they_are_read(
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(MAX_VIDEO_BYTES + 1)  # a hole: no disk is filled
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read into memory"))
-    assert str(stage(StagingTask(tmp_path / "a.mp4", "a", tmp_path, None))).startswith(
+    assert str(stage_file(StagingTask(tmp_path / "a.mp4", "a", tmp_path, None))).startswith(
         "4.0 GiB; readers of shards take"
     )
 

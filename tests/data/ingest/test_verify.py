@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.drawing import draw_clip, encode
-from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe, read_metadata
+from data.drawing import draw_clip, encode_mp4
+from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe_samples, read_metadata
 from data.ingest.pipeline import prepare
 from data.ingest.verification import ShardTask, check_shard, find_folders, verify
 from data.processes.pool import Engine
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(5):
         (folder / "videos").mkdir(exist_ok=True)
         clip = np.full_like(draw_clip(np.random.default_rng(0), 9, 32, 44), 40 * number + 20)
-        (folder / "videos" / f"clip{number}.mp4").write_bytes(encode(clip))
+        (folder / "videos" / f"clip{number}.mp4").write_bytes(encode_mp4(clip))
     prepare(
         "folder", folder / "videos", folder / "out", split=None, splits_dir=None, test=0.2, val=0.0, seed=0,
         timeout=60, shard_mb=0.005, encoding=None, engine=Engine(workers=1),
@@ -162,7 +162,7 @@ def test_the_command_ends_with_what_is_wrong(prepared: Path, copied: Path) -> No
 
 def test_the_table_and_the_picture_show_what_is_there(prepared: Path, tmp_path: Path) -> None:
     samples = read_metadata(prepared / "train")
-    column = describe(samples)
+    column = describe_samples(samples)
     assert (column["clips"], column["frames"]) == ("4", "36")
     assert (column["sizes"], column["codecs"]) == ("44x32 (4)", "h264 (4)")
     sheet = np.asarray(contact_sheet(prepared / "train", clips=4))

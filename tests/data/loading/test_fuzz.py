@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pebble import ProcessExpired, ProcessPool
 
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.processes.workers import worker_context
 from data.shards.writer import ShardWriter
 from tests.fakes.mutations import read
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     with ShardWriter(folder, "test", {"seed": 0}, shard_bytes=25_000) as writer:
         for number in range(9):
-            video = encode(draw_clip(rng, 4, 32, 44))
+            video = encode_mp4(draw_clip(rng, 4, 32, 44))
             writer.write(f"clip{number}", "mp4", video, {"num_frames": 4, "fps": 24.0})
     assert len(list(folder.glob("*.tar"))) >= 2
     return folder

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from data.datamodule import ClipDataModule
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 
 CLIPS, WARM_UP, TOLERANCE = 20_000, 1_000, 0.05
 
@@ -32,7 +32,7 @@ def test_memory_stays_flat_over_many_clips(
     make_module: Callable[..., ClipDataModule], write_shard: Callable[..., None], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    videos = {f"clip{number}": (encode(draw_clip(rng, 10, 48, 60)), 10) for number in range(200)}
+    videos = {f"clip{number}": (encode_mp4(draw_clip(rng, 10, 48, 60)), 10) for number in range(200)}
     write_shard(tmp_path / "s", videos | {f"broken{number}": (b"nothing", 10) for number in range(2)})
     pattern = str(tmp_path / "s" / "shard-*.tar")
     module = make_module(

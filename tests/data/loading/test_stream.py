@@ -15,7 +15,7 @@ import torch
 
 import data.loading.stream
 from data.datamodule import ClipDataModule
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.sampling.clip import Clip
 from data.sampling.order import Layout, epoch_order, shuffled
@@ -89,7 +89,7 @@ def test_copies_of_a_clip_are_different_windows(
 ) -> None:
     """Two clips, eight ranks: a step must not see the same window four times."""
     rng = np.random.default_rng(0)
-    write_shard(tmp_path / "s", {f"clip{i}": (encode(draw_clip(rng, 48, 32, 44)), 48) for i in range(2)})
+    write_shard(tmp_path / "s", {f"clip{i}": (encode_mp4(draw_clip(rng, 48, 32, 44)), 48) for i in range(2)})
     shards = {"train": str(tmp_path / "s" / "shard-*.tar")}
     loaders = [loader_of_rank(make_module(shards=shards, num_frames=4, batch_size=1), rank, 8) for rank in range(8)]
     batches = [next(iter(loader)) for loader in loaders]
@@ -293,7 +293,7 @@ def broken_shards(write_shard: Callable[..., None], tmp_path: Path) -> Callable[
     """Make a shard with so many good and so many broken clips; gives its pattern."""
 
     def make(good: int, broken: int) -> str:
-        video = encode(draw_clip(np.random.default_rng(0), 16, 32, 44))
+        video = encode_mp4(draw_clip(np.random.default_rng(0), 16, 32, 44))
         names = [(f"good{i}", video) for i in range(good)] + [(f"broken{i}", b"nothing") for i in range(broken)]
         write_shard(tmp_path / "s", {name: (content, 16) for name, content in names})
         return str(tmp_path / "s" / "shard-*.tar")

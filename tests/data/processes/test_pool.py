@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import data.processes.pool
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.processes.pool import Engine, Failure, run_isolated
 from tae.runtime.errors import UserError
 from tests.data.ingest.test_prepare import contents, run
@@ -51,7 +51,7 @@ def test_a_cluster_of_two_workers_does_the_same(tmp_path: Path) -> None:
     from distributed import LocalCluster
 
     for number in range(6):
-        clip = encode(draw_clip(np.random.default_rng(number), 12, 32, 44))
+        clip = encode_mp4(draw_clip(np.random.default_rng(number), 12, 32, 44))
         (tmp_path / "videos").mkdir(exist_ok=True)
         (tmp_path / "videos" / f"{number}.mp4").write_bytes(clip)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:

@@ -20,7 +20,7 @@ import torch
 
 import data.loading.stream
 from data.datamodule import ClipDataModule
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.loading.loader import ClipLoader
 from tae.runtime.errors import UserError
 from tests.fakes.faulty_stream import FaultyStream
@@ -39,7 +39,7 @@ def make_loader(
 ) -> Iterator[Callable[..., ClipLoader]]:
     """A loader with two workers over eight good clips and one with the given bytes among them."""
     monkeypatch.setattr("data.loading.loader.ClipStream", FaultyStream)
-    video = encode(draw_clip(np.random.default_rng(0), 16, 32, 44))
+    video = encode_mp4(draw_clip(np.random.default_rng(0), 16, 32, 44))
 
     def make(evil: bytes, split: str = "train", **overrides: Any) -> ClipLoader:
         names = [*(f"good{number}" for number in range(5)), "evil", *(f"good{number}" for number in range(5, 8))]

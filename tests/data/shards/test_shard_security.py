@@ -22,7 +22,7 @@ from PIL import Image
 import data.decode
 from data.datamodule import ClipDataModule
 from data.decode import DecodeError, read_frames
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.loading.loader import ClipLoader
 from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES
 from data.shards.index import find_shards
@@ -46,7 +46,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def video() -> bytes:
-    return encode(draw_clip(np.random.default_rng(0), 16, 32, 44))
+    return encode_mp4(draw_clip(np.random.default_rng(0), 16, 32, 44))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.datamodule import ClipDataModule
-from data.drawing import draw_clip, encode
+from data.drawing import draw_clip, encode_mp4
 from data.shards.index import find_shards
 from data.shards.reader import open_samples
 from data.storage.remote import RetriedFile
@@ -161,7 +161,7 @@ def test_two_sets_with_the_same_keys_are_evaluated_together(
     make_module: Callable[..., ClipDataModule], write_shard: Callable[..., None], tmp_path: Path
 ) -> None:
     """As two runs of `data.prepare` over numbered files give them."""
-    videos = [encode(draw_clip(np.random.default_rng(seed), 9, 32, 44)) for seed in range(2)]
+    videos = [encode_mp4(draw_clip(np.random.default_rng(seed), 9, 32, 44)) for seed in range(2)]
     for name, video in zip(("first", "second"), videos, strict=True):
         write_shard(tmp_path / name / "test", {"0001": (video, 9), f"{name}_only": (video, 9)})
     patterns = [f"{tmp_path}/{name}/test/*.tar" for name in ("first", "second", "first")]

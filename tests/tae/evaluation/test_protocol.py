@@ -17,7 +17,7 @@ from tae.evaluation.report import verdict
 from tae.evaluation.results import ClipResult, EvaluationResult, measured, once_each, summarise
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric, NotMeasured
-from tae.metrics.registry import BUNDLED, METRICS
+from tae.metrics.registry import BUNDLED_METRICS, METRICS
 from tae.model.clip import clip_to_frames
 from tae.runtime.errors import UserError
 
@@ -299,7 +299,7 @@ class DimsImages(Dimmed):
 
 def test_every_eighth_frame_is_also_decoded_as_an_image():
     clips = make_clips(2, lengths=(17,))
-    for clip in evaluate(clips, DimsImages(), {"image_psnr": BUNDLED["image_psnr"]}).clips:
+    for clip in evaluate(clips, DimsImages(), {"image_psnr": BUNDLED_METRICS["image_psnr"]}).clips:
         frames = clips[clip.key][::8]
         halved = clip_to_frames(torch.from_numpy(frames.numpy() / 127.5 - 1).movedim(-1, 0)[None] * 0.5)[0]
         assert clip.model["image_psnr"] == pytest.approx(psnr(frames, halved).mean().item(), abs=0.01)
@@ -309,7 +309,7 @@ def test_every_eighth_frame_is_also_decoded_as_an_image():
 
 def test_metrics_beyond_the_first_protocol_leave_its_numbers_alone():
     clips = make_clips(3)
-    more = {name: BUNDLED[name] for name in ("tpsnr", "flicker", "psnr_phase")}
+    more = {name: BUNDLED_METRICS[name] for name in ("tpsnr", "flicker", "psnr_phase")}
     first, second = evaluate(clips), evaluate(clips, metrics={**METRICS, **more})
     assert second.metrics().keys() - first.metrics().keys() == {"tpsnr", "flicker", "psnr_phase"}
     for name in first.metrics():

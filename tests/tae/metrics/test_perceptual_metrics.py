@@ -9,7 +9,7 @@ from tae.losses.backbones import VGG16
 from tae.metrics.dists import CHANNELS, DISTS, STAGES, FrameDISTS, l2_pool
 from tae.metrics.frame import LPIPS, ms_ssim
 from tae.metrics.metric import Measurement, NotMeasured
-from tae.metrics.registry import BUNDLED, METRICS, SLOW_METRICS, protocol
+from tae.metrics.registry import BUNDLED_METRICS, METRICS, SLOW_METRICS, protocol
 from tae.metrics.video_quality import cvvdp, vmaf
 from tests.references.metrics import dists_of_features, l2_pool_by_loops, ms_ssim_by_scales
 
@@ -119,7 +119,9 @@ def test_cvvdp_falls_with_what_is_seen() -> None:
 
 def test_what_cannot_be_measured_is_null_and_the_rest_is_not() -> None:
     original = smooth(2, 40)[None]
-    measure = Measurement({name: metric for name, metric in BUNDLED.items() if name not in ("cvvdp", "image_psnr")})
+    measure = Measurement(
+        {name: metric for name, metric in BUNDLED_METRICS.items() if name not in ("cvvdp", "image_psnr")}
+    )
     values = measure(original, noisy(original, 9), fps=[25.0])[0].values
     assert values.keys() >= {"psnr", "tpsnr", "flicker", "warp"}
     assert measure.reasons.keys() >= {"ms_ssim", "dists", "lpips_alex", "rfvd"}
@@ -128,10 +130,12 @@ def test_what_cannot_be_measured_is_null_and_the_rest_is_not() -> None:
 def test_the_protocol_is_named_by_its_metrics() -> None:
     assert protocol(METRICS) == "tae-eval-1"
     assert protocol(["psnr", "one of the user's own"]) == "tae-eval-1"
-    assert protocol(BUNDLED) == "tae-eval-2"
+    assert protocol(BUNDLED_METRICS) == "tae-eval-2"
 
 
-@pytest.mark.parametrize(("choice", "names"), [("fast", set(BUNDLED) - set(SLOW_METRICS)), ("full", set(BUNDLED))])
+@pytest.mark.parametrize(
+    ("choice", "names"), [("fast", set(BUNDLED_METRICS) - set(SLOW_METRICS)), ("full", set(BUNDLED_METRICS))]
+)
 def test_the_named_choices(choice: str, names: set[str]) -> None:
     from hydra import compose, initialize_config_dir
 

@@ -14,7 +14,7 @@ from torch import nn
 from tae.model.layers import GroupNorm
 from tae.plan import main
 from tae.planning.meter import Cost, rehearsal
-from tae.planning.planner import build_losses, check, find_largest, largest, make_planner, plan
+from tae.planning.planner import build_losses, check_plan, find_largest, largest, make_planner, plan
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 
@@ -180,4 +180,4 @@ def test_the_plan_is_printed(capsys):
 )
 def test_what_cannot_be_planned_is_refused(override):
     with pytest.raises(UserError):
-        check(config(override))
+        check_plan(config(override))

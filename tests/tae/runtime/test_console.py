@@ -11,7 +11,7 @@ import pytest
 from rich.table import Table
 
 from data.ingest.pipeline import Preparation
-from data.ingest.run import report
+from data.ingest.run import print_preparation
 from tae.runtime import console as consoles
 from tae.runtime.console import plain_console
 from tae.runtime.progress import progress_bar, stage
@@ -42,7 +42,7 @@ def test_brackets_stay_in_progress(text: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_table_of_a_preparation_shows_a_decoders_message(capsys: pytest.CaptureFixture[str]) -> None:
-    report(Preparation({"train": 1}, [("a.ogv", FOREIGN[0])]), Path("shards [new]"))
+    print_preparation(Preparation({"train": 1}, [("a.ogv", FOREIGN[0])]), Path("shards [new]"))
     out = capsys.readouterr().out
     assert FOREIGN[0] in out
     assert "shards [new]" in out

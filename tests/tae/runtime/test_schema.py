@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tae import TemporalAutoencoder, UserError
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.schema import ArgumentsOf, AtLeastOne, Built, Section, check_arguments, check_config, check_keys
-from tae.runtime.settings import COMMANDS
+from tae.runtime.settings import COMMAND_SETTINGS
 
 
 class Inner(Section):
@@ -160,7 +160,7 @@ def test_a_constructor_names_its_own_arguments() -> None:
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == ["width", "quick"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMAND_SETTINGS)
 def test_every_command_accepts_its_own_defaults(command: str) -> None:
     required = {
         "prepare": ["source=x"],
@@ -174,7 +174,7 @@ def test_every_command_accepts_its_own_defaults(command: str) -> None:
     }
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
         cfg = compose(command, overrides=required.get(command, []))
-    check_config(cfg, COMMANDS[command])
+    check_config(cfg, COMMAND_SETTINGS[command])
 
 
 def test_the_models_settings_are_the_constructors() -> None:
@@ -183,7 +183,7 @@ def test_the_models_settings_are_the_constructors() -> None:
             "train", overrides=["+model.base_chanels=8", "output_dir=x", "data.allow_pipe=no", "optimizer.fused=off"]
         )
     with pytest.raises(UserError, match=r"^model\.base_chanels is unknown\. Did you mean model\.base_channels\?$"):
-        check_config(cfg, COMMANDS["train"])
+        check_config(cfg, COMMAND_SETTINGS["train"])
     assert cfg.data.allow_pipe is False
     assert cfg.optimizer.fused is False
     assert set(cfg.model) - {"base_chanels"} >= set(TemporalAutoencoder().architecture)

