@@ -22,9 +22,10 @@ from data.shards.keys import unique_names
 from data.storage.address import is_remote
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
+from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
-from tae.runtime.schema import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share, check_arguments
+from tae.runtime.schema import check_arguments
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
 SPLITS = ("train", "val", "test")

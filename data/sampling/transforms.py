@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from tae.runtime.schema import Share, check_arguments
+from tae.runtime.annotations import Share
+from tae.runtime.schema import check_arguments
 
 Flip = Literal["time", "height", "width", "diagonal"]
 MAX_ZOOM = 8.0

@@ -19,12 +19,13 @@ from data.ingest.check import Facts
 from data.sampling.transforms import Augmentation
 from data.sampling.windows import ShortClip
 from data.shards.writer import ShardWriter
+from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar
-from tae.runtime.schema import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share, check_config
+from tae.runtime.schema import check_config
 from tae.runtime.settings import Synthetic
 
 GENERATOR = 2  # part of the cache's name: to be raised when other clips are drawn for the same arguments

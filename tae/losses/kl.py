@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
-from tae.runtime.schema import Weight
+from tae.runtime.annotations import Weight
 
 
 class KL:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
+from tae.runtime.annotations import AboveZero, Weight
 from tae.runtime.errors import UserError
-from tae.runtime.schema import AboveZero, Weight
 
 RATE_R = 3.0  # the reported rate keeps the paper's r, so that runs with another `r` stay comparable
 

@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from tae.losses.lpips import BACKBONES, Backbone, feature_distance, features, load_network
 from tae.losses.term import Context, check_weight
+from tae.runtime.annotations import AtLeastOne, Weight
 from tae.runtime.errors import UserError
-from tae.runtime.schema import AtLeastOne, Weight
 
 
 class Perceptual:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
-from tae.runtime.schema import Weight
+from tae.runtime.annotations import Weight
 
 
 class Reconstruction:

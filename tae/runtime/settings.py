@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from tae.runtime.schema import AboveZero, ArgumentsOf, AtLeastOne, Built, NotNegative, Pixels, Section
+from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, Built, NotNegative, Pixels, Section
 
 Precision = Literal[
     "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "64", "16", "bf16", 32, 64, 16

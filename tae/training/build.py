@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import load_model, load_weights
+from tae.runtime.annotations import ArgumentsOf
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
-from tae.runtime.schema import ArgumentsOf
 
 SHAPELESS = ("norm_groups", "group_norm")  # of the architecture: they change what is computed, and no parameter's shape
 

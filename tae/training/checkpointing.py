@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from tae.model.checkpoint_file import read_checkpoint
+from tae.runtime.annotations import NotNegative
 from tae.runtime.files import replacing
 from tae.runtime.lightning_internals import sibling_processes, validation_follows
-from tae.runtime.schema import NotNegative
 from tae.runtime.signals import Preempted, StopSignals, handle
 
 LAST_WORDS = 10.0  # seconds for the other processes of a failed run to say why

@@ -14,10 +14,11 @@ from tae.losses.lpips import check_available
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture
 from tae.model.inflate import check_source
+from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
 from tae.runtime.hub import may_be_repository
-from tae.runtime.schema import check_config, shown
+from tae.runtime.schema import check_config
 from tae.runtime.settings import Train
 
 

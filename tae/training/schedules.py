@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from tae.runtime.schema import AboveZero, AtLeastOne, Share
+from tae.runtime.annotations import AboveZero, AtLeastOne, Share
 
 
 class ExtendableLambdaLR(LambdaLR):

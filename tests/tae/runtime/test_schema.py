@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from tae import TemporalAutoencoder, UserError
+from tae.runtime.annotations import ArgumentsOf, AtLeastOne, Built, Section
 from tae.runtime.cli import CONFIG_FOLDER
-from tae.runtime.schema import ArgumentsOf, AtLeastOne, Built, Section, check_arguments, check_config, check_keys
+from tae.runtime.schema import check_arguments, check_config, check_keys
 from tae.runtime.settings import COMMAND_SETTINGS
 
 
