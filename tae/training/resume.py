@@ -34,27 +34,34 @@ RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the conf
 def find_resumable(folder: Path) -> Path | None:
     """The checkpoint of an output folder that is furthest on, or None where there is none; says which are passed over.
 
-    The largest step counts, and at one step `last.ckpt`, whose run validates once more where it has to. Times of files
-    would not do: a copied folder has them in any order.
+    The largest step counts. At one step it is the checkpoint that was written after the step's validation, which a run
+    resumed from the one before it would repeat and log twice; else `last.ckpt`. Times of files would not do: a copied
+    folder has them in any order.
 
     Raises:
         UserError: there are checkpoints, and none of them will do. Starting from scratch would write over them.
     """
     found = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name == LAST, file.name), reverse=True)
-    steps: dict[Path, int] = {}
+    progress: dict[Path, tuple[int, bool]] = {}
     for path in found:
         try:
             checkpoint = read_checkpoint(path)
             check_exact(checkpoint, path)
-            steps[path] = checkpoint.get("global_step", 0)
+            progress[path] = checkpoint.get("global_step", 0), not is_validation_pending(checkpoint)
         except UserError as error:
             say(f"resume=auto passes over {path.name}: {error}")
-    if found and not steps:
+    if found and not progress:
         raise UserError(
             f"resume=auto: none of the {len(found)} checkpoints in {folder} can be used; see above. Move them away to "
             "start from scratch there."
         )
-    return max(steps, key=lambda path: steps[path], default=None)
+    return max(progress, key=lambda path: progress[path], default=None)
+
+
+def is_validation_pending(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a run resumed from it begins with a validation (`tae.training.checkpointing.LastCheckpoint`)."""
+    callbacks = checkpoint.get("callbacks", {}).values()
+    return any(isinstance(state, dict) and state.get("validation_pending") for state in callbacks)
 
 
 def check_exact(checkpoint: Mapping[str, Any], source: Path) -> None:

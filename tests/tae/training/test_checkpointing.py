@@ -171,6 +171,16 @@ def test_the_checkpoint_furthest_on_is_resumed(
     assert find_resumable(tmp_path) == tmp_path / f"{chosen}.ckpt"
 
 
+@pytest.mark.parametrize(("pending", "chosen"), [(True, "best"), (False, "last")])
+def test_at_one_step_a_validation_that_is_done_is_not_repeated(pending: bool, chosen: str, tmp_path: Path) -> None:
+    """`last.ckpt` is written before a validation, `best.ckpt` after it: from the first one the validation is logged twice."""
+    for name, state in (("last", pending), ("best", False)):
+        callbacks = {"LastCheckpoint": {"validation_pending": state}}
+        content = CONTENT | {"global_step": 4, "callbacks": callbacks}
+        AtomicCheckpointIO().save_checkpoint(content, tmp_path / f"{name}.ckpt")
+    assert find_resumable(tmp_path) == tmp_path / f"{chosen}.ckpt"
+
+
 def best_state(folder: Path, score: float) -> tuple[BestCheckpoint, dict[str, Any]]:
     """A best checkpoint in a folder, and what a checkpoint remembers of it."""
     callback = BestCheckpoint(str(folder), "val/psnr")
