@@ -30,7 +30,8 @@ from tae.runtime.errors import UserError
 from tae.runtime.files import replacing
 from tae.runtime.paths import list_files
 from tae.video.reader import Frame, VideoReader
-from tae.video.writer import CONTAINERS, VideoWriter, container_for
+from tae.video.sound import CONTAINERS, Sound, plan_sound
+from tae.video.writer import VideoWriter
 
 PIECE = 8  # pixel frames that are handed to the model at once; it cuts its own tiles
 DIFFERENCE_GAIN = 4
@@ -155,13 +156,13 @@ def reconstruct(
         size = excerpt.size(reader.size)
         check_size(reader.path, size, model.space_factor)
         progress.update(task, total=excerpt.total(reader.stated_frames))
-        container, sound = container_for(source)
-        target = stem.with_name(stem.name + CONTAINERS[container])
+        found = plan_sound(source)
+        sound = found if excerpt.is_whole else Sound()
+        target = stem.with_name(stem.name + CONTAINERS[sound.container])
         target.parent.mkdir(parents=True, exist_ok=True)
         path = stack.enter_context(replacing(target))
         width = size[1] * (1 + side_by_side + difference)
-        copied = sound and excerpt.is_whole
-        writer = stack.enter_context(VideoWriter(path, container, reader, (size[0], width), copied))
+        writer = stack.enter_context(VideoWriter(path, reader, (size[0], width), sound))
         # `tee` keeps the frames that went into the model and have not come out yet: a tile or two.
         originals, inputs = itertools.tee(excerpt.frames(reader))
         latents = (posterior.mode() for posterior in encode_frames(model, inputs, tiling))
@@ -176,8 +177,8 @@ def reconstruct(
     progress.update(task, total=count)
     notes = [reader.damage] * bool(reader.damage)
     notes += ["odd size: the last row or column is repeated in the file"] * any(n % 2 for n in (size[0], width))
-    notes += ["without its sound, which cannot be copied into MP4, Matroska or MOV"] * (not sound)
-    notes += ["without its sound, of which an excerpt has no part"] * (sound and not excerpt.is_whole)
+    notes += sound.notes
+    notes += ["without its sound, of which an excerpt has no part"] * (found != sound)
     means = {name: total / count for name, total in quality.items()}
     return VideoOutcome(source, target, count, size, **means, notes=tuple(notes))
 

@@ -1,23 +1,20 @@
 """Writing video: frames with the timing, colours and sound of a source, or a short clip."""
 
-import io
-from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.reformatter import ColorRange, Interpolation
 from torch import Tensor
 
 from tae.runtime.files import replacing
 from tae.video.facts import HD_HEIGHT, MATRICES, Colours
-from tae.video.reader import Frame, VideoReader, plain_errors
+from tae.video.reader import Frame, VideoReader
+from tae.video.sound import Sound, sound_packets
 
-CONTAINERS = {"mp4": ".mp4", "matroska": ".mkv", "mov": ".mov"}  # in the order of preference
 CRF = "14"  # of H.264: the loss that shows should be the autoencoder's, not the file's
 
 
@@ -26,23 +23,23 @@ class VideoWriter:
 
     Args:
         path: the file.
-        container: one of `CONTAINERS`, see `container_for`.
         source: whose frame times and colour matrix it takes.
         size: height and width of its frames; odd ones are made even by repeating the last row or column, since
             yuv420p has one colour sample for 2x2 pixels.
-        sound: whether the sound streams are copied, bit for bit.
+        sound: what becomes of the source's sound, and the container: `tae.video.sound.plan_sound`; without one there is
+            none, in MP4.
     """
 
-    def __init__(self, path: Path, container: str, source: VideoReader, size: tuple[int, int], sound: bool) -> None:
+    def __init__(self, path: Path, source: VideoReader, size: tuple[int, int], sound: Sound | None = None) -> None:
+        sound = sound or Sound()
         self._stack = ExitStack()
         self._matrix = yuv_matrix(source.facts.colours, size[0])
         self._padding = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
-        self._start = source.start
-        options = {"movflags": "+faststart"} if container != "matroska" else {}
-        self._container = self._stack.enter_context(av.open(str(path), "w", format=container, options=options))
+        options = {"movflags": "+faststart"} if sound.container != "matroska" else {}
+        self._container = self._stack.enter_context(av.open(str(path), "w", format=sound.container, options=options))
         self._stream = self._add_video(source, size)
-        self._sound = self._packets(source.path) if sound else iter(())
-        self._next_packet = next(self._sound, None)  # before the header is written: it adds the stream
+        self._sound = sound_packets(source.path, sound, self._container, source.start)
+        self._next_packet = next(self._sound, None)  # before the header is written: it adds the streams
 
     def _add_video(self, source: VideoReader, size: tuple[int, int]) -> av.VideoStream:
         stream = self._container.add_stream("libx264", rate=source.rate, options={"crf": CRF})
@@ -79,23 +76,6 @@ class VideoWriter:
             self._container.mux(self._next_packet)
             self._next_packet = next(self._sound, None)
 
-    def _packets(self, path: Path) -> Iterator[Any]:
-        """The sound, from the moment at which the frames start; in each stream later and later, as muxers insist."""
-        with plain_errors(path), av.open(str(path), metadata_errors="replace") as source:
-            if not source.streams.audio:
-                return
-            copies = {stream.index: self._container.add_stream_from_template(stream) for stream in source.streams.audio}
-            last: dict[int, int] = {}
-            for packet in source.demux(*source.streams.audio):
-                if packet.dts is not None:  # the last one of each only flushes
-                    number = packet.stream.index
-                    start = round(self._start / packet.time_base)
-                    earliest = last.get(number, packet.dts - start - 1) + 1
-                    packet.dts = last[number] = max(packet.dts - start, earliest)
-                    packet.pts = packet.dts if packet.pts is None else max(packet.pts - start, packet.dts)
-                    packet.stream = copies[number]
-                    yield packet
-
 
 def yuv_matrix(colours: Colours, height: int) -> int:
     """The number (H.273) of the matrix for a copy: the source's own, or where it is RGB the one that players take."""
@@ -118,29 +98,6 @@ def yuv420p(rgb: np.ndarray, matrix: int, width: int | None = None, height: int 
         interpolation=Interpolation.BICUBIC if width or height else Interpolation.BILINEAR,
         threads=1,
     )
-
-
-def container_for(source: Path) -> tuple[str, bool]:
-    """The container for a copy of this file's sound, and whether it can carry it: the first that can."""
-    with plain_errors(source), av.open(str(source), metadata_errors="replace") as container:
-        for name in CONTAINERS:
-            if _takes_sound(name, container):
-                return name, True
-    return "mp4", False
-
-
-def _takes_sound(name: str, source: InputContainer) -> bool:
-    """Whether a muxer writes a header for these streams: what it says about codecs is not the whole truth."""
-    if not source.streams.audio:
-        return True
-    try:
-        with av.open(io.BytesIO(), "w", format=name) as candidate:
-            for stream in source.streams.audio:
-                candidate.add_stream_from_template(stream)
-            candidate.start_encoding()
-    except (av.FFmpegError, ValueError):
-        return False
-    return True
 
 
 def write_video(path: Path, frames: Tensor, fps: float) -> None:

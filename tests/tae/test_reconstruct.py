@@ -116,11 +116,12 @@ def test_sound_that_mp4_cannot_carry_goes_to_matroska(checkpoint, tmp_path):
     assert sound_packets(outcome.output) == sound_packets(source)
 
 
-def test_sound_that_no_container_carries_is_left_out_and_said_so(checkpoint, tmp_path):
+def test_sound_that_no_container_takes_is_converted_and_said_so(checkpoint, tmp_path):
     source = make_video(tmp_path / "a.wmv", [24 * i for i in range(3)], sound="wmav2")
     (outcome,) = main(config(ckpt=checkpoint, source=source, output=tmp_path / "out"))
-    assert "without its sound" in outcome.notes[0]
+    assert "(wmav2) as FLAC" in outcome.notes[0]
     assert len(rgb_of(outcome.output)) == 3
+    assert len(sound_packets(outcome.output)) == 1
 
 
 def test_odd_sizes_are_padded_in_the_file_and_said_so(checkpoint, tmp_path):
@@ -275,7 +276,7 @@ def test_colours_survive_writing_and_reading(tmp_path, height, matrix):
     colours = np.array([[0, 0, 0], [255, 255, 255], [0, 255, 0], [255, 0, 0], [0, 0, 255], [180, 90, 30]], np.uint8)
     with (
         VideoReader(source) as reader,
-        VideoWriter(tmp_path / "b.mp4", "mp4", reader, (height, 32), sound=False) as writer,
+        VideoWriter(tmp_path / "b.mp4", reader, (height, 32)) as writer,
     ):
         for i, colour in enumerate(colours):
             writer.write(Frame(np.broadcast_to(colour, (height, 32, 3)), 24 * i))

@@ -173,7 +173,7 @@ def test_the_checkpoint_furthest_on_is_resumed(
 
 @pytest.mark.parametrize(("pending", "chosen"), [(True, "best"), (False, "last")])
 def test_at_one_step_a_validation_that_is_done_is_not_repeated(pending: bool, chosen: str, tmp_path: Path) -> None:
-    """`last.ckpt` is written before a validation, `best.ckpt` after it: from the first one the validation is logged twice."""
+    """`last.ckpt` is written before a validation, `best.ckpt` after it; from the first one it would be logged twice."""
     for name, state in (("last", pending), ("best", False)):
         callbacks = {"LastCheckpoint": {"validation_pending": state}}
         content = CONTENT | {"global_step": 4, "callbacks": callbacks}
