@@ -5,34 +5,40 @@ from collections.abc import Mapping
 
 import torch
 
-from tae.metrics.metric import Measurement, Metric
-from tae.metrics.registry import MORE_METRICS
+from tae.metrics.metric import Candidate, Measurement, Metric
+from tae.metrics.registry import SLOW_METRICS
 
 FRAMES_MEASURED = 2  # of metrics of frames, whose time is proportional to them
 
 
 def seconds_for(
-    metrics: Mapping[str, Metric], clips: int, size: tuple[int, int, int], device: torch.device
+    metrics: Mapping[str, Metric],
+    clips: int,
+    size: tuple[int, int, int],
+    device: torch.device,
+    in_all: int | None = None,
 ) -> dict[str, float]:
-    """Seconds that each metric beyond protocol tae-eval-1 takes for all clips, model and baseline.
+    """Seconds that each slow metric takes for all clips, model and baseline.
 
     Those that cannot be measured here take none and are left out.
 
     Args:
         clips: how many, in this process.
         size: frames, height and width of a clip.
+        in_all: how many in all processes.
     """
     found = {}
-    for name in (name for name in metrics if name in MORE_METRICS and "images" not in metrics[name].needs):
+    for name in (name for name in metrics if name in SLOW_METRICS):
         metric = metrics[name]
-        frames = min(FRAMES_MEASURED, size[0]) if metric.scope == "frame" else size[0]
-        original, reconstruction = torch.randint(0, 256, (2, 1, frames, *size[1:], 3), device=device).byte()
-        measure = Measurement({name: metric})
-        measure(original, reconstruction, fps=[25.0], time_factor=[1])  # loads the network
+        frames = min(FRAMES_MEASURED * metric.every, size[0]) if metric.scope == "frame" else size[0]
+        original, model, baseline = torch.randint(0, 256, (3, 1, frames, *size[1:], 3), device=device).byte()
+        context = {"fps": [25.0], "time_factor": [1]}
+        measure = Measurement({name: metric}, in_all)
+        measure(original, model, **context)  # loads the network
         started = time.perf_counter()
-        measure(original, reconstruction.roll(1, 2), fps=[25.0], time_factor=[1])
+        measure.of_each(original, [Candidate(model, context), Candidate(baseline, context)])
         if name not in measure.reasons:
-            found[name] = (time.perf_counter() - started) * size[0] / frames * clips * 2
+            found[name] = (time.perf_counter() - started) * size[0] / frames * clips
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.batch import Batch
 from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gather, measured, once_each
 from tae.metrics.baseline import trilinear_baseline
-from tae.metrics.metric import Measurement, Metric
+from tae.metrics.metric import Candidate, Measurement, Metric
 from tae.metrics.registry import METRICS, complete
 from tae.metrics.temporal import IMAGE_STEP
 from tae.model.clip import clip_to_frames, frames_to_clip
@@ -29,13 +29,14 @@ class Evaluation(L.LightningModule):
             `space_factor` are frames, and pixels along an axis, for each of the latent. An autoencoder of other authors
             needs no more than an adapter with these three.
         metrics: {name: metric}; PSNR, by which clips are ranked, is always among them.
+        num_clips: as in `tae.metrics.metric.Measurement`.
     """
 
-    def __init__(self, model: nn.Module, metrics: Mapping[str, Metric] = METRICS) -> None:
+    def __init__(self, model: nn.Module, metrics: Mapping[str, Metric] = METRICS, num_clips: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.factors: tuple[int, int] = (model.time_factor, model.space_factor)  # type: ignore[assignment]
-        self.measure = Measurement(complete(metrics))
+        self.measure = Measurement(complete(metrics), num_clips)
         self._clips: list[ClipResult] = []
         self._result: EvaluationResult | None = None
 
@@ -48,7 +49,7 @@ class Evaluation(L.LightningModule):
 
     def on_test_start(self) -> None:
         self._clips, self._result = [], None
-        self.measure.reasons.clear()
+        self.measure.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         original = batch["frames"]
@@ -56,9 +57,10 @@ class Evaluation(L.LightningModule):
         reconstruction, latents = self._reconstruct(clip, batch["keys"])
         baseline = clip_to_frames(trilinear_baseline(clip, *self.factors))
         shared: dict[str, Sequence[Any]] = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
-        images = self._images(clip, batch["keys"])
-        model = self.measure(original, reconstruction, latents=latents, images=images, **shared)
-        trilinear = self.measure(original, baseline, **shared)
+        own = {"latents": latents, "images": self._images(clip, batch["keys"])}
+        model, trilinear = self.measure.of_each(
+            original, [Candidate(reconstruction, shared | own), Candidate(baseline, shared)]
+        )
         for key, fps, ours, theirs in zip(batch["keys"], batch["fps"], model, trilinear, strict=True):
             self._clips.append(
                 ClipResult(key, original.shape[1], fps, ours.values, theirs.values, ours.kept, theirs.kept)
@@ -107,6 +109,7 @@ def evaluate_model(
     chosen_clips: Callable[[list[str]], Iterable[Batch]],
     metrics: Mapping[str, Metric] = METRICS,
     others_shown: int = 0,
+    num_clips: int | None = None,
 ) -> tuple[EvaluationResult, dict[str, ClipFrames]]:
     """Measure all clips, then reconstruct the best, the median, the worst and some others once more to be looked at.
 
@@ -114,6 +117,7 @@ def evaluate_model(
         clips: loader of this process's share of the clips.
         chosen_clips: loader of the clips with the given keys; which they are is known only at the end.
         others_shown: how many beside best, median and worst, the same ones whatever the model.
+        num_clips: as in `tae.metrics.metric.Measurement`.
 
     Returns:
         the result and {role: frames} of the clips to look at, the same on every process.
@@ -121,7 +125,7 @@ def evaluate_model(
     Raises:
         UserError: no clip, a clip met twice, or a reconstruction that is not finite.
     """
-    evaluation = Evaluation(model, metrics)
+    evaluation = Evaluation(model, metrics, num_clips)
     trainer.test(evaluation, clips, verbose=False)
     shown = evaluation.result.shown(others_shown)
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []

@@ -27,7 +27,7 @@ from tae.evaluation.results import ClipFrames, gather
 from tae.evaluation.stored_config import evaluation_data, evaluation_precision
 from tae.evaluation.sweep_runs import read_curve
 from tae.metrics.metric import Metric
-from tae.metrics.registry import SLOW_METRICS, complete
+from tae.metrics.registry import complete
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
@@ -38,6 +38,8 @@ from tae.runtime.schema import check_config
 from tae.runtime.settings import Evaluate
 from tae.runtime.signals import EndOnSignal
 from tae.runtime.trainer_progress import evaluation_progress
+
+WORTH_SAYING = 10.0  # seconds; what is over sooner needs no announcement
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -104,11 +106,13 @@ def measure(
     )
     data.trainer = trainer
     clips = data.test_dataloader()
-    if trainer.is_global_zero and any(name in SLOW_METRICS for name in metrics):
+    in_all = len(clips.clips)
+    if trainer.is_global_zero:
         size = (cfg.data.num_frames, cfg.data.resolution, cfg.data.resolution)
-        count = math.ceil(len(clips.clips) / trainer.world_size)
-        seconds = seconds_for(metrics, count, size, trainer.strategy.root_device)
-        print(in_words(seconds, count), file=sys.stderr)
+        count = math.ceil(in_all / trainer.world_size)
+        seconds = seconds_for(metrics, count, size, trainer.strategy.root_device, in_all)
+        if sum(seconds.values()) >= WORTH_SAYING:
+            print(in_words(seconds, count), file=sys.stderr)
     result, shown = evaluate_model(
         trainer,
         loaded.model,
@@ -116,6 +120,7 @@ def measure(
         lambda keys: data.eval_dataloader("test", only=keys),
         metrics,
         others_shown=cfg.page.clips,
+        num_clips=in_all,
     )
     skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own
     document: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """LPIPS (Zhang et al., arXiv 1801.03924) over the frames of a clip, in memory that does not grow with their number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,25 +65,26 @@ class Perceptual:
         needs_gradient = torch.is_grad_enabled() and y.requires_grad
         return _ChunkedMean.apply(y, x, self._distance(x), self.frames_per_chunk, needs_gradient)
 
-    @torch.no_grad()
     def per_frame(self, clip: Tensor, reconstruction: Tensor) -> Tensor:
         """Distance of each frame: (b, 3, t, h, w) twice, in [-1, 1], to (b, t) float32 without gradient."""
-        x, y = _frames(clip), _frames(reconstruction)
-        distance = self._distance(x)
-        chunks = zip(x.split(self.frames_per_chunk), y.split(self.frames_per_chunk), strict=True)
-        return torch.cat([distance(x_chunk, y_chunk) for x_chunk, y_chunk in chunks]).unflatten(0, (len(clip), -1))
+        return self.per_frame_of_each(clip, [reconstruction])[0]
+
+    @torch.no_grad()
+    def per_frame_of_each(self, clip: Tensor, reconstructions: Sequence[Tensor]) -> list[Tensor]:
+        """`per_frame` of several reconstructions of one clip, whose own features are computed once."""
+        x, others = _frames(clip), [_frames(reconstruction) for reconstruction in reconstructions]
+        network, half = self._network_for(x)
+        found: list[list[Tensor]] = [[] for _ in others]
+        for start in range(0, len(x), self.frames_per_chunk):
+            chunk = slice(start, start + self.frames_per_chunk)
+            x_features = features(network, x[chunk], half)
+            for distances, y in zip(found, others, strict=True):
+                distances.append(feature_distance(network, x_features, features(network, y[chunk], half)))
+        return [torch.cat(distances).unflatten(0, (len(clip), -1)) for distances in found]
 
     def _distance(self, frames: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The function (n, 3, h, w), (n, 3, h, w) -> (n,) on the device of `frames`."""
-        smallest = BACKBONES[self.net][0]
-        if min(frames.shape[-2:]) < smallest:
-            raise UserError(
-                f"Frames of {frames.shape[-2]}x{frames.shape[-1]} are too small for LPIPS ({self.net}), which needs "
-                f"{smallest}x{smallest}. Use larger clips or loss.perceptual.weight=0."
-            )
-        network = self._network_on(frames.device)
-        device = frames.device.type
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        network, half = self._network_for(frames)
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
             with torch.no_grad():
@@ -91,6 +92,18 @@ class Perceptual:
             return feature_distance(network, x_features, features(network, y, half))
 
         return distance
+
+    def _network_for(self, frames: Tensor) -> tuple[nn.Module, bool]:
+        """The network on the device of `frames`, and whether its convolutions are to run in bfloat16."""
+        smallest = BACKBONES[self.net][0]
+        if min(frames.shape[-2:]) < smallest:
+            raise UserError(
+                f"Frames of {frames.shape[-2]}x{frames.shape[-1]} are too small for LPIPS ({self.net}), which needs "
+                f"{smallest}x{smallest}. Use larger clips or loss.perceptual.weight=0."
+            )
+        device = frames.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        return self._network_on(frames.device), half
 
     def _network_on(self, device: torch.device) -> nn.Module:
         assert self._network is not None, "a perceptual term of weight 0 is never computed"

@@ -1,8 +1,6 @@
 """Distances between sets of clips: FVD of the reconstructions against their originals."""
 
-import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.metrics.i3d import I3D, I3D_WEIGHTS, load_i3d
-from tae.metrics.metric import NotMeasured
+from tae.metrics.metric import NotMeasured, SharedOriginal
 
 FRAMES, SIZE = 16, 224
 FEWEST_CLIPS = 256
 JACKKNIFE_GROUPS = 32
-REMEMBERED = 256  # clips whose features are kept: model and baseline are measured against the same originals
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -64,34 +61,41 @@ def i3d_input(frames: Tensor) -> Tensor:
     return clip[:, :, top : top + SIZE, left : left + SIZE].movedim(1, 0)[None]
 
 
-class RFVD:
+class RFVD(SharedOriginal):
     """FVD (Unterthiner et al., arXiv 1812.01717) of reconstructions against their originals.
 
     Variant `videogpt`: logits of I3D, Kinetics-400, for 16 central frames at 224x224. Others go by the same name
     (StyleGAN-V's, of another I3D's features); numbers of two variants, or of two numbers of clips, do not compare.
-    Under 256 clips it is not measured: its bias, which falls with their number, is then larger than most differences.
     `floor` is the FVD of one half of the originals against the other: nothing below it means anything.
+
+    Args:
+        fewest_clips: with fewer it is not measured: its bias, which falls with their number, is then larger than most
+            differences.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fewest_clips: int = FEWEST_CLIPS) -> None:
+        self.fewest_clips = fewest_clips
         self._network: I3D | None = None
-        self._features: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (400,) float32 of both."""
+    def check_count(self, clips: int) -> None:
+        """Raises NotMeasured where there are too few."""
+        if clips < self.fewest_clips:
+            raise NotMeasured(f"FVD of fewer than {self.fewest_clips} clips is mostly bias, and here are {clips}")
+
+    def of_each(self, original: Tensor, reconstructions: Sequence[Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Logits (400,) float32 of the original and of each reconstruction, (t, h, w, 3) uint8 all of them.
+
+        Raises:
+            NotMeasured: weights are missing, or the clip is too short.
+        """
         if len(original) < FRAMES:
             raise NotMeasured(f"FVD takes {FRAMES} frames of a clip, these have {len(original)}")
-        return self.features(original), self.features(reconstruction)
+        logits = self.features(original)
+        return [(logits, self.features(reconstruction)) for reconstruction in reconstructions]
 
     def features(self, frames: Tensor) -> np.ndarray:
-        """(t, h, w, 3) uint8 to (400,) float32 logits; those of the last clips are remembered."""
-        key = hashlib.sha256(frames.cpu().numpy().tobytes()).digest()
-        if key not in self._features:
-            logits = self._network_on(frames.device)(i3d_input(frames))
-            self._features[key] = logits[0].float().cpu().numpy()
-            if len(self._features) > REMEMBERED:
-                self._features.popitem(last=False)
-        return self._features[key]
+        """(t, h, w, 3) uint8 to (400,) float32 logits."""
+        return self._network_on(frames.device)(i3d_input(frames))[0].float().cpu().numpy()
 
     def _network_on(self, device: torch.device) -> I3D:
         if self._network is None:
@@ -101,13 +105,11 @@ class RFVD:
         self._network = self._network.to(device)
         return self._network
 
-    @staticmethod
-    def about() -> dict[str, Any]:
-        return {"weights": I3D_WEIGHTS.provenance()}
+    def about(self) -> dict[str, Any]:
+        return {"weights": I3D_WEIGHTS.provenance(), "fewest_clips": self.fewest_clips}
 
     def compute(self, kept: Sequence[Any]) -> dict[str, Any]:
-        if len(kept) < FEWEST_CLIPS:
-            raise NotMeasured(f"FVD of fewer than {FEWEST_CLIPS} clips is mostly bias, and here are {len(kept)}")
+        self.check_count(len(kept))
         original, reconstruction = (np.stack(side) for side in zip(*kept, strict=True))
         value = frechet_distance(original, reconstruction)
         return {

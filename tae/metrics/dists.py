@@ -5,6 +5,7 @@ and looks for its own weights in the root of the Python installation.
 """
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae.losses.backbones import VGG, VGG16
-from tae.metrics.metric import NotMeasured
+from tae.metrics.metric import NotMeasured, SharedOriginal
 from tae.runtime.weights_store import Shapes, WeightFile
 
 CHANNELS = (3, 64, 128, 256, 512, 512)
@@ -40,12 +41,17 @@ class DISTS(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            total = self.alpha.sum() + self.beta.sum()
-            alphas, betas = ((weights / total).split(CHANNELS) for weights in (self.alpha, self.beta))
-            levels = zip(self._levels(x), self._levels(y), alphas, betas, strict=True)
-            return 1 - torch.stack([self._similarity(*level) for level in levels]).sum(0)
+            return self.distance(self.levels(x), self.levels(y))
 
-    def _levels(self, frames: Tensor) -> list[Tensor]:
+    def distance(self, x_levels: Sequence[Tensor], y_levels: Sequence[Tensor]) -> Tensor:
+        """The distance (n,) of what `levels` gave."""
+        total = self.alpha.sum() + self.beta.sum()
+        alphas, betas = ((weights / total).split(CHANNELS) for weights in (self.alpha, self.beta))
+        levels = zip(x_levels, y_levels, alphas, betas, strict=True)
+        return 1 - torch.stack([self._similarity(*level) for level in levels]).sum(0)
+
+    def levels(self, frames: Tensor) -> list[Tensor]:
+        """The frames and the features of each stage, (n, c_k, h_k, w_k)."""
         mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         levels, out = [frames], (frames - mean) / std
         for number, stage in enumerate(STAGES):
@@ -66,28 +72,39 @@ class DISTS(nn.Module):
         return texture @ alpha + structure @ beta
 
 
-class FrameDISTS:
+class FrameDISTS(SharedOriginal):
     """DISTS of each frame; the network is loaded when it is first needed."""
 
     def __init__(self) -> None:
         self._network: DISTS | None = None
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> Tensor:
-        """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32.
+    def of_each(self, original: Tensor, reconstructions: Sequence[Tensor]) -> list[Tensor]:
+        """Shapes: (n, h, w, 3) uint8 each -> (n,) float32 each.
 
         Raises:
             NotMeasured: weights are missing, or frames are too small.
         """
         if min(original.shape[1:3]) < SMALLEST:
             raise NotMeasured(f"DISTS needs frames of {SMALLEST}x{SMALLEST} or more")
+        network = self._network_on(original.device)
+        found: list[list[Tensor]] = [[] for _ in reconstructions]
+        for start in range(0, len(original), FRAMES_PER_CALL):
+            x, *others = (
+                network.levels(frames[start : start + FRAMES_PER_CALL].movedim(-1, 1).float() / 255)
+                for frames in (original, *reconstructions)
+            )
+            for distances, y in zip(found, others, strict=True):
+                distances.append(network.distance(x, y))
+        return [torch.cat(distances) for distances in found]
+
+    def _network_on(self, device: torch.device) -> DISTS:
         if self._network is None:
             for weights in (VGG, DISTS_WEIGHTS):
                 if not weights.is_here():
                     raise NotMeasured(weights.how_to_get())
             self._network = load_dists()
-        network = self._network = self._network.to(original.device)
-        pairs = zip(*(frames.split(FRAMES_PER_CALL) for frames in (original, reconstruction)), strict=True)
-        return torch.cat([network(*(frames.movedim(-1, 1).float() / 255 for frames in pair)) for pair in pairs])
+        self._network = self._network.to(device)
+        return self._network
 
     @staticmethod
     def about() -> dict[str, Any]:

@@ -6,6 +6,7 @@ large squares, which float32 leaves wrong in the third place where a frame is br
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from tae.losses import Perceptual
 from tae.losses.backbones import BY_NET
 from tae.losses.lpips import BACKBONES, Backbone, has_weights, torchvision_file
-from tae.metrics.metric import NotMeasured
+from tae.metrics.metric import NotMeasured, SharedOriginal
 from tae.model.clip import frames_to_clip
 from tae.runtime.files import file_sha256
 
@@ -89,7 +90,7 @@ def ms_ssim(original: Tensor, reconstruction: Tensor) -> Tensor:
     return multiscale_structural_similarity_index_measure(y, x, data_range=1.0, reduction="none", normalize="relu")
 
 
-class LPIPS:
+class LPIPS(SharedOriginal):
     """Learned perceptual distance (Zhang et al., arXiv 1801.03924). Nothing is downloaded.
 
     Args:
@@ -107,8 +108,8 @@ class LPIPS:
         given = self.weights_path is not None
         self._network = Perceptual(weight=1.0, net=backbone, weights_path=weights_path) if given else None
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> Tensor:
-        """Shapes: (n, h, w, 3) uint8 twice -> (n,) float32.
+    def of_each(self, original: Tensor, reconstructions: Sequence[Tensor]) -> list[Tensor]:
+        """Shapes: (n, h, w, 3) uint8 each -> (n,) float32 each.
 
         Raises:
             NotMeasured: there are no weights, or the frames are too small.
@@ -116,7 +117,8 @@ class LPIPS:
         smallest = BACKBONES[self.backbone][0]
         if min(original.shape[1:3]) < smallest:
             raise NotMeasured(f"LPIPS ({self.backbone}) needs frames of {smallest}x{smallest} or more")
-        return self.network().per_frame(frames_to_clip(original[None]), frames_to_clip(reconstruction[None]))[0]
+        clip, *others = (frames_to_clip(frames[None]) for frames in (original, *reconstructions))
+        return [distances[0] for distances in self.network().per_frame_of_each(clip, others)]
 
     def network(self) -> Perceptual:
         """The network, loaded when it is first asked for. Raises NotMeasured where its weights are not here."""

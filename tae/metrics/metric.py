@@ -1,6 +1,8 @@
 """What a metric is: how it is called, written and judged, and the function that measures it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
@@ -21,7 +23,10 @@ class NotMeasured(Exception):  # noqa: N818  (the reason is a result, not a fail
 
 
 class SetFunction(Protocol):
-    """A metric of scope "set": a distance between two sets of clips, such as FVD."""
+    """A metric of scope "set": a distance between two sets of clips, such as FVD.
+
+    It may have a method `check_count(clips)` that raises NotMeasured where they are too few, asked before anything runs.
+    """
 
     def __call__(self, original: Tensor, reconstruction: Tensor, **context: Any) -> Any:
         """What is kept of a clip, (t, h, w, 3) uint8 twice: anything small that pickle takes, such as its features."""
@@ -31,6 +36,20 @@ class SetFunction(Protocol):
 
         The clips come from all processes in the order of their keys. Raises NotMeasured where there are too few.
         """
+
+
+class SharedOriginal(ABC):
+    """A metric part of whose work concerns the original alone, such as its features: several reconstructions of one
+    original, the model's and the baseline's, are measured together and that part is done once.
+    """
+
+    def __call__(self, original: Tensor, reconstruction: Tensor) -> Any:
+        """As `Metric` says of its scope."""
+        return self.of_each(original, [reconstruction])[0]
+
+    @abstractmethod
+    def of_each(self, original: Tensor, reconstructions: Sequence[Tensor]) -> list[Any]:
+        """The same for each reconstruction, which are shaped as the original."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Definition:
         digits: behind the decimal point.
         percent: write 0.01 as 1%.
         scope: "frame" and "clip" have a value for each clip, "set" has one for all clips together.
+        every: measured on every n-th frame of a clip, from its first on; for metrics of scope "frame".
         about: what has to be known to measure the same: window, network, version, SHA-256 of the weights.
     """
 
@@ -51,6 +71,7 @@ class Definition:
     digits: int = 4
     percent: bool = False
     scope: Scope = "frame"
+    every: int = 1
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -84,7 +105,7 @@ class Metric(Definition):
         in_validation: also measured at each validation of a training.
 
     Raises:
-        UserError: scope or needs are not of those above.
+        UserError: scope, needs or every are not of those above.
     """
 
     function: Callable[..., Any]
@@ -94,6 +115,11 @@ class Metric(Definition):
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):
             raise UserError(f"The metric {self.label} has scope={self.scope}. Choose one of: frame, clip, set.")
+        if self.every < 1 or (self.every > 1 and self.scope != "frame"):
+            raise UserError(
+                f"The metric {self.label} has every={self.every}. Give 1 or more; metrics of scope clip and set take every "
+                "frame."
+            )
         unknown = [name for name in self.needs if name not in CONTEXT or self.scope == "frame"]
         if unknown:
             raise UserError(
@@ -115,18 +141,38 @@ class Measured(NamedTuple):
     kept: dict[str, Any]
 
 
+class Candidate(NamedTuple):
+    """Reconstructions of a batch of clips, (b, t, h, w, 3) uint8, and what is known beside them.
+
+    context: of `CONTEXT`, a value for each clip; what is None or missing does not exist.
+    """
+
+    frames: Tensor
+    context: Mapping[str, Sequence[Any] | Tensor | None]
+
+
 class Measurement:
     """Measures clips, and remembers which metrics could not be.
 
     Args:
         metrics: {name: metric}.
+        num_clips: how many there will be in all processes together, if that is known: metrics of a set for which it is too
+            small are then left out from the start.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, metrics: Mapping[str, Metric], num_clips: int | None = None) -> None:
         self.metrics = dict(metrics)
-        self.reasons: dict[str, str] = {}
+        self.num_clips = num_clips
+        self.reset()
 
-    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget the reasons of an earlier set of clips."""
+        self.reasons: dict[str, str] = {}
+        for name, metric in self.metrics.items():
+            if self.num_clips is not None and hasattr(metric.function, "check_count"):
+                with self._reason_of(name):
+                    metric.function.check_count(self.num_clips)
+
     def __call__(
         self, original: Tensor, reconstruction: Tensor, **context: Sequence[Any] | Tensor | None
     ) -> list[Measured]:
@@ -134,40 +180,64 @@ class Measurement:
 
         Args:
             original, reconstruction: (b, t, h, w, 3) uint8.
-            **context: of `CONTEXT`, a value for each clip; what is None or missing does not exist.
+            **context: as in `Candidate`.
         """
-        clips = [Measured({}, {}) for _ in original]
-        there = {name: values for name, values in context.items() if values is not None}
+        return self.of_each(original, [Candidate(reconstruction, context)])[0]
+
+    @torch.no_grad()
+    def of_each(self, original: Tensor, candidates: Sequence[Candidate]) -> list[list[Measured]]:
+        """Measure several reconstructions of one batch of clips: for each of them what a call returns."""
+        measured = [[Measured({}, {}) for _ in original] for _ in candidates]
         with torch.autocast(original.device.type, enabled=False):
             for name, metric in self.metrics.items():
-                if name in self.reasons or not there.keys() >= set(metric.needs):
+                if name in self.reasons:
                     continue
-                try:
-                    self._measure(name, metric, original, reconstruction, there, clips)
-                except NotMeasured as reason:
-                    self.reasons[name] = str(reason)
-        return clips
+                able = [
+                    (candidate, clips)
+                    for candidate, clips in zip(candidates, measured, strict=True)
+                    if all(candidate.context.get(need) is not None for need in metric.needs)
+                ]
+                with self._reason_of(name):
+                    self._measure(name, metric, original, able)
+        return measured
+
+    @contextmanager
+    def _reason_of(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except NotMeasured as reason:
+            self.reasons[name] = str(reason)
 
     def _measure(
-        self,
-        name: str,
-        metric: Metric,
-        original: Tensor,
-        reconstruction: Tensor,
-        context: Mapping[str, Sequence[Any] | Tensor],
-        clips: list[Measured],
+        self, name: str, metric: Metric, original: Tensor, able: Sequence[tuple[Candidate, list[Measured]]]
     ) -> None:
         if metric.scope == "frame":
-            values = metric.function(original.flatten(0, 1), reconstruction.flatten(0, 1))
-            means = values.float().unflatten(0, (len(original), -1)).mean(1).tolist()
-            for clip, mean in zip(clips, means, strict=True):
-                clip.values[name] = mean
+            frames = [clip[:, :: metric.every].flatten(0, 1) for clip in (original, *(it.frames for it, _ in able))]
+            found = of_each(metric.function, frames[0], frames[1:], [{}] * len(able))
+            for values, (_, clips) in zip(found, able, strict=True):
+                for clip, mean in zip(
+                    clips, values.float().unflatten(0, (len(original), -1)).mean(1).tolist(), strict=True
+                ):
+                    clip.values[name] = mean
             return
-        for i, clip in enumerate(clips):
-            result = metric.function(
-                original[i], reconstruction[i], **{need: context[need][i] for need in metric.needs}
-            )
-            if metric.scope == "clip":
-                clip.values[name] = float(result)
-            else:
-                clip.kept[name] = result
+        for i, clip_frames in enumerate(original):
+            contexts = [{need: it.context[need][i] for need in metric.needs} for it, _ in able]  # type: ignore[index]
+            found = of_each(metric.function, clip_frames, [it.frames[i] for it, _ in able], contexts)
+            for result, (_, clips) in zip(found, able, strict=True):
+                if metric.scope == "clip":
+                    clips[i].values[name] = float(result)
+                else:
+                    clips[i].kept[name] = result
+
+
+def of_each(
+    function: Callable[..., Any],
+    original: Tensor,
+    reconstructions: Sequence[Tensor],
+    contexts: Sequence[Mapping[str, Any]],
+) -> list[Any]:
+    """A metric's function of each reconstruction, together where it is a `SharedOriginal`."""
+    if isinstance(function, SharedOriginal):
+        return function.of_each(original, reconstructions) if reconstructions else []
+    pairs = zip(reconstructions, contexts, strict=True)
+    return [function(original, reconstruction, **context) for reconstruction, context in pairs]

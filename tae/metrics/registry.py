@@ -12,7 +12,7 @@ from tae.metrics.distribution import FRAMES, RFVD, SIZE
 from tae.metrics.dists import FrameDISTS
 from tae.metrics.frame import LPIPS, ms_ssim, psnr, ssim, ssim_uniform
 from tae.metrics.metric import Definition, Metric
-from tae.metrics.temporal import IMAGE_STEP, STILL, PhasePSNR, flicker, image_psnr, tpsnr, warp
+from tae.metrics.temporal import IMAGE_STEP, STILL, PhasePSNR, Warp, flicker, image_psnr, tpsnr
 from tae.metrics.video_quality import CVVDP_DISPLAY, cvvdp, vmaf
 from tae.runtime.errors import UserError
 
@@ -32,7 +32,7 @@ METRICS = {
         about={"window": "uniform 7x7, sample covariance"},
         in_validation=False,
     ),
-    "lpips": Metric(label="LPIPS (VGG)", higher_is_better=False, function=LPIPS(), in_validation=False),
+    "lpips": Metric(label="LPIPS (VGG)", higher_is_better=False, function=LPIPS()),
     "outlier_rate": Metric(
         label="outlier rate",
         higher_is_better=False,
@@ -94,7 +94,7 @@ MORE_METRICS = {
         label="warping error",
         higher_is_better=False,
         scope="clip",
-        function=warp,
+        function=Warp(),
         about={"flow": "DIS medium of the original", "package": _version("opencv-python")},
         in_validation=False,
     ),
@@ -126,7 +126,8 @@ MORE_METRICS = {
     ),
 }
 BUNDLED_METRICS = {**METRICS, **MORE_METRICS}
-SLOW_METRICS = ("lpips_alex", "dists", "ms_ssim", "warp", "vmaf", "cvvdp", "rfvd")  # said beforehand how long they take
+# How long these take is said beforehand.
+SLOW_METRICS = ("lpips", "lpips_alex", "dists", "ms_ssim", "warp", "vmaf", "cvvdp", "rfvd")
 
 
 def bundled(name: str, **changes: Any) -> Metric:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tae.metrics.frame import psnr
-from tae.metrics.metric import NotMeasured
+from tae.metrics.metric import NotMeasured, SharedOriginal
 
 IMAGE_STEP = 8
 STILL = 1  # of 255: a value that changes by no more than this from one frame to the next does not move
@@ -67,20 +67,22 @@ def image_psnr(original: Tensor, reconstruction: Tensor, *, images: Tensor) -> f
     return psnr(original[::IMAGE_STEP], images).mean().item()
 
 
-def warp(original: Tensor, reconstruction: Tensor) -> float:
+class Warp(SharedOriginal):
     """Mean |y_t - y_{t+1} warped to t| in [0, 1], over the positions that the original shows in both frames.
 
     The flow is the original's (OpenCV's DIS, preset medium, on luma), so a model is not asked whether it moves, but
     whether it moves with the original. Blur lowers it, so it belongs beside a metric of sharpness. After Lai et al., ECCV
     2018, with absolute in place of squared differences.
-
-    Raises:
-        NotMeasured: OpenCV is not installed, or the clip has one frame.
     """
-    flows = [flow_pair(x, next_x) for x, next_x in _pairs(_luma(original))]
-    frames = reconstruction.cpu().numpy()
-    errors = [warping_error(*pair, *flow) for pair, flow in zip(_pairs(frames), flows, strict=True)]
-    return float(np.mean(errors))
+
+    def of_each(self, original: Tensor, reconstructions: Sequence[Tensor]) -> list[float]:
+        """Raises NotMeasured where OpenCV is not installed, or the clip has one frame."""
+        flows = [flow_pair(x, next_x) for x, next_x in _pairs(_luma(original))]
+        found = []
+        for frames in reconstructions:
+            pairs = zip(_pairs(frames.cpu().numpy()), flows, strict=True)
+            found.append(float(np.mean([warping_error(*pair, *flow) for pair, flow in pairs])))
+        return found
 
 
 def flow_pair(x: np.ndarray, next_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tae.evaluation.estimate import duration, in_words, seconds_for
+from tae.metrics.distribution import RFVD
 from tae.metrics.metric import Metric, NotMeasured
 
 
@@ -30,8 +31,16 @@ def test_seconds_grow_with_clips_and_frames(monkeypatch: pytest.MonkeyPatch) -> 
         "vmaf": Metric(label="c", scope="clip", function=not_here),
         "psnr": Metric(label="d", function=not_here),
     }
-    # Two frames of eight were measured; each clip twice, once of the model and once of the baseline.
-    assert seconds_for(metrics, 10, (8, 16, 24), torch.device("cpu")) == {"dists": 80.0, "warp": 20.0}
+    # Model and baseline together, two frames of eight where a metric is of frames.
+    assert seconds_for(metrics, 10, (8, 16, 24), torch.device("cpu")) == {"dists": 40.0, "warp": 10.0}
+
+
+def test_what_will_not_be_measured_takes_no_time() -> None:
+    frames = torch.zeros(1, 16, 8, 8, 3, dtype=torch.uint8)
+    network = RFVD()
+    network.features = lambda frames: pytest.fail("I3D ran")  # type: ignore[method-assign]
+    metrics = {"rfvd": Metric(label="rFVD", scope="set", function=network)}
+    assert seconds_for(metrics, 100, tuple(frames.shape[1:4]), torch.device("cpu"), in_all=200) == {}
 
 
 def test_the_line_names_the_longest_first() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from tae.metrics.distribution import FEWEST_CLIPS, RFVD, frechet_distance, i3d_input, jackknife
 from tae.metrics.i3d import Unit, pad_same
-from tae.metrics.metric import NotMeasured
+from tae.metrics.metric import Measurement, Metric, NotMeasured
 from tests.references.metrics import frechet_by_matrix_root
 
 
@@ -76,10 +76,28 @@ def test_features_of_the_originals_are_computed_once(monkeypatch: pytest.MonkeyP
     metric = RFVD()
     monkeypatch.setattr(metric, "_network_on", lambda device: network)
     original, first, second = torch.randint(0, 256, (3, 18, 20, 30, 3)).byte()
-    kept = [metric(original, reconstruction) for reconstruction in (first, second)]
+    kept = metric.of_each(original, [first, second])
     assert seen == [(1, 3, 16, 224, 224)] * 3
     assert np.array_equal(kept[0][0], kept[1][0])
     assert not np.array_equal(kept[0][1], kept[1][1])
+
+
+def test_too_few_clips_are_known_before_the_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = RFVD()
+    monkeypatch.setattr(metric, "features", lambda frames: pytest.fail("I3D ran for a number that there will not be"))
+    frames = torch.zeros(1, 16, 32, 32, 3, dtype=torch.uint8)
+    measure = Measurement({"rfvd": Metric(label="rFVD", scope="set", function=metric)}, num_clips=255)
+    for _ in range(2):
+        assert not measure(frames, frames)[0].kept
+        assert "256" in measure.reasons["rfvd"]
+        measure.reset()  # of an evaluation that starts again
+    with pytest.raises(pytest.fail.Exception):
+        Measurement(measure.metrics, num_clips=256)(frames, frames)
+
+
+def test_fewer_clips_are_measured_where_that_is_asked_for() -> None:
+    x = features(20, 8)
+    assert RFVD(fewest_clips=20).compute(list(zip(x, x + 1, strict=True)))["mean"] == pytest.approx(8)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (30, 20), (24, 24)])

@@ -112,7 +112,7 @@ def test_lpips_downloads_nothing(frames, tmp_path, monkeypatch):
 
 def test_lpips_is_measured_where_weights_are(frames, monkeypatch):
     network = Perceptual(weight=0, net="vgg", weights_path=None)
-    monkeypatch.setattr(network, "per_frame", lambda x, y: (x - y).abs().mean(dim=(1, 3, 4)))
+    monkeypatch.setattr(network, "per_frame_of_each", lambda x, ys: [(x - y).abs().mean(dim=(1, 3, 4)) for y in ys])
     metric = LPIPS()
     metric._network = network
     expected = (frames[0].float() - frames[1].float()).abs().mean(dim=(1, 2, 3)) / 127.5

@@ -1,5 +1,7 @@
 """Rows of the metric registry, and what measuring does whatever the metric."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -7,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from tae.evaluation.run import build_metrics
 from tae.evaluation.validation import Validation
 from tae.metrics.frame import psnr
-from tae.metrics.metric import Measurement, Metric, NotMeasured
+from tae.metrics.metric import Candidate, Measurement, Metric, NotMeasured, SharedOriginal
 from tae.metrics.registry import METRICS
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
@@ -48,7 +50,40 @@ def test_a_metric_that_needs_what_is_not_there_is_left_out(frames):
     assert not any("outlier_rate" in clip.values for clip in measure(*frames))
 
 
-@pytest.mark.parametrize(("settings", "told"), [({"scope": "video"}, "frame, clip, set"), ({"needs": ["fps"]}, "fps")])
+def test_reconstructions_of_one_original_are_measured_together(frames):
+    """As each alone, and what concerns the original is done once."""
+
+    class Difference(SharedOriginal):
+        originals = 0
+
+        def of_each(self, original, reconstructions):
+            self.originals += 1
+            return [(original.float() - it.float()).abs().mean(dim=(1, 2, 3)) for it in reconstructions]
+
+    original, first = frames
+    second = original.roll(1, 1)
+    difference = Difference()
+    measure = Measurement({"difference": Metric(label="d", function=difference), "ssim": METRICS["ssim"]})
+    together = measure.of_each(original, [Candidate(first, {}), Candidate(second, {})])
+    assert difference.originals == 1
+    assert together == [measure(original, first), measure(original, second)]
+
+
+def test_every_other_frame(frames):
+    values = Measurement({"psnr": replace(METRICS["psnr"], every=2)})(*frames)
+    expected = psnr(*(clips[:, [0, 2]].flatten(0, 1) for clips in frames)).view(2, 2).mean(1)
+    assert [clip.values["psnr"] for clip in values] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"scope": "video"}, "frame, clip, set"),
+        ({"needs": ["fps"]}, "fps"),
+        ({"every": 0}, "1 or more"),
+        ({"every": 2, "scope": "clip"}, "take every frame"),
+    ],
+)
 def test_a_row_that_cannot_be_measured_is_refused(settings, told):
     with pytest.raises(UserError, match=told):
         Metric(label="sharpness", function=psnr, **settings)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tae.metrics.metric import NotMeasured
-from tae.metrics.temporal import PhasePSNR, flicker, flow_pair, image_psnr, tpsnr, warp, warping_error
+from tae.metrics.temporal import PhasePSNR, Warp, flicker, flow_pair, image_psnr, tpsnr, warping_error
 from tests.references.metrics import flicker_by_loops, tpsnr_by_loops, warping_error_by_loops
 
 
@@ -87,8 +87,7 @@ def test_the_flow_follows_the_square(moving: Tensor) -> None:
 
 
 def test_what_does_not_move_with_the_original_is_bad(moving: Tensor) -> None:
-    exact, shaking = warp(moving, moving), warp(moving, noisy(moving, 20))
-    shuffled = warp(moving, moving[[0, 3, 1, 5, 2, 4]])
+    exact, shaking, shuffled = Warp().of_each(moving, [moving, noisy(moving, 20), moving[[0, 3, 1, 5, 2, 4]]])
     assert shaking > 3 * exact
     assert shuffled > 2 * exact
 
@@ -113,7 +112,7 @@ def test_images_are_every_eighth_frame() -> None:
     assert image_psnr(original, original, images=images) < 80
 
 
-@pytest.mark.parametrize("metric", [tpsnr, flicker, warp])
+@pytest.mark.parametrize("metric", [tpsnr, flicker, Warp()])
 def test_one_frame_has_no_motion(metric, moving: Tensor) -> None:
     with pytest.raises(NotMeasured, match="two frames"):
         metric(moving[:1], moving[:1])
