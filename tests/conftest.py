@@ -11,9 +11,12 @@ SHARED_CLIPS = Path(os.environ.get("TAE_SHARED_CLIPS", Path(__file__).parents[2]
 REAL_WEIGHTS = os.environ.get("TAE_WEIGHTS")
 
 
-def pytest_configure() -> None:
+@pytest.fixture(scope="session", autouse=True)
+def no_weights() -> Iterator[None]:
     """What this machine has in its cache of weights must change no test but those that ask for it."""
-    os.environ["TAE_WEIGHTS"] = str(Path(os.devnull) / "no-weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAE_WEIGHTS", str(Path(os.devnull) / "no-weights"))
+        yield
 
 
 @pytest.fixture

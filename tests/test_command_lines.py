@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from tae.runtime.cli import Program
 from tae.runtime.commands import COMMANDS
-from tests import test_docs, test_startup
+from tests import documented, test_startup
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
@@ -106,10 +106,10 @@ def runs(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def test_every_command_line_of_the_pages_is_taken_by_its_program(tmp_path: Path) -> None:
-    documented = [one for one in dict.fromkeys(test_docs.COMMANDS + test_docs.MENTIONED) if one.entry]
-    assert len(documented) > 40
+    listed = [one for one in dict.fromkeys(documented.COMMANDS + documented.MENTIONED) if one.entry]
+    assert len(listed) > 40
     calls = [
-        (COMMANDS[one.entry][0], run) for one in documented
+        (COMMANDS[one.entry][0], run) for one in listed
         for run in (runs(one.overrides) if one.entry != "weights" else [tuple(one.overrides)])
     ]  # fmt: skip
     assert failures(list(dict.fromkeys(calls)), tmp_path) == {}
