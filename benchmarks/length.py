@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.common import DTYPES, MODELS, RESULTS, peak_resident_bytes, publish, synchronize
 from tae import TemporalAutoencoder
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 from tae.model.tiling import Tiling, decode_stream, encode_stream
 
 PIECE = 8  # pixel frames

@@ -22,7 +22,7 @@ from data.datamodule import ClipDataModule
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.metric import Measured, Measurement
 from tae.metrics.registry import METRICS
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.pretrained import load_model
 
 BLOCK = 8  # frames, rows and columns

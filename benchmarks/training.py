@@ -24,7 +24,7 @@ from benchmarks.step import SEED, VARIANTS, Step, build_loss, state_dict
 from data.datamodule import ClipDataModule
 from tae import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 
 # Relative differences from the first variant over 20 steps: of the loss of a step, of the mean of all.
 BOUNDS = {"fp32": (1e-3, 1e-4), "bf16": (5e-2, 1e-2), "fp16": (5e-2, 1e-2)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tae.model.autoencoder import AutoencoderOutput, TemporalAutoencoder
-    from tae.model.clip import clip_to_frames, frames_to_clip
+    from tae.model.frame_conversion import clip_to_frames, frames_to_clip
     from tae.model.posterior import DiagonalGaussian
     from tae.model.pretrained import load_model
     from tae.model.tiling import Tiling, decode_stream, encode_stream
@@ -30,7 +30,7 @@ __all__ = [
 
 _HOMES = {
     "tae.model.autoencoder": ("AutoencoderOutput", "TemporalAutoencoder"),
-    "tae.model.clip": ("clip_to_frames", "frames_to_clip"),
+    "tae.model.frame_conversion": ("clip_to_frames", "frames_to_clip"),
     "tae.model.posterior": ("DiagonalGaussian",),
     "tae.model.pretrained": ("load_model",),
     "tae.model.tiling": ("Tiling", "decode_stream", "encode_stream"),

@@ -1,4 +1,4 @@
-"""Frames of any size to a square of the resolution. All uint8: the value range is `tae.model.clip`'s business."""
+"""Frames of any size to a square of the resolution, all uint8 (`tae.model.frame_conversion` knows the value range)."""
 
 import math
 from collections.abc import Sequence

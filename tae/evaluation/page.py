@@ -21,7 +21,7 @@ from tae.evaluation.results import ClipFrames, EvaluationResult, measured
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Definition
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.runtime.files import replacing, write_text
 from tae.video.reader import VideoReader
 from tae.video.writer import write_video

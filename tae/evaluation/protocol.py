@@ -16,7 +16,7 @@ from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.metric import Candidate, Measurement, Metric
 from tae.metrics.registry import METRICS, complete
 from tae.metrics.temporal import IMAGE_STEP
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
 
 

@@ -23,7 +23,7 @@ from data.shards.format import VIDEO_EXTENSIONS
 from tae.latents.writer import LatentFile
 from tae.metrics.frame import psnr, ssim
 from tae.model.autoencoder import TemporalAutoencoder
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import Tiling, decode_stream, encode_stream
 from tae.runtime.errors import UserError

@@ -28,7 +28,7 @@ from tae.latents.sources import Piece, Pieces, Reading, Source
 from tae.latents.stats import LatentStats
 from tae.latents.writer import FINISHED, LatentShard, entry_path
 from tae.model.autoencoder import TemporalAutoencoder
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 from tae.model.pretrained import LoadedModel
 from tae.model.tiling import Tiling, encode_in_space
 from tae.runtime.console import plain_console

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from tae.losses.objective import Objective
 from tae.losses.term import Context, Output
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 
 
 class StepLoss(NamedTuple):

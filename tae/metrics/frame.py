@@ -18,7 +18,7 @@ from tae.losses import Perceptual
 from tae.losses.backbones import BY_NET
 from tae.losses.lpips import BACKBONES, Backbone, has_weights, torchvision_file
 from tae.metrics.metric import NotMeasured, SharedOriginal
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 from tae.runtime.files import file_sha256
 
 PSNR_CAP = 100.0  # dB; an exact frame's PSNR is infinite, which no mean survives

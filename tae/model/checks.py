@@ -49,9 +49,7 @@ def check_clip(clip: Tensor, smallest: int) -> None:
         hint = " For images add a time axis: x[:, :, None]." if clip.ndim == 4 else ""
         raise ValueError(f"encode() takes a clip (b, 3, t, h, w); got {tuple(clip.shape)}.{hint}")
     if not clip.is_floating_point():
-        raise TypeError(
-            f"encode() takes values in [-1, 1]; got {clip.dtype}. Use tae.model.clip.frames_to_clip on frames."
-        )
+        raise TypeError(f"encode() takes values in [-1, 1]; got {clip.dtype}. Use tae.frames_to_clip on frames.")
     if clip.shape[2] < 1 or min(clip.shape[3:]) < smallest:
         raise ValueError(f"encode() takes t >= 1 and h, w >= {smallest}; got (t, h, w) = {tuple(clip.shape[2:])}.")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tae.losses import Objective
 from tae.losses.step import training_step
 from tae.model.autoencoder import TemporalAutoencoder
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 from tae.planning.meter import Cost, Meter, rehearsal
 from tae.runtime.errors import UserError
 from tae.runtime.progress import stage

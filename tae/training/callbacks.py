@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 from data.batch import Batch
 from tae.evaluation.pictures import side_by_side
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.runtime.annotations import NotNegative
 from tae.runtime.console import plain_console
 from tae.runtime.lightning_internals import is_logged_step

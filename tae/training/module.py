@@ -19,7 +19,7 @@ from tae.losses.step import compute_loss
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric
 from tae.model.autoencoder import TemporalAutoencoder
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
 from tae.runtime.lightning_internals import is_logged_step

@@ -20,7 +20,7 @@ from data.sampling.transforms import resize_short_side
 from tae import TemporalAutoencoder
 from tae.evaluation.reconstruction import panels, plan_outputs
 from tae.metrics.frame import psnr
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.tiling import decode_stream, encode_stream
 from tae.reconstruct import main
 from tae.runtime.cli import CONFIG_FOLDER

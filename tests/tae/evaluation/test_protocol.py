@@ -18,7 +18,7 @@ from tae.evaluation.results import ClipResult, EvaluationResult, measured, once_
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric, NotMeasured
 from tae.metrics.registry import BUNDLED_METRICS, METRICS
-from tae.model.clip import clip_to_frames
+from tae.model.frame_conversion import clip_to_frames
 from tae.runtime.errors import UserError
 
 pytestmark = [

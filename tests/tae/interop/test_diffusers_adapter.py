@@ -10,7 +10,7 @@ import torch
 from tae import TemporalAutoencoder, UserError
 from tae.interop.diffusers_adapter import DiffusersVAE
 from tae.latents.stats import LatentStats
-from tae.model.clip import clip_to_frames, frames_to_clip
+from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.tiling import Tiling
 
 diffusers = pytest.importorskip("diffusers")

@@ -21,7 +21,7 @@ from data.shards.writer import ShardWriter
 from tae import TemporalAutoencoder
 from tae.encode import main
 from tae.latents.writer import LatentShard
-from tae.model.clip import frames_to_clip
+from tae.model.frame_conversion import frames_to_clip
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 from tests.references.video import decode_in_order, make_video
