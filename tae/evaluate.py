@@ -1,4 +1,4 @@
-"""Measure a model by the protocol tae-eval-1: metrics, a table, a page with synchronised videos.
+"""Measure a model by the protocol tae-eval-2: metrics, a table, a page with synchronised videos.
 
 python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
 python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way

@@ -74,7 +74,7 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     document = json.loads((trained / "metrics.json").read_text())
-    assert document["protocol"] == "tae-eval-1"
+    assert document["protocol"] == "tae-eval-2"
     assert (document["num_clips"], document["num_frames"]) == (3, 24)
     assert set(document["metrics"]["psnr"]) == {"mean", "ci95"}
     assert document["baselines"]["trilinear"]["psnr"]["mean"] > 0

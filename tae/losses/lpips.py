@@ -171,10 +171,7 @@ def check_available(net: str, weights_path: str | None) -> None:
             with urlopen(Request(_url(net), method="HEAD"), timeout=DOWNLOAD_TIMEOUT):
                 pass
         except OSError as error:
-            raise UserError(
-                f"The LPIPS backbone's weights {torchvision_file(net).name} are not in {torchvision_file(net).parent}, and "
-                f"{urlsplit(_url(net)).hostname} cannot be reached ({error}). {_ways(net)}"
-            ) from error
+            raise UserError(_not_here(net, f"{urlsplit(_url(net)).hostname} cannot be reached ({error})")) from error
 
 
 def _downloaded(net: str) -> Path:
@@ -188,11 +185,16 @@ def _downloaded(net: str) -> Path:
         with _socket_timeout(DOWNLOAD_TIMEOUT):
             torch.hub.download_url_to_file(_url(net), str(path), hash_prefix=sha256_prefix)
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong hash a RuntimeError
-        raise UserError(
-            f"The LPIPS backbone's weights {path.name} are not in {path.parent}, and downloading them failed: "
-            f"{error}. {_ways(net)}"
-        ) from error
+        raise UserError(_not_here(net, f"the download failed ({error})")) from error
     return path
+
+
+def _not_here(net: str, torchvision: str) -> str:
+    """Why LPIPS has no weights, the next step first, and what became of torchvision's, the second place to look."""
+    return (
+        f"LPIPS has no weights of its backbone ({net}). {_ways(net)} (Torchvision's {torchvision_file(net).name} is not in "
+        f"{torchvision_file(net).parent}, and {torchvision}.)"
+    )
 
 
 def _ways(net: str) -> str:

@@ -70,11 +70,11 @@ class RFVD(SharedOriginal):
 
     Args:
         fewest_clips: with fewer it is not measured: its bias, which falls with their number, is then larger than most
-            differences.
+            differences. At least 4, since each half needs two for its covariance.
     """
 
     def __init__(self, fewest_clips: int = FEWEST_CLIPS) -> None:
-        self.fewest_clips = fewest_clips
+        self.fewest_clips = max(fewest_clips, 4)
         self._network: I3D | None = None
 
     def check_count(self, clips: int) -> None:

@@ -10,7 +10,7 @@ from tae.evaluation.run import build_metrics
 from tae.evaluation.validation import Validation
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Candidate, Measurement, Metric, NotMeasured, SharedOriginal
-from tae.metrics.registry import METRICS
+from tae.metrics.registry import BUNDLED_METRICS, METRICS
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 
@@ -91,11 +91,20 @@ def test_a_row_that_cannot_be_measured_is_refused(settings, told):
 
 @pytest.mark.parametrize("entry", ["evaluate", "train"])
 def test_the_defaults_are_the_registry(entry):
+    """And the first of them those of tae-eval-1, as they were."""
     metrics = build_metrics(composed(entry=entry))
-    assert list(metrics) == list(METRICS)
+    assert list(metrics) == [*METRICS, "image_psnr", "tpsnr", "flicker", "psnr_phase"]
     assert {name: metric.definition() for name, metric in metrics.items()} == {
-        name: metric.definition() for name, metric in METRICS.items()
+        name: BUNDLED_METRICS[name].definition() for name in metrics
     }
+    assert list(build_metrics(composed("metrics=tae-eval-1", entry=entry))) == list(METRICS)
+
+
+def test_the_demo_measures_lpips_on_few_frames():
+    metrics = build_metrics(composed("experiment=demo", entry="train"))
+    assert list(metrics) == list(build_metrics(composed(entry="train")))
+    assert metrics["lpips"].every == 8
+    assert "every 8th frame" in metrics["lpips"].label
 
 
 def test_metrics_are_chosen_by_name():
