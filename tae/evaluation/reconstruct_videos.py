@@ -40,7 +40,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     tiling = instantiate(cfg.tiling)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
     with stage(f"reading {cfg.ckpt}"):
-        model = load_model(cfg.ckpt).model.to(fabric.device)
+        model = load_model(cfg.ckpt, cfg.weights).model.to(fabric.device)
     tiling.check(model.time_factor, model.space_factor, decoding=not cfg.latents_only)
     outcomes, failed = [], 0
     with progress_bar("frames") as progress, fabric.autocast():

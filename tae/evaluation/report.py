@@ -233,6 +233,7 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
             [
                 ("checkpoint", f"`{checkpoint['path']}`"),
                 ("sha256", f"`{checkpoint['sha256']}`"),
+                ("weights", readable(checkpoint.get("weights"))),
                 ("training started from", readable(checkpoint.get("starting_weights"))),
                 *model_lines(document),
                 *((name, readable(value)) for name, value in document.get("training", {}).items()),

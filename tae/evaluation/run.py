@@ -56,13 +56,28 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     """The evaluation, in an output folder that is this run's own."""
     metrics = build_metrics(cfg)
-    loaded = load_other(cfg.ckpt) if is_other(cfg.ckpt) else load_model(cfg.ckpt)
+    loaded = load_measured(cfg)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
     cfg.data = OmegaConf.merge(evaluation_data(cfg, loaded.config), {"output_dir": cfg.output_dir})
     write_config(cfg)
     data = instantiate(cfg.data)
     return measure(loaded, data, cfg, metrics)
+
+
+def load_measured(cfg: DictConfig) -> LoadedModel | OtherModel:
+    """The autoencoder that `cfg.ckpt` names.
+
+    Raises:
+        UserError: it cannot be loaded, or has no such `weights`.
+    """
+    if not is_other(cfg.ckpt):
+        return load_model(cfg.ckpt, cfg.weights)
+    if cfg.weights is not None:
+        raise UserError(
+            f"weights={cfg.weights} chooses among those of a training of ours: leave it out for {cfg.ckpt}."
+        )
+    return load_other(cfg.ckpt)
 
 
 def build_metrics(cfg: DictConfig) -> dict[str, Metric]:
@@ -133,7 +148,8 @@ def measure(
             checkpoint={
                 "path": loaded.source,
                 "sha256": loaded.sha256,
-                "starting_weights": getattr(loaded.model, "starting_weights", None),  # of ours alone
+                "weights": getattr(loaded, "weights", None),  # of ours alone
+                "starting_weights": getattr(loaded.model, "starting_weights", None),
             },
             model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),

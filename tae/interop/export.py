@@ -34,7 +34,7 @@ def export(cfg: DictConfig) -> Path:
     stats = None if cfg.latents is None else LatentStats.read(cfg.latents)
     check_writable(output, "output")
     with stage(f"reading {cfg.ckpt}"):
-        loaded = load_model(cfg.ckpt)
+        loaded = load_model(cfg.ckpt, cfg.weights)
     metrics = find_metrics(loaded, cfg.metrics_json)
     check_stats(loaded, stats, cfg.latents)
     if cfg.push:

@@ -111,7 +111,8 @@ def quality(metrics: Mapping[str, Any]) -> str:
 
 def origin(loaded: LoadedModel) -> str:
     """The file that was exported, and what its training started from."""
-    lines = [f"- exported from a file with SHA-256 `{loaded.sha256}`"]
+    average = ", the moving average of its weights" if loaded.weights == "ema" else ""
+    lines = [f"- exported from a file with SHA-256 `{loaded.sha256}`{average}"]
     if start := loaded.model.starting_weights:
         (kind, source), (_, digest) = start.items()
         name = Path(source).name if source and Path(source).exists() else source  # no paths of one's own machine

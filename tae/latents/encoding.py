@@ -46,6 +46,7 @@ def settings_of(cfg: DictConfig, loaded: LoadedModel, sources: Sequence[Source])
     own = {name: cfg[name] for name in ("resolution", "frame_stride", "interlaced", "dtype", "clips_per_shard")}
     return own | {
         "checkpoint": loaded.sha256,
+        "weights": cfg.weights,
         "precision": str(cfg.trainer.precision),
         "tiling": OmegaConf.to_container(cfg.tiling, resolve=True),
         "number of videos": len(sources),

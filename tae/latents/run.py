@@ -29,7 +29,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
     output = to_path(cfg.output)
     sources, rejected = find_sources(cfg.source)
     tiling = instantiate(cfg.tiling)
-    loaded = load_model(cfg.ckpt)
+    loaded = load_model(cfg.ckpt, cfg.weights)
     tiling.check(loaded.model.time_factor, loaded.model.space_factor)
     settings = settings_of(cfg, loaded, sources)
     settle(output, settings)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from tae.losses.objective import Objective
 from tae.losses.term import Context, Output
+from tae.model.average import WeightAverage
 from tae.model.frame_conversion import frames_to_clip
 
 
@@ -44,14 +45,18 @@ def training_step(
     optimizer: Optimizer,
     frames: Tensor,
     precision: AbstractContextManager,
+    average: WeightAverage | None = None,
 ) -> None:
     """A whole step, as the Trainer takes it.
 
     Args:
         frames: (b, t, h, w, 3) uint8.
         precision: what the forward pass runs in, such as torch.autocast.
+        average: of the model's weights.
     """
     clip = frames_to_clip(frames)
     with precision:
         total = compute_loss(model, objective, clip).total
     update(model, optimizer, total)
+    if average is not None:
+        average.update(1)

@@ -1,7 +1,8 @@
 """Reading a training checkpoint that may come from a stranger: nothing in it is run.
 
 A checkpoint carries, beside Lightning's own entries, `architecture` (the constructor's arguments of the model) and `config`
-(the resolved configuration), which may hold plain values only.
+(the resolved configuration), which may hold plain values only. Of a run with a moving average of its weights (`ema.decay`),
+`state_dict` holds the average and `raw_weights` the weights that were trained.
 """
 
 import zipfile
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tae.runtime.errors import UserError, first_line
 
-MODEL_PREFIX = "model."
+MODEL_PREFIX, RAW_WEIGHTS = "model.", "raw_weights"
 MAX_DEPTH, MAX_VALUES = 20, 10_000  # of the config in a checkpoint; ours has 4 and about 150
 
 
@@ -83,7 +84,26 @@ def check_plain(values: Mapping[str, Any], source: Path) -> None:
             raise UserError(f"The config in {source} is deeper than {MAX_DEPTH} or longer than {MAX_VALUES:,} values.")
 
 
-def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The autoencoder's own tensors in a training checkpoint, under the autoencoder's names."""
+def model_weights(checkpoint: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
+    """The autoencoder's own tensors in a training checkpoint, under the autoencoder's names.
+
+    Args:
+        kind: "ema" or "raw", which are the same where the training kept no average.
+    """
     state = checkpoint["state_dict"]
-    return {name.removeprefix(MODEL_PREFIX): state[name] for name in state if name.startswith(MODEL_PREFIX)}
+    weights = {name.removeprefix(MODEL_PREFIX): state[name] for name in state if name.startswith(MODEL_PREFIX)}
+    return weights | checkpoint.get(RAW_WEIGHTS, {}) if kind == "raw" else weights
+
+
+def kind_of_weights(checkpoint: Mapping[str, Any], wanted: str | None, source: str | Path) -> str:
+    """Which weights to load: the wanted ones, else the average where there is one.
+
+    Raises:
+        UserError: the average is wanted and there is none, or the weights beside it are not weights.
+    """
+    raw = checkpoint.get(RAW_WEIGHTS)
+    if wanted == "ema" and raw is None:
+        raise UserError(f"{source} holds no moving average, since its training had ema.decay=null: give weights=raw.")
+    if raw is not None and not (isinstance(raw, dict) and all(isinstance(value, Tensor) for value in raw.values())):
+        raise UserError(f"{source} is damaged: its {RAW_WEIGHTS} are not weights.")
+    return wanted or ("raw" if raw is None else "ema")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
-from tae.model.checkpoint_file import model_weights, read_checkpoint
+from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
 from tae.model.checks import differing_parameters
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
@@ -34,32 +34,45 @@ MODEL_WITHOUT_NETWORK = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and where it came from. `config` is None where no training run stands behind the weights."""
+    """A model and where it came from.
+
+    Args:
+        config: None where no training run stands behind the weights.
+        weights: "ema" or "raw", which of a checkpoint's weights these are; None where that is not known.
+    """
 
     model: TemporalAutoencoder
     source: str
     sha256: str | None
     config: Mapping[str, Any] | None
+    weights: str | None = None
 
 
-def load_model(source: str | Path) -> LoadedModel:
+def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:
     """Load a model for use, in evaluation mode.
 
     Args:
         source: a Lightning checkpoint (`.ckpt`), a folder that `save_pretrained` wrote, a hub repository id, or `tiny`,
             the bundled weights.
+        weights: of a checkpoint: "ema", the moving average, or "raw", the weights that were trained; None: the average
+            where there is one.
 
     Raises:
-        UserError: there is no such thing, it is damaged, or it is something else.
+        UserError: there is no such thing, it is damaged, or it is something else, or it has no average and one is wanted.
     """
     path = BUNDLED.get(str(source), Path(source).expanduser())
     if path.is_file():
         checkpoint = read_checkpoint(path)
         model = build_model(checkpoint["architecture"], path)
-        load_weights(model, model_weights(checkpoint), path)
+        kind = kind_of_weights(checkpoint, weights, path)
+        load_weights(model, model_weights(checkpoint, kind), path)
         model.starting_weights = checkpoint.get("starting_weights")
-        return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"])
+        return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"], kind)
     folder = path if path.is_dir() else download_pretrained(str(source))
+    if weights is not None:
+        raise UserError(
+            f"weights={weights} chooses among those of a training's checkpoint (.ckpt), and {source} is none."
+        )
     return LoadedModel(read_pretrained(folder, source), str(source), file_sha256(folder / WEIGHTS_FILE), None)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tae.losses import Objective
 from tae.losses.step import training_step
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.average import WeightAverage
 from tae.model.frame_conversion import frames_to_clip
 from tae.planning.meter import Cost, Meter, rehearsal
 from tae.runtime.errors import UserError
@@ -45,12 +46,14 @@ class Planner:
         make_optimizer: builds the optimizer of the parameters.
         device: "cuda" or "cpu".
         autocast: what convolutions run in, None for float32.
+        ema_decay: of a moving average of the weights, None for none.
     """
 
     make_model: Callable[[], TemporalAutoencoder]
     make_optimizer: Callable[[Any], torch.optim.Optimizer]
     device: str
     autocast: torch.dtype | None
+    ema_decay: float | None = None
 
     def step(self, shape: Shape, loss: Objective) -> Cost:
         """A whole training step: forward, losses, backward, clipping, update."""
@@ -60,9 +63,10 @@ class Planner:
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()  # from now on its moments are there, as in every step but the first
             optimizer.zero_grad()
+            average = None if self.ema_decay is None else WeightAverage(model, self.ema_decay)
             meter.start()
             frames = torch.empty(*shape, 3, dtype=torch.uint8)
-            training_step(model, loss, optimizer, frames, self.precision())
+            training_step(model, loss, optimizer, frames, self.precision(), average)
             return meter.cost
 
     @torch.no_grad()
@@ -175,7 +179,11 @@ def make_planner(cfg: DictConfig) -> Planner:
             None  # where the weights come from does not matter to what they cost
         )
     return Planner(
-        partial(instantiate, cfg.model), instantiate(cfg.optimizer), cfg.device, AUTOCAST[cfg.trainer.precision]
+        make_model=partial(instantiate, cfg.model),
+        make_optimizer=instantiate(cfg.optimizer),
+        device=cfg.device,
+        autocast=AUTOCAST[cfg.trainer.precision],
+        ema_decay=cfg.ema.decay,
     )
 
 

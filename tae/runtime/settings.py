@@ -12,10 +12,15 @@ Precision = Literal[
 ]
 Interlaced = Literal["refuse", "deinterlace", "keep"]
 Dtype = Literal["fp32", "fp16", "bf16"]
+WeightKind = Literal["ema", "raw"]
 
 
 class Page(Section):
     clips: NotNegative
+
+
+class Average(Section):
+    decay: Annotated[float, Ge(0), Lt(1)] | None
 
 
 class Devices(Section):
@@ -35,6 +40,7 @@ class Train(Section):
     metrics: Mapping[str, Built] | None = None
     optimizer: Built
     scheduler: Built | None = None
+    ema: Average
     trainer: Built
     callbacks: Mapping[str, Built] | None = None
     logger: Mapping[str, Built] | None = None
@@ -63,6 +69,7 @@ class Evaluate(Section):
     data: Built | StoredData  # null: as the checkpoint has it
     metrics: Mapping[str, Built] | None = None
     ckpt: str
+    weights: WeightKind | None
     name: str
     seed: NotNegative
     page: Page
@@ -145,6 +152,7 @@ class Synthetic(Section):
 
 class Encode(Section):
     ckpt: str
+    weights: WeightKind | None
     source: str | list[str]
     output: str
     resolution: Pixels | None
@@ -163,6 +171,7 @@ class Reconstruct(Section):
         precision: Precision
 
     ckpt: str
+    weights: WeightKind | None
     source: str
     output: str
     start: NotNegative
@@ -178,6 +187,7 @@ class Reconstruct(Section):
 
 class Export(Section):
     ckpt: str
+    weights: WeightKind | None
     output: str
     format: Literal["safetensors", "torch_export", "onnx"]
     dtype: Dtype
@@ -201,6 +211,7 @@ class Plan(Section):
     model: Built
     loss: Built
     optimizer: Built
+    ema: Average
     trainer: Autocast
     data: Clip
     device: Literal["cuda", "cpu"]

@@ -123,10 +123,7 @@ def clipping(cfg: DictConfig) -> str | None:
     trainer = cfg.trainer
     if not trainer.get("gradient_clip_val"):
         return None
-    strategy = str(trainer.get("strategy"))
-    if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel")) and (
-        trainer.get("gradient_clip_algorithm") != "value"
-    ):
+    if divides_parameters(cfg) and trainer.get("gradient_clip_algorithm") != "value":
         return (
             "A strategy that divides the parameters among processes cannot be clipped by the norm of all of them here: "
             "set trainer.gradient_clip_val=null or trainer.gradient_clip_algorithm=value, or choose strategy=ddp."
@@ -134,6 +131,22 @@ def clipping(cfg: DictConfig) -> str | None:
     if str(trainer.get("precision")).startswith("16") and cfg.optimizer.get("fused"):
         return "optimizer.fused=true cannot be clipped under precision=fp16: set optimizer.fused=false."
     return None
+
+
+def divides_parameters(cfg: DictConfig) -> bool:
+    """Whether no process has all parameters."""
+    strategy = str(cfg.trainer.get("strategy")).lower()
+    return any(name in strategy for name in ("fsdp", "deepspeed", "modelparallel"))
+
+
+def moving_average(cfg: DictConfig) -> str | None:
+    """An average of weights that no process has as a whole."""
+    if cfg.ema.decay is None or not divides_parameters(cfg):
+        return None
+    return (
+        f"ema.decay={cfg.ema.decay} averages whole parameters, and this strategy divides them among processes: set "
+        "ema.decay=null, or choose strategy=ddp."
+    )
 
 
 def compiler(cfg: DictConfig) -> str | None:
@@ -170,5 +183,5 @@ def message_of(check: Callable[[], object]) -> str | None:
 
 CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
     *(missing_accelerator, devices, shards, starting_weights, architecture, lpips_weights),
-    *(learning_rate, steps, clipping, compiler, barebones),
+    *(learning_rate, steps, clipping, moving_average, compiler, barebones),
 )

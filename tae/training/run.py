@@ -30,6 +30,7 @@ from tae.runtime.ownership import owned
 from tae.training.callbacks import StepTimer
 from tae.training.checkpointing import LastCheckpoint
 from tae.training.config_checks import check_training
+from tae.training.ema import MovingAverage
 from tae.training.loggers import close_loggers, open_loggers
 from tae.training.module import AutoencoderModule
 from tae.training.resume import check_exact, check_resumable, find_resumable
@@ -61,6 +62,8 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
         data.setup("fit")
     loss, metrics = instantiate(cfg.loss), build_metrics(cfg)
     callbacks = [callback for callback in instantiate(cfg.get("callbacks") or {}).values() if callback is not None]
+    if cfg.ema.decay is not None:
+        callbacks.insert(0, MovingAverage(cfg.ema.decay))  # before those that use what the model gives in a validation
     # By their types, whatever their order; the command line may have left out either (`~callbacks.step_timer`).
     timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
     trainer = build_trainer(cfg, callbacks)
@@ -132,7 +135,11 @@ def model_to_measure(callbacks: Iterable[L.Callback], module: AutoencoderModule,
         if path.is_file():
             return load_model(path)
     return LoadedModel(
-        module.model.eval(), "the weights at the end of training, which were not saved", None, plain(cfg)
+        module.model.eval(),
+        source="the weights at the end of training, which were not saved",
+        sha256=None,
+        config=plain(cfg),
+        weights="raw" if cfg.ema.decay is None else "ema",
     )
 
 

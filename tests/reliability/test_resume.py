@@ -46,9 +46,9 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_every_checkpoint_of_a_run(
     accumulate: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, optimizer, one-cycle schedule, position and best score, whatever the generators stood at."""
+    """Weights, their average, optimizer, one-cycle schedule, position and best score, whatever the generators stood at."""
     output, moments = tmp_path / "run", tmp_path / "moments"
-    run = (*RUN, f"trainer.accumulate_grad_batches={accumulate}")
+    run = (*RUN, "ema.decay=0.9", f"trainer.accumulate_grad_batches={accumulate}")
     save = LastCheckpoint.save
 
     def save_and_keep(self: LastCheckpoint, trainer: Any) -> None:

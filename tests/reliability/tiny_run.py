@@ -65,6 +65,9 @@ def assert_same_state(one: Path, other: Path) -> None:
     states = [torch.load(path, weights_only=True) for path in (one, other)]
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "between_steps"):
         assert equal(states[0][part], states[1][part]), f"{part} differs"
+    for part in ("raw_weights",):
+        assert (part in states[0]) == (part in states[1]), f"{part} is in one only"
+        assert equal(states[0].get(part), states[1].get(part)), f"{part} differs"
     positions, best = ([state["loops"]["fit_loop"]["state_dict"] for state in states], [score(s) for s in states])
     assert equal(positions[0], positions[1]), f"the position in the data differs: {positions}"
     assert equal(best[0], best[1]), f"the best validation differs: {best}"

@@ -118,6 +118,11 @@ def test_checkpointing_and_halves_need_less():
     assert step_peak("data.resolution=128", "precision=bf16") < 0.8 * as_is
 
 
+def test_a_moving_average_needs_four_bytes_a_parameter() -> None:
+    cfg = config("ema.decay=0.999")
+    assert step_peak("ema.decay=0.999") - step_peak() == 4 * make_planner(cfg).num_parameters()
+
+
 MEASURE = """
 import sys
 from benchmarks.plan_check import configure, measure
