@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.sampling.clip import Clip, Sampling, Window
-from data.sampling.transforms import Augmentation
-from data.sampling.windows import ShortClip, window_span
+from data.sampling.transforms import Augmentation, Interpolation
+from data.sampling.windows import EvalWindow, ShortClip, window_span
 from data.shards.format import Shard
 from data.shards.index import find_shards, read_recipe
 from data.shards.keys import unique_names
@@ -68,6 +68,8 @@ class ClipDataModule(LightningDataModule):
         cache_dir: folder of a local disk in which shards from http(s) and s3 are kept; None streams them each time.
         cache_gb: at most so many gigabytes (1e9 bytes) are kept there.
         decoder: the reader of video files: `auto` takes the one that preparation recorded, see `data.decode.choose_reader`.
+        eval_window: which frames of a file validation and evaluation take, the `central` or the `first` ones.
+        interpolation: of the scaling to `resolution`, antialiased.
         allow_pipe: let `shards` hold `pipe:COMMAND`.
 
     Raises:
@@ -97,6 +99,8 @@ class ClipDataModule(LightningDataModule):
         augmentation: Annotated[Mapping[str, Any] | None, ArgumentsOf(Augmentation)] = None,
         decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto",
         interleave: AtLeastOne = 1,
+        eval_window: EvalWindow = "central",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         check_arguments(ClipDataModule, locals())
         super().__init__()
@@ -105,7 +109,15 @@ class ClipDataModule(LightningDataModule):
         if unknown := set(shards) - set(SPLITS):
             raise UserError(f"shards: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
         self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards))
-        self.window = Window(num_frames, frame_stride, resolution, Augmentation(**augmentation or {}), decoder)
+        self.window = Window(
+            num_frames,
+            frame_stride,
+            resolution,
+            Augmentation(**augmentation or {}),
+            decoder,
+            place=eval_window,
+            interpolation=interpolation,
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.short_clip = short_clip
@@ -158,6 +170,8 @@ class ClipDataModule(LightningDataModule):
             "num_frames": self.window.num_frames,
             "frame_stride": self.window.frame_stride,
             "resolution": self.window.resolution,
+            "eval_window": self.window.place,
+            "interpolation": self.window.interpolation,
         }
 
     def eval_dataloader(self, split: str, only: Sequence[str] | None = None) -> ClipLoader:

@@ -34,7 +34,7 @@ class ClipLoader:
     process; the next goes on where the last one stopped. `state_dict` and `load_state_dict` are found and used by
     Lightning: a resumed run gets the batches that the interrupted one would have got, and decodes no other.
 
-    Evaluation (`shuffle_buffer` None): every clip exactly once over all processes, central window and crop, the last
+    Evaluation (`shuffle_buffer` None): every clip exactly once over all processes, one fixed window, central crop, the last
     batch of a worker may be smaller.
 
     Clips that do not decode are left out and appended to `skipped.jsonl`, never replaced; an evaluation also lists them in
@@ -272,7 +272,8 @@ class ClipLoader:
         shards = {clip.shard.url.rsplit("/", 1)[-1]: clip.shard for clip in self.clips}
         content = "\n".join(f"{name} {shard.bytes} {shard.sha256}" for name, shard in shards.items())
         window = self.sampling.window
-        return {
+        scaling = {} if window.interpolation == "bicubic" else {"data.interpolation": window.interpolation}
+        return scaling | {
             "content of the shards": hashlib.sha256(content.encode()).hexdigest()[:12],
             "data.num_frames": window.num_frames,
             "data.frame_stride": window.frame_stride,

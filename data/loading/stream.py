@@ -28,7 +28,7 @@ from data.processes.watchdog import Heartbeats
 from data.sampling.clip import Clip, Sampling
 from data.sampling.order import Layout, epoch_order, find_runs, shuffled
 from data.sampling.transforms import Square
-from data.sampling.windows import central_window, random_window
+from data.sampling.windows import evaluation_window, random_window
 from data.storage.remote import Access
 
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
@@ -138,18 +138,18 @@ class ClipStream(IterableDataset):
         return islice(shuffled(row, sampling.shuffle_buffer, seed), taken, None)
 
     def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "DecodedClip":
-        """A clip's window as squares into `place`: random in training (see `_seed`), central in evaluation."""
+        """A clip's window as squares into `place`: random in training (see `_seed`), one fixed place in evaluation."""
         clip, window = sample.clip, self.sampling.window
         if fault := sample.fault or self.poisoned.get(clip.number):
             return DecodedClip(clip, fault=fault)
         rng = None if epoch is None else np.random.default_rng(self._seed(epoch, clip))
         sizes = (clip.frames, window.num_frames, window.frame_stride)
-        indices = central_window(*sizes) if rng is None else random_window(*sizes, rng)
+        indices = evaluation_window(window.place, *sizes) if rng is None else random_window(*sizes, rng)
         info = get_worker_info()
         shown = self.heartbeats.decoding(info.id, clip.number) if self.heartbeats and info else nullcontext()
         try:
             with shown, open_video(sample.video, choose_reader(window.decoder, sample.reader)) as video:
-                square = Square(*video.size, window.resolution, rng, window.augmentation)
+                square = Square(*video.size, window.resolution, rng, window.augmentation, window.interpolation)
                 rows = place.numpy()
                 for number, image in video.each_frame(indices, sample.seekable):
                     rows[~number if square.backwards else number] = square(image)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from data.sampling.transforms import NO_AUGMENTATION, Augmentation
+from data.sampling.transforms import NO_AUGMENTATION, Augmentation, Interpolation
+from data.sampling.windows import EvalWindow
 from data.shards.format import Shard
 
 
@@ -35,7 +36,8 @@ class Clip:
 class Window:
     """What becomes of a file: `num_frames` at every `frame_stride`-th frame, as a square of `resolution` pixels.
 
-    In training `augmentation` is done to it. `decoder` reads it, see `data.decode.choose_reader`.
+    In training `augmentation` is done to it; in evaluation it is at the `place` named. `decoder` reads it, see
+    `data.decode.choose_reader`.
     """
 
     num_frames: int
@@ -43,6 +45,8 @@ class Window:
     resolution: int
     augmentation: Augmentation = NO_AUGMENTATION
     decoder: str = "auto"
+    place: EvalWindow = "central"
+    interpolation: Interpolation = "bicubic"
 
     def shape(self, clips: int) -> tuple[int, ...]:
         """Of a batch of so many: (clips, t, size, size, 3)."""
@@ -55,7 +59,8 @@ class Sampling:
 
     Args:
         shuffle_buffer: clips that each reader holds for shuffling; None reads every clip once in the order of the index
-            (evaluation), with the central window and crop. A number makes the stream endless, with random windows.
+            (evaluation), with the window at `Window.place` and the central crop. A number makes the stream endless, with
+            random windows.
         seed: of order, windows and crops.
         interleave: places of the epoch's row of shards that each reader reads from in turns; 1 reads shard after shard.
     """

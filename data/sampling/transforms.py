@@ -14,6 +14,7 @@ from torch import Tensor
 from tae.runtime.annotations import Share
 from tae.runtime.schema import check_arguments
 
+Interpolation = Literal["bicubic", "bilinear"]
 Flip = Literal["time", "height", "width", "diagonal"]
 MAX_ZOOM = 8.0
 
@@ -55,6 +56,7 @@ class Square:
         height, width: of the frames.
         size: side of the square in pixels.
         rng: draws the crop and the augmentation.
+        interpolation: of the scaling.
 
     Attributes:
         backwards: the clip is to start with its last frame. The order of frames is up to who reads them.
@@ -67,7 +69,9 @@ class Square:
         size: int,
         rng: np.random.Generator | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
+        self._interpolation = interpolation
         self._size = self._short_side = size
         self._colours: tuple[Tensor, Tensor] | None = None
         if rng and augmentation.zoom > 1:
@@ -84,7 +88,7 @@ class Square:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 to (size, size, 3) uint8, possibly a view of a larger picture."""
-        scaled = resize_short_side(image, self._short_side)
+        scaled = resize_short_side(image, self._short_side, self._interpolation)
         square = scaled[self._top : self._top + self._size, self._left : self._left + self._size]
         for name in self._flips:
             square = flip(square, name)
@@ -97,8 +101,8 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(short_side, round(height * short_side / short)), max(short_side, round(width * short_side / short))
 
 
-def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale so that the shorter side becomes `size`, keeping the aspect ratio (bicubic, antialiased).
+def resize_short_side(image: np.ndarray, size: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
+    """Scale so that the shorter side becomes `size`, keeping the aspect ratio (antialiased).
 
     Shapes:
         image:   (h, w, 3) uint8
@@ -109,7 +113,9 @@ def resize_short_side(image: np.ndarray, size: int) -> np.ndarray:
     if min(image.shape[:2]) == size:
         return image
     planes = torch.from_numpy(image)[None].movedim(-1, 1)  # in this order: else not taken for channels-last, 3x slower
-    scaled = F.interpolate(planes, scaled_size(image.shape[0], image.shape[1], size), mode="bicubic", antialias=True)
+    scaled = F.interpolate(
+        planes, scaled_size(image.shape[0], image.shape[1], size), mode=interpolation, antialias=True
+    )
     return scaled[0].permute(1, 2, 0).numpy()
 
 

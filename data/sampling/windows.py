@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 ShortClip = Literal["skip", "repeat_last"]
+EvalWindow = Literal["central", "first"]
 
 
 def window_span(num_frames: int, frame_stride: int) -> int:
@@ -21,6 +22,13 @@ def central_window(frames_in_file: int, num_frames: int, frame_stride: int) -> l
     """The window in the middle of the file; with an odd remainder the longer rest follows it."""
     rest = max(frames_in_file - window_span(num_frames, frame_stride), 0)
     return window_from(rest // 2, frames_in_file, num_frames, frame_stride)
+
+
+def evaluation_window(where: EvalWindow, frames_in_file: int, num_frames: int, frame_stride: int) -> list[int]:
+    """The window that is measured of a file: the central one, or the one at its first frame."""
+    if where == "first":
+        return window_from(0, frames_in_file, num_frames, frame_stride)
+    return central_window(frames_in_file, num_frames, frame_stride)
 
 
 def random_window(frames_in_file: int, num_frames: int, frame_stride: int, rng: np.random.Generator) -> list[int]:

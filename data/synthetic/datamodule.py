@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from data.datamodule import SPLITS, ClipDataModule, Shards
 from data.drawing import FPS, MIN_SIZE, draw_clip, encode_mp4, file_width
 from data.ingest.check import Facts
-from data.sampling.transforms import Augmentation
-from data.sampling.windows import ShortClip
+from data.sampling.transforms import Augmentation, Interpolation
+from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.writer import ShardWriter
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
 from tae.runtime.config import plain
@@ -66,6 +66,8 @@ class SyntheticDataModule(ClipDataModule):
         decode_timeout: AboveZero = 60.0,
         augmentation: Annotated[Mapping[str, Any] | None, ArgumentsOf(Augmentation)] = None,
         interleave: AtLeastOne = 1,
+        eval_window: EvalWindow = "central",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
@@ -87,6 +89,8 @@ class SyntheticDataModule(ClipDataModule):
             decode_timeout=decode_timeout,
             augmentation=augmentation,
             interleave=interleave,
+            eval_window=eval_window,
+            interpolation=interpolation,
         )
 
     def prepare_data(self) -> None:

@@ -241,6 +241,21 @@ def test_augmentation_is_of_training_alone(make_module: Make) -> None:
         assert {torch.equal(a["frames"], b["frames"]) for a, b in pairs} == {same}
 
 
+def test_evaluation_takes_the_place_that_is_asked_for(make_module: Make) -> None:
+    """Files of 20 and 24 frames: 16 of them begin at frame 2 or 4, or at frame 0."""
+    everything = {"num_frames": 20, "short_clip": "repeat_last", "eval_window": "first"}
+    modules = (make_module(batch_size=1, **it) for it in ({}, {"eval_window": "first"}, everything))
+    for central, first, all_frames in zip(*(module.test_dataloader() for module in modules), strict=False):
+        if central["keys"] == all_frames["keys"] and not central["keys"][0].startswith("clip1"):
+            assert torch.equal(first["frames"], all_frames["frames"][:, :16])
+            assert torch.equal(central["frames"], all_frames["frames"][:, 2:18])
+
+
+def test_scaling_is_the_one_that_is_asked_for(make_module: Make) -> None:
+    modules = (make_module(batch_size=1, **it) for it in ({}, {"interpolation": "bilinear"}))
+    assert not torch.equal(*(next(iter(module.test_dataloader()))["frames"] for module in modules))
+
+
 def test_some_augmented_clips_run_backwards(make_module: Make) -> None:
     plain, turned = (make_module(batch_size=2, augmentation=change) for change in ({}, {"flips": ["time"]}))
     directions = set()

@@ -111,3 +111,13 @@ def test_zoom_scales_before_the_crop_and_not_beyond_the_files_own_pixels(
     tolerance = 0.04  # a step of 255, and sizes in whole pixels
     assert closest - tolerance < min(spans) < closest + 0.08
     assert widest - 0.13 < max(spans) < widest + tolerance
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_scaling_interpolates_as_asked(interpolation: Any) -> None:
+    """An edge: bilinear stays between its sides, bicubic overshoots them."""
+    edge = np.full((12, 12, 3), 64, dtype=np.uint8)
+    edge[:, 6:] = 192
+    scaled = Square(12, 12, 30, interpolation=interpolation)(edge)
+    assert (scaled.min() < 64 and scaled.max() > 192) == (interpolation == "bicubic")
+    assert scaled.shape == (30, 30, 3)
