@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Annotated, Any
 
 import numpy as np
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 
@@ -94,21 +94,22 @@ class SyntheticDataModule(ClipDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Write the shards unless they are there. Complete or not at all, also when several processes try."""
+        """Write the shards unless they are there. Complete or not at all; of several processes one writes."""
         if self.folder.is_dir():
             return
-        rank_zero_info(f"Writing synthetic clips to {self.folder} (once).")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(mkdtemp(prefix=".draft-", dir=self.folder.parent))
-            try:
-                write_splits(draft, self.recipe)
-                draft.rename(self.folder)
-            except OSError:
-                if not self.folder.is_dir():  # if it is, another process was first with the same clips
-                    raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+            with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
+                if self.folder.is_dir():
+                    return
+                rank_zero_info(f"Writing synthetic clips to {self.folder} (once).")
+                draft = self.folder.with_name(f".draft-{self.folder.name}")
+                shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed: it had the lock
+                try:
+                    write_splits(draft, self.recipe)
+                    draft.rename(self.folder)
+                finally:
+                    shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise UserError(f"cache_dir={self.folder.parent} cannot be written: {error}.") from error
 

@@ -27,7 +27,7 @@ from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import Tiling, decode_stream, encode_stream
 from tae.runtime.errors import UserError
-from tae.runtime.files import replacing
+from tae.runtime.files import remove_drafts, replacing
 from tae.runtime.paths import list_files
 from tae.video.reader import Frame, VideoReader
 from tae.video.sound import CONTAINERS, Sound, plan_sound
@@ -160,6 +160,7 @@ def reconstruct(
         sound = found if excerpt.is_whole else Sound()
         target = stem.with_name(stem.name + CONTAINERS[sound.container])
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(target)
         path = stack.enter_context(replacing(target))
         width = size[1] * (1 + side_by_side + difference)
         writer = stack.enter_context(VideoWriter(path, reader, (size[0], width), sound))
@@ -201,6 +202,7 @@ def write_latents(
         counted = Counted(excerpt.frames(reader))
         target = stem.with_name(stem.name + ".safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(target)
         with LatentFile(str(source)) as latents:
             for posterior in encode_frames(model, counted, tiling):
                 latents.append(posterior.mean, torch.exp(0.5 * posterior.logvar))

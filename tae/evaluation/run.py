@@ -33,7 +33,8 @@ from tae.model.pretrained import LoadedModel, load_model
 from tae.runtime.config import plain, write_config
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
-from tae.runtime.ownership import owned
+from tae.runtime.files import remove_leftovers
+from tae.runtime.ownership import is_first_process, owned
 from tae.runtime.schema import check_config
 from tae.runtime.settings import Evaluate
 from tae.runtime.signals import EndOnSignal
@@ -55,6 +56,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     """The evaluation, in an output folder that is this run's own."""
+    if is_first_process():
+        for folder in ("", "videos"):
+            remove_leftovers(Path(cfg.output_dir) / folder)
     metrics = build_metrics(cfg)
     loaded = load_measured(cfg)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.

@@ -25,7 +25,7 @@ from tae.latents.file import FORMAT_NAMES, LATENTS_INDEX, TENSORS
 from tae.latents.moments import Moments
 from tae.latents.stats import LatentStats
 from tae.runtime.errors import UserError
-from tae.runtime.files import file_sha256, write_text
+from tae.runtime.files import file_sha256, remove_leftovers, write_text
 
 FINISHED = ".finished"  # holds an entry for each finished shard
 KEPT_IN_MEMORY = 16 * 2**20  # bytes of a tensor that is being written; what is longer waits in a temporary file
@@ -206,6 +206,8 @@ def finish(
     Raises:
         UserError: not one video could be encoded, or the statistics are not finite.
     """
+    for folder in (output, output / FINISHED):  # by now every process has written what it had to
+        remove_leftovers(folder)
     entries = [json.loads(entry_path(output, number).read_text(encoding="utf-8")) for number in range(num_shards)]
     rejected = sorted(rejected + [(name, reason) for entry in entries for name, reason in entry["rejected"]])
     with (output / "rejected.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:

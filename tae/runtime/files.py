@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -88,4 +89,10 @@ def write_text(path: Path, text: str) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed writers. Only for a folder that nobody else is writing to."""
     for file in folder.glob(PARTIAL.format(name="*", pid="[0-9]*")):
+        file.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Delete what killed writers of this one file left beside it. Only where nobody else is writing it."""
+    for file in path.parent.glob(PARTIAL.format(name=glob.escape(path.name), pid="[0-9]*")):
         file.unlink(missing_ok=True)

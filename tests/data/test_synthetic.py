@@ -36,13 +36,17 @@ def make(tmp_path: Path, **overrides: object) -> SyntheticDataModule:
 
 def test_clips_are_written_once_and_splits_differ(tmp_path: Path) -> None:
     module = make(tmp_path)
+    killed = module.folder.with_name(f".draft-{module.folder.name}") / "train"  # what a killed process leaves
+    killed.mkdir(parents=True)
+    (killed / "shard-000000.tar").write_bytes(b"half")
     module.prepare_data()
     stamps = {path: path.stat().st_mtime_ns for path in module.folder.rglob("*")}
     again = make(tmp_path)
     again.prepare_data()
     assert again.folder == module.folder
     assert stamps == {path: path.stat().st_mtime_ns for path in module.folder.rglob("*")}
-    assert [path.name for path in module.folder.parent.iterdir()] == [module.folder.name]  # no draft is left
+    name = module.folder.name
+    assert {path.name for path in module.folder.parent.iterdir()} == {name, f".{name}.lock"}  # no draft is left
     again.setup()
     (val,), (test,) = list(again.val_dataloader()), list(again.test_dataloader())
     assert len(again.train_dataloader()) == 2

@@ -230,6 +230,18 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path)
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(("latents_only", "name"), [(False, "a[1].mp4"), (True, "a[1].safetensors")])
+def test_what_a_killed_process_left_of_a_file_is_removed(checkpoint, tmp_path, latents_only, name):
+    """That of another file may be the draft of a process that is at work."""
+    source = make_video(tmp_path / "a[1].mp4", [0, 24])
+    output = tmp_path / "out"
+    output.mkdir()
+    for draft in (f".{name}.4711.tmp", ".b.mp4.4711.tmp"):
+        (output / draft).touch()
+    main(config(ckpt=checkpoint, source=source, output=output, latents_only=latents_only))
+    assert {path.name for path in output.iterdir()} == {name, ".b.mp4.4711.tmp"}
+
+
 def test_an_excerpt_at_another_size(checkpoint, tmp_path):
     """Frames 5 to 14 of 20 at half the size: the values are those of the whole video, scaled."""
     source = make_video(tmp_path / "a.mkv", list(range(0, 480, 24)), size=(64, 96), codec="ffv1")

@@ -162,11 +162,13 @@ def test_a_stopped_run_goes_on(checkpoint: Path, videos: Path, tmp_path: Path, m
     first = tmp_path / "stopped" / "shard-000000.tar"
     assert not (tmp_path / "stopped" / "latent_stats.json").exists()
     written = first.stat().st_mtime_ns
+    for draft in (".finished/.000000.json.4711.tmp", ".index.json.4711.tmp"):  # as a killed process leaves them
+        (tmp_path / "stopped" / draft).touch()
     main(config(**settings, output=tmp_path / "stopped"))
     assert first.stat().st_mtime_ns == written
     for path in (tmp_path / "whole").glob("[!.]*"):
         assert path.read_bytes() == (tmp_path / "stopped" / path.name).read_bytes(), path.name
-    assert not list((tmp_path / "stopped").glob(".*.partial"))
+    assert not [*(tmp_path / "stopped").glob(".*.partial"), *(tmp_path / "stopped").rglob(".*.tmp")]
     with pytest.raises(UserError, match=r"clips_per_shard was 2 and is 3"):
         main(config(**settings | {"clips_per_shard": 3}, output=tmp_path / "stopped"))
 
