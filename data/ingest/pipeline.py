@@ -65,8 +65,9 @@ def prepare(
     Args:
         dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos).
         source: a folder, or a list (`data.ingest.lists`).
-        split: `group`, `random`, `official1|2|3`, `list` or `none`; None is `list` where the source names splits, else
-            `group` where groups are known (ucf101, a list with groups, `group_pattern`), else `random`.
+        split: `group`, `random`, `official1|2|3`, `list`, `none` (all train) or `test` (all test); None is `list` where
+            the source names splits, else `group` where groups are known (ucf101, a list with groups, `group_pattern`),
+            else `random`.
         splits_dir: the folder of ucfTrainTestlist, for the official splits.
         test, val: shares of clips for these splits.
         timeout: seconds after which the check of one file is given up.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from data.ingest.lists import Row, read_list
 from data.ingest.splits import UCF101_NAME, Video
@@ -22,7 +22,7 @@ def find_videos(
     """Every file of a source: candidates by name, and the others with the reason why they are none.
 
     Args:
-        source: a folder, whose files come sorted, or a list (`data.ingest.lists`), whose files come in its order.
+        source: a folder, whose files come sorted; a list (`data.ingest.lists`), whose files come in its order; or a video.
         output: what lies in it is no part of the source.
         columns, root: of the list; the folder that its relative paths begin at, None for its own.
         group_pattern: searched in each path; what its first group in brackets matches, or else the whole of it, is the
@@ -32,7 +32,12 @@ def find_videos(
         UserError: a list that cannot be read, or a pattern that cannot be used or is found in no path.
     """
     pattern = _compile(group_pattern)
-    files = _listed(source, columns, root_of(source, root)) if source.is_file() else _found(source, output)
+    if not source.is_file():
+        files = _found(source, output)
+    elif _has_video_extension(source):
+        files = iter([(Row(source.name), "")])
+    else:
+        files = _listed(source, columns, root_of(source, root))
     candidates: list[Video] = []
     rejected: Rejected = []
     keys, matches = UniqueKeys(), 0
@@ -55,7 +60,9 @@ def find_videos(
 
 def root_of(source: Path, root: Path | None = None) -> Path:
     """What the paths of a source's videos are relative to; `root` as in `find_videos`."""
-    return (root or source.parent) if source.is_file() else source
+    if source.is_dir():
+        return source
+    return source.parent if root is None or _has_video_extension(source) else root
 
 
 def _found(source: Path, output: Path | None) -> Iterator[tuple[Row, str]]:
@@ -84,8 +91,12 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _why_not(path: PurePosixPath, dataset: str) -> str:
-    if path.suffix.lower().lstrip(".") not in VIDEO_EXTENSIONS:
+    if not _has_video_extension(path):
         return f"not a video by its extension ({path.suffix or 'none'})"
     if dataset == "ucf101" and not UCF101_NAME.match(path.stem):
         return "not named v_<Class>_gXX_cYY as the clips of UCF-101 are (use dataset=folder for other videos)"
     return ""
+
+
+def _has_video_extension(path: PurePath) -> bool:
+    return path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS

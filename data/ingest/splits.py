@@ -12,7 +12,7 @@ from tae.runtime.errors import UserError
 UCF101_NAME = re.compile(r"v_(?P<group>(?P<label>[A-Za-z]+)_g\d+)_c\d+$")
 OFFICIAL_ADDRESS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
 OFFICIAL_SPLITS = ("official1", "official2", "official3")
-SPLIT_KINDS = ("group", "random", *OFFICIAL_SPLITS, "list", "none")
+SPLIT_KINDS = ("group", "random", *OFFICIAL_SPLITS, "list", "none", "test")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def assign_splits(
         unlisted = [(v.path, f"not in the lists of {split}") for v in videos if Path(v.path).stem not in listed]
     elif split == "list":
         return _by_list(videos)
+    elif split == "test":
+        chosen["test"], rest = set(videos), []
     elif split != "none":
         chosen["test"] = take(rest, test, seed)
         rest = [video for video in rest if video not in chosen["test"]]

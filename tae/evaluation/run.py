@@ -4,6 +4,7 @@ python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
 python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way
 python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101       both, on one page
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
+python evaluate.py ckpt=FOLDER source=videos data.num_frames=16       plain videos, a folder or a list of them
 """
 
 import math
@@ -21,6 +22,7 @@ from data.loading.faults import JUDGED_FROM
 from tae.evaluation.estimate import in_words, seconds_for
 from tae.evaluation.page import evaluation_page, write_clips, write_page
 from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
+from tae.evaluation.plain_videos import check_source, prepare_source
 from tae.evaluation.protocol import evaluate_model
 from tae.evaluation.report import print_report, write_report
 from tae.evaluation.results import ClipFrames, gather
@@ -49,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting is wrong, another run owns the output folder, or nothing could be measured.
     """
-    check_config(cfg, Evaluate, [missing_accelerator])
+    check_config(cfg, Evaluate, [missing_accelerator, check_source])
     with owned(Path(cfg.output_dir)):
         return load_and_measure(cfg)
 
@@ -63,7 +65,10 @@ def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     loaded = load_measured(cfg)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
-    cfg.data = OmegaConf.merge(evaluation_data(cfg, loaded.config), {"output_dir": cfg.output_dir})
+    settings = evaluation_data(cfg, loaded.config)
+    if cfg.source is not None:
+        settings = prepare_source(cfg, settings)
+    cfg.data = OmegaConf.merge(settings, {"output_dir": cfg.output_dir})
     write_config(cfg)
     data = instantiate(cfg.data)
     return measure(loaded, data, cfg, metrics)

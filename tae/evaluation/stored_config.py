@@ -41,8 +41,9 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
     if "_target_" in cfg.data:
         return cfg.data
     given = without_nulls(OmegaConf.to_container(cfg.data, resolve=True))
-    if trained_with is None and cfg.ckpt in BUNDLED:
-        trained_with = {"data": bundled_data(cfg, "folder" if "shards" in given else "synthetic")}
+    if trained_with is None and (cfg.source is not None or cfg.ckpt in BUNDLED):
+        files = cfg.source is not None or "shards" in given
+        trained_with = {"data": bundled_data(cfg, "folder" if files else "synthetic")}
     if trained_with is None:
         raise UserError(
             f"{cfg.ckpt} carries weights only, no data settings: add data=GROUP (ucf101, mixkit, folder, synthetic)."

@@ -70,6 +70,7 @@ class Evaluate(Section):
     metrics: Mapping[str, Built] | None = None
     ckpt: str
     weights: WeightKind | None
+    source: str | None
     name: str
     seed: NotNegative
     page: Page
@@ -94,7 +95,7 @@ class Prepare(Section):
     output: str
     download: bool
     download_from: Addresses
-    split: Literal["group", "random", "official1", "official2", "official3", "none"] | None
+    split: Literal["group", "random", "official1", "official2", "official3", "none", "test"] | None
     splits_dir: str | None
     test: Annotated[float, Ge(0), Lt(1)]
     val: Annotated[float, Ge(0), Lt(1)]
