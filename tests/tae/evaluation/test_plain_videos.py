@@ -43,7 +43,7 @@ def run(command: str, *overrides: str) -> Any:
     return prepare(cfg) if command == "prepare" else evaluate(cfg)
 
 
-WINDOW = ("data.num_frames=8", "data.resolution=32", "data.num_workers=0", "trainer.accelerator=cpu")
+WINDOW = ("metrics=[psnr]", "data.num_frames=8", "data.resolution=32", "data.num_workers=0", "trainer.accelerator=cpu")
 
 
 def test_a_folder_of_videos_gives_the_numbers_of_its_shards(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
