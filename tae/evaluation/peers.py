@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
+from tae.runtime.paths import to_path
 
 PREFIX = "diffusers:"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -196,7 +197,7 @@ def load_other(source: str) -> OtherModel:
 
 def _locate(place: str) -> tuple[str | Path, dict[str, Any]]:
     """Folder or repository, and the arguments that name its subfolder."""
-    folder = Path(place).expanduser()
+    folder = to_path(place)
     if folder.is_dir():
         inside = "vae" if not (folder / "config.json").exists() and (folder / "vae" / "config.json").exists() else None
         return folder, {"subfolder": inside} if inside else {}

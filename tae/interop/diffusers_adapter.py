@@ -19,6 +19,7 @@ from tae.model.bundled import BUNDLED
 from tae.model.posterior import DiagonalGaussian
 from tae.model.pretrained import load_model
 from tae.model.tiling import Tiling, decode_stream, encode_stream
+from tae.runtime.paths import to_path
 
 
 class EncoderOutput(NamedTuple):
@@ -174,7 +175,7 @@ class DiffusersVAE(nn.Module):
 
 def stats_beside(source: str | Path) -> Path | None:
     """The folder of the statistics that belong to a model which could be loaded; None where it has none."""
-    path = BUNDLED.get(str(source), Path(source).expanduser())
+    path = BUNDLED.get(str(source), to_path(source))
     if path.exists():
         return path if (path / STATS).is_file() else None
     try:

@@ -14,6 +14,7 @@ from tae.latents.stats import STATS, LatentStats
 from tae.model.pretrained import load_model
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
+from tae.runtime.paths import to_path
 from tae.runtime.progress import stage
 from tae.runtime.schema import check_config
 from tae.runtime.settings import Export
@@ -26,7 +27,7 @@ def export(cfg: DictConfig) -> Path:
         UserError: a setting is wrong, the metrics are another checkpoint's, or the hub refuses.
     """
     check_config(cfg, Export)
-    output = Path(cfg.output).expanduser()
+    output = to_path(cfg.output)
     if cfg.format != "safetensors":
         check_format(cfg.format)
     if output.is_dir() and any(output.iterdir()):
@@ -47,7 +48,7 @@ def export(cfg: DictConfig) -> Path:
         with stage(f"tracing encoder and decoder as {cfg.format}"):
             graphs = export_graphs(loaded.model, output, cfg.format)
     if stats is not None:
-        shutil.copy(Path(cfg.latents).expanduser() / STATS, output / STATS)
+        shutil.copy(to_path(cfg.latents) / STATS, output / STATS)
     write_text(
         output / CARD, model_card(loaded, metrics, stats, graphs, cfg.repo or output.name, cfg.license, cfg.dtype)
     )

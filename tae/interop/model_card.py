@@ -13,6 +13,7 @@ from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
 from tae.model.pretrained import LoadedModel
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 
 CARD = "README.md"
 USE = """```python
@@ -31,11 +32,11 @@ def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | Non
     Raises:
         UserError: the given file cannot be read, or speaks of another checkpoint.
     """
-    source = Path(loaded.source).expanduser()
+    source = to_path(loaded.source)
     nearby = (
         [source / "metrics.json"] if source.is_dir() else [folder / "metrics.json" for folder in source.parents[:2]]
     )
-    for path in [Path(given).expanduser()] if given else [path for path in nearby if path.is_file()]:
+    for path in [to_path(given)] if given else [path for path in nearby if path.is_file()]:
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
             evaluated = metrics["checkpoint"]["sha256"]

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from tae.latents.file import LATENTS_INDEX, read_window
 from tae.latents.stats import LatentStats, Scaling
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 
 
 class Place(NamedTuple):
@@ -56,7 +57,7 @@ class LatentDataset(Dataset):
     def __init__(
         self, folder: str | Path, num_frames: int | None = None, sample: bool = True, per_channel: bool = False
     ) -> None:
-        folder = Path(folder).expanduser()
+        folder = to_path(folder)
         self.stats = LatentStats.read(folder)
         self.scaling = Scaling.from_stats(self.stats, per_channel)
         self.num_frames = num_frames

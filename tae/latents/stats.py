@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
+from tae.runtime.paths import to_path
 
 STATS = "latent_stats.json"
 STATS_VERSION = 1
@@ -48,7 +49,7 @@ class LatentStats:
         Raises:
             UserError: there is none, or it is something else.
         """
-        path = Path(folder).expanduser() / STATS
+        path = to_path(folder) / STATS
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("version") != STATS_VERSION:
@@ -65,7 +66,7 @@ class LatentStats:
 
     def write(self, folder: str | Path) -> Path:
         """Write `latent_stats.json` into a folder."""
-        path = Path(folder).expanduser() / STATS
+        path = to_path(folder) / STATS
         write_text(path, json.dumps({"version": STATS_VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return path
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tae.kernels.available import fused_kernels
 from tae.losses.backbones import BY_NET
 from tae.runtime.errors import UserError, first_line
+from tae.runtime.paths import to_path
 
 Backbone = Literal["vgg", "alex", "squeeze"]
 # Smallest frame that each network's pooling leaves something of, and torchvision's name for its weights.
@@ -97,7 +98,7 @@ def _backbone_weights(net: str, weights_path: str | None) -> tuple[dict[str, Ten
     """The backbone's weights from the first place that has them, and which that was."""
     if weights_path is None and net in BY_NET and BY_NET[net].is_here():
         return BY_NET[net].load(), BY_NET[net].path
-    path = Path(weights_path) if weights_path is not None else _downloaded(net)
+    path = to_path(weights_path) if weights_path is not None else _downloaded(net)
     return _read(path, net), path
 
 
@@ -164,7 +165,7 @@ def check_available(net: str, weights_path: str | None) -> None:
         UserError: no such file, or neither in the cache nor within reach.
     """
     if weights_path is not None:
-        if not Path(weights_path).expanduser().is_file():
+        if not to_path(weights_path).is_file():
             raise UserError(f"loss.perceptual.weights_path={weights_path} does not exist. {_ways(net)}")
     elif not has_weights(net):
         try:

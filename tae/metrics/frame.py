@@ -7,7 +7,6 @@ large squares, which float32 leaves wrong in the third place where a frame is br
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from tae.losses.lpips import BACKBONES, Backbone, has_weights, torchvision_file
 from tae.metrics.metric import NotMeasured, SharedOriginal
 from tae.model.frame_conversion import frames_to_clip
 from tae.runtime.files import file_sha256
+from tae.runtime.paths import to_path
 
 PSNR_CAP = 100.0  # dB; an exact frame's PSNR is infinite, which no mean survives
 MS_SSIM_SMALLEST = 161  # pixels: (11 - 1) * 2^4 and one more
@@ -133,7 +133,7 @@ class LPIPS(SharedOriginal):
         known = BY_NET[self.backbone]
         if self.weights_path is None and known.is_here():
             return {"weights": known.provenance()}
-        path = Path(self.weights_path) if self.weights_path is not None else torchvision_file(self.backbone)
+        path = to_path(self.weights_path) if self.weights_path is not None else torchvision_file(self.backbone)
         return {"weights": {"file": path.name, "sha256": file_sha256(path)}} if path.is_file() else {}
 
 

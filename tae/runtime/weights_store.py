@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tae.runtime.errors import UserError, first_line
+from tae.runtime.paths import to_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -104,8 +105,8 @@ class WeightFile:
 def cache_folder() -> Path:
     """The folder of converted weights: $TAE_WEIGHTS, else `tae/weights` in $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("TAE_WEIGHTS"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tae" / "weights"
+        return to_path(chosen)
+    return to_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tae" / "weights"
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

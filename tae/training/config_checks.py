@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -18,6 +17,7 @@ from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
 from tae.runtime.hub import may_be_repository
+from tae.runtime.paths import to_path
 from tae.runtime.schema import check_config
 from tae.runtime.settings import Train
 
@@ -48,7 +48,7 @@ def starting_weights(cfg: DictConfig) -> str | None:
 
 def is_missing(source: str) -> bool:
     """Whether weights are asked for by a local path that does not exist; OWNER/NAME may be a hub repository."""
-    path = BUNDLED.get(source, Path(source).expanduser())
+    path = BUNDLED.get(source, to_path(source))
     return not path.exists() and not may_be_repository(source)
 
 

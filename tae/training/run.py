@@ -27,6 +27,7 @@ from tae.runtime.console import say
 from tae.runtime.errors import UserError, first_line
 from tae.runtime.files import remove_leftovers
 from tae.runtime.ownership import owned
+from tae.runtime.paths import to_path
 from tae.training.callbacks import StepTimer
 from tae.training.checkpointing import LastCheckpoint
 from tae.training.config_checks import check_training
@@ -153,7 +154,7 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
         path = find_resumable(Path(cfg.output_dir) / "checkpoints")
         say(f"resume=auto: {f'resuming from {path}' if path else 'nothing to resume from, starting from scratch'}")
     else:
-        path = None if cfg.resume is None else Path(cfg.resume)
+        path = None if cfg.resume is None else to_path(cfg.resume)
         if path is None and any((Path(cfg.output_dir) / "checkpoints").glob("*.ckpt")):
             raise UserError(
                 f"output_dir={cfg.output_dir} holds the checkpoints of another run, which this one would overwrite: add "

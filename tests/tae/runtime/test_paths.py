@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import tae
+from tae import UserError
+from tae.losses.lpips import check_available, load_network
+from tae.runtime.cli import at_home
 from tae.runtime.paths import glob_files, list_files, to_path
 
 
@@ -77,3 +81,29 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make(tmp_path, "videos/shard-0.tar")
     assert to_path("~/videos") == tmp_path / "videos"
     assert glob_files("~/videos/*.tar") == [f"{tmp_path}/videos/shard-0.tar"]
+
+
+@pytest.mark.parametrize("key", ["output_dir", "+data.cache_dir", "source"])
+def test_a_tilde_needs_no_quotes_on_the_command_line(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bash writes the home folder itself; in other shells Hydra refused the value."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home(f"{key}=~/videos") == f"{key}={tmp_path}/videos"
+    for other in (f"{key}=a~b", "~callbacks.best", f"{key}='~/videos'", f"{key}=~no-such-user/videos"):
+        assert at_home(other) == other
+
+
+def test_there_is_one_way_from_text_to_a_path() -> None:
+    """A path that one check expands and the reader behind it does not fails late."""
+    root = Path(tae.__file__).parents[1]
+    files = [file for package in ("tae", "data") for file in (root / package).rglob("*.py")]
+    callers = {str(file.relative_to(root)) for file in files if "expanduser(" in file.read_text(encoding="utf-8")}
+    assert callers == {"tae/runtime/paths.py", "tae/runtime/cli.py"}
+
+
+def test_weights_below_the_home_folder_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They passed the check, and then were not found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "vgg.pth").write_bytes(b"no weights")
+    check_available("vgg", "~/vgg.pth")
+    with pytest.raises(UserError, match="is not a readable weights file"):
+        load_network("vgg", "~/vgg.pth")
