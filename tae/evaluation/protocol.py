@@ -1,13 +1,16 @@
-"""Evaluation protocols `tae-eval-1` and, with further metrics, `tae-eval-2`.
+"""Evaluation protocols `tae-eval-1`, with further metrics `tae-eval-2`, and those of published tables.
 
-Each clip's posterior mode is decoded, both sides are rounded to uint8, each metric is taken per frame and averaged
-over all frames of all clips. Each clip counts once whatever the number of processes. Intervals: bootstrap over clips.
+Each clip's posterior mode is decoded, unless a sample is asked for; both sides are rounded to uint8, each metric is taken
+per frame and averaged over all frames of all clips. Each clip counts once whatever the number of processes. Intervals:
+bootstrap over clips.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
@@ -30,13 +33,22 @@ class Evaluation(L.LightningModule):
             needs no more than an adapter with these three.
         metrics: {name: metric}; PSNR, by which clips are ranked, is always among them.
         num_clips: as in `tae.metrics.metric.Measurement`.
+        sample_seed: decode a sample of the posterior, of noise that depends on this seed and the clip's key alone; None
+            decodes its mode.
     """
 
-    def __init__(self, model: nn.Module, metrics: Mapping[str, Metric] = METRICS, num_clips: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        metrics: Mapping[str, Metric] = METRICS,
+        num_clips: int | None = None,
+        sample_seed: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.factors: tuple[int, int] = (model.time_factor, model.space_factor)  # type: ignore[assignment]
         self.measure = Measurement(complete(metrics), num_clips)
+        self.sample_seed = sample_seed
         self._clips: list[ClipResult] = []
         self._result: EvaluationResult | None = None
 
@@ -54,12 +66,16 @@ class Evaluation(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         original = batch["frames"]
         clip = frames_to_clip(original)
-        reconstruction, latents = self._reconstruct(clip, batch["keys"])
-        baseline = clip_to_frames(trilinear_baseline(clip, *self.factors))
+        out = self._reconstruct(clip, batch["keys"])
+        baseline = trilinear_baseline(clip, *self.factors)
         shared: dict[str, Sequence[Any]] = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
-        own = {"latents": latents, "images": self._images(clip, batch["keys"])}
+        own = {"latents": out.latents, "images": self._images(clip, batch["keys"]), "clip": out.clip}
         model, trilinear = self.measure.of_each(
-            original, [Candidate(reconstruction, shared | own), Candidate(baseline, shared)]
+            original,
+            [
+                Candidate(clip_to_frames(out.clip), shared | own),
+                Candidate(clip_to_frames(baseline), shared | {"clip": baseline}),
+            ],
         )
         for key, fps, ours, theirs in zip(batch["keys"], batch["fps"], model, trilinear, strict=True):
             self._clips.append(
@@ -75,8 +91,9 @@ class Evaluation(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[ClipFrames]:
         """The frames before and after, for looking at: `Trainer.predict(evaluation, dataloader)`."""
-        reconstruction, latents = self._reconstruct(frames_to_clip(batch["frames"]), batch["keys"])
-        to_look_at = [None] * len(reconstruction) if latents is None else latents.float().cpu()
+        out = self._reconstruct(frames_to_clip(batch["frames"]), batch["keys"])
+        reconstruction = clip_to_frames(out.clip)
+        to_look_at = [None] * len(reconstruction) if out.latents is None else out.latents.float().cpu()
         columns = zip(batch["keys"], batch["fps"], batch["frames"].cpu(), reconstruction.cpu(), to_look_at, strict=True)
         return [ClipFrames(*column) for column in columns]
 
@@ -87,19 +104,47 @@ class Evaluation(L.LightningModule):
         frames = clip[:, :, ::IMAGE_STEP].movedim(2, 1)
         images = frames.flatten(0, 1)[:, :, None]
         names = [key for key in keys for _ in range(frames.shape[1])]
-        return self._reconstruct(images, names)[0][:, 0].unflatten(0, frames.shape[:2])
+        return clip_to_frames(self._reconstruct(images, names).clip)[:, 0].unflatten(0, frames.shape[:2])
 
-    def _reconstruct(self, clip: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Reconstructed frames (b, t, h, w, 3) uint8 and the latents they were decoded from."""
-        out = self.model(clip, sample_posterior=False)
-        finite = out.reconstruction.isfinite().flatten(1).all(1).tolist()
+    def _reconstruct(self, clip: Tensor, keys: Sequence[str]) -> "Reconstructed":
+        """The model's reconstruction of a batch of clips (b, 3, t, h, w)."""
+        out = self._decode_mode(clip) if self.sample_seed is None else self._decode_samples(clip, keys)
+        finite = out.clip.isfinite().flatten(1).all(1).tolist()
         broken = [key for key, is_finite in zip(keys, finite, strict=True) if not is_finite]
         if broken:
             raise UserError(
                 f"The model's reconstruction of {broken[0]} is not finite, so no metric means anything. "
                 "Evaluate with precision=fp32 to see whether the precision overflows, or another checkpoint."
             )
-        return clip_to_frames(out.reconstruction), out.latents
+        return out
+
+    def _decode_mode(self, clip: Tensor) -> "Reconstructed":
+        out = self.model(clip, sample_posterior=False)
+        return Reconstructed(out.reconstruction, out.latents)
+
+    def _decode_samples(self, clip: Tensor, keys: Sequence[str]) -> "Reconstructed":
+        """One clip after the other, each from a generator of its own: whatever the batches, the noise is the same."""
+        outputs = []
+        with torch.random.fork_rng(devices=[clip.device] if clip.is_cuda else []):
+            for key, one in zip(keys, clip.split(1), strict=True):
+                torch.manual_seed(seed_of(self.sample_seed, key))
+                outputs.append(self.model(one, sample_posterior=True))
+        latents = [out.latents for out in outputs]
+        return Reconstructed(
+            torch.cat([out.reconstruction for out in outputs]), None if latents[0] is None else torch.cat(latents)
+        )
+
+
+class Reconstructed(NamedTuple):
+    """clip: (b, 3, t, h, w), not clamped; latents: what it was decoded from, None where a model has none to look at."""
+
+    clip: Tensor
+    latents: Tensor | None
+
+
+def seed_of(seed: int | None, key: str) -> int:
+    """Of one clip's noise."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:7], "big")
 
 
 def evaluate_model(
@@ -110,6 +155,7 @@ def evaluate_model(
     metrics: Mapping[str, Metric] = METRICS,
     others_shown: int = 0,
     num_clips: int | None = None,
+    sample_seed: int | None = None,
 ) -> tuple[EvaluationResult, dict[str, ClipFrames]]:
     """Measure all clips, then reconstruct the best, the median, the worst and some others once more to be looked at.
 
@@ -117,7 +163,7 @@ def evaluate_model(
         clips: loader of this process's share of the clips.
         chosen_clips: loader of the clips with the given keys; which they are is known only at the end.
         others_shown: how many beside best, median and worst, the same ones whatever the model.
-        num_clips: as in `tae.metrics.metric.Measurement`.
+        num_clips, sample_seed: as in `Evaluation`.
 
     Returns:
         the result and {role: frames} of the clips to look at, the same on every process.
@@ -125,7 +171,7 @@ def evaluate_model(
     Raises:
         UserError: no clip, a clip met twice, or a reconstruction that is not finite.
     """
-    evaluation = Evaluation(model, metrics, num_clips)
+    evaluation = Evaluation(model, metrics, num_clips, sample_seed)
     trainer.test(evaluation, clips, verbose=False)
     shown = evaluation.result.shown(others_shown)
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tae.evaluation.published import TABLES
 from tae.evaluation.results import EvaluationResult, Interval, measured
 from tae.metrics.metric import Definition
 from tae.metrics.registry import protocol
@@ -67,7 +68,7 @@ def metrics_document(
     """The content of metrics.json: valid JSON, so what has no number is null and says why."""
     metrics = result.metrics()
     document = {
-        "protocol": protocol(result.measured_by),
+        "protocol": named_protocol(config) or protocol(result.measured_by),
         "num_clips": len(result.clips),
         "num_frames": sum(clip.num_frames for clip in result.clips),
         "metrics": metrics,
@@ -85,6 +86,11 @@ def metrics_document(
     if training is not None:
         document["training"] = dict(training)
     return _finite(document)
+
+
+def named_protocol(config: Mapping[str, Any]) -> str | None:
+    """The protocol that an evaluation was asked for by name."""
+    return (config.get("protocol") or {}).get("name")
 
 
 def verdict(result: EvaluationResult) -> str:
@@ -129,7 +135,9 @@ def training_verdict(document: Mapping[str, Any]) -> str | None:
 
 def verdicts(document: Mapping[str, Any], result: EvaluationResult) -> list[str]:
     """What the numbers say: against the baseline, and of training."""
-    return [text for text in (verdict(result), training_verdict(document)) if text]
+    table = TABLES.get(document["protocol"])
+    published = None if table is None else table.beside(document)
+    return [text for text in (verdict(result), training_verdict(document), published) if text]
 
 
 def print_report(
@@ -250,13 +258,19 @@ def measurement(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("clips", f"{document['num_clips']:,}"), ("frames", f"{document['num_frames']:,}")]
     if data:
         lines += [
-            ("window", f"{data['num_frames']} frames, stride {data['frame_stride']}"),
+            ("window", f"{data['num_frames']} frames, stride {data['frame_stride']}{window_place(data)}"),
             ("size", f"{data['resolution']}x{data['resolution']}"),
             ("shards", ", ".join(data["shards"])),
             ("split", data["split"]),
             ("precision", data["precision"]),
         ]
     return [*lines, ("protocol", document["protocol"])]
+
+
+def window_place(data: Mapping[str, Any]) -> str:
+    """Where in a file the window is, if it is not in the middle, and whether the posterior was sampled."""
+    place = ", the first of the file" if data.get("eval_window") == "first" else ""
+    return place + (", posterior sampled" if data.get("posterior") == "sampled" else "")
 
 
 def measurement_text(document: Mapping[str, Any]) -> str:

@@ -145,6 +145,7 @@ def measure(
         metrics,
         others_shown=cfg.page.clips,
         num_clips=in_all,
+        sample_seed=cfg.seed if samples_posterior(cfg) else None,
     )
     skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own
     document: dict[str, Any] = {}
@@ -163,7 +164,8 @@ def measure(
             model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),
             skipped=skipped,
-            data=data.describe("test") | {"precision": str(cfg.trainer.precision)},
+            data=data.describe("test")
+            | {"precision": str(cfg.trainer.precision), "posterior": "sampled" if samples_posterior(cfg) else "mode"},
             training=training,
         )
         write_page(
@@ -176,6 +178,11 @@ def measure(
         skipped, len(result.clips), data.max_skipped, Path(cfg.output_dir)
     )  # the report is there all the same
     return document
+
+
+def samples_posterior(cfg: DictConfig) -> bool:
+    """Whether the protocol decodes a sample; the end of a training measures by the usual one, which does not."""
+    return bool(cfg.get("protocol", {}).get("sample_posterior"))
 
 
 def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: float, output_dir: Path) -> None:

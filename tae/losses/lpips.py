@@ -4,7 +4,7 @@ import importlib.resources
 import pickle
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae.kernels.available import fused_kernels
@@ -39,6 +40,20 @@ def feature_distance(network: Any, x_features: list[Tensor], y_features: list[Te
     with torch.autocast(y_features[0].device.type, enabled=False):
         levels = zip(network.lins, x_features, y_features, strict=True)
         return torch.stack([level_distance(x, y, lin.model[-1].weight.flatten()) for lin, x, y in levels]).sum(0)
+
+
+def spatial_distance(network: Any, x_features: list[Tensor], y_features: list[Tensor], size: Sequence[int]) -> Tensor:
+    """Distance (n,) as `lpips.LPIPS(spatial=True)` and a mean over positions give it.
+
+    Each level's map is enlarged to the frame's (h, w) first, bilinearly; where that is no whole multiple, values at a map's
+    border count a little more or less than those within.
+    """
+    maps = [
+        torch.einsum("nchw,c->nhw", (_unit_length(x) - _unit_length(y)).square(), lin.model[-1].weight.flatten())
+        for lin, x, y in zip(network.lins, x_features, y_features, strict=True)
+    ]
+    enlarged = [F.interpolate(level[:, None], size=tuple(size), mode="bilinear", align_corners=False) for level in maps]
+    return torch.stack(enlarged).sum(0).mean(dim=(1, 2, 3))
 
 
 def level_distance(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:

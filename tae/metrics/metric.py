@@ -12,7 +12,7 @@ from torch import Tensor
 from tae.runtime.errors import UserError
 
 Scope = Literal["frame", "clip", "set"]
-CONTEXT = ("fps", "latents", "time_factor", "images")  # what a metric may need beside the frames
+CONTEXT = ("fps", "latents", "time_factor", "images", "clip")  # what a metric may need beside the frames
 
 
 class NotMeasured(Exception):  # noqa: N818  (the reason is a result, not a failure)
@@ -100,8 +100,9 @@ class Metric(Definition):
             "clip": (t, h, w, 3) uint8 twice to one number;
             "set": a `SetFunction`.
         needs: of `CONTEXT`, handed to functions of scope "clip" and "set" by name: `fps`, frames a second; `latents`,
-            (c, t', h', w') that the clip was decoded from; `time_factor`, frames for each latent frame. Where one of them
-            does not exist (a baseline has no latents) the metric is left out.
+            (c, t', h', w') that the clip was decoded from; `time_factor`, frames for each latent frame; `images`, every
+            8th frame (n, h, w, 3) uint8 after the model saw it alone; `clip`, the reconstruction (3, t, h, w) before it is
+            rounded. Where one of them does not exist (a baseline has no latents) the metric is left out.
         in_validation: also measured at each validation of a training.
 
     Raises:

@@ -13,6 +13,7 @@ from tae.metrics.dists import FrameDISTS
 from tae.metrics.frame import LPIPS, ms_ssim, psnr, ssim, ssim_uniform
 from tae.metrics.metric import Definition, Metric
 from tae.metrics.temporal import IMAGE_STEP, STILL, PhasePSNR, Warp, flicker, image_psnr, tpsnr
+from tae.metrics.unrounded import SpatialLPIPS, psnr_float
 from tae.metrics.video_quality import CVVDP_DISPLAY, cvvdp, vmaf
 from tae.runtime.errors import UserError
 
@@ -125,7 +126,28 @@ MORE_METRICS = {
         in_validation=False,
     ),
 }
-BUNDLED_METRICS = {**METRICS, **MORE_METRICS}
+# Those of the published table that protocol ucf101-17 follows.
+UCF101_17_METRICS = {
+    "psnr_float": Metric(
+        label="PSNR, float (dB)",
+        digits=2,
+        scope="clip",
+        function=psnr_float,
+        needs=("clip",),
+        about={"values": "[0, 1], not rounded"},
+        in_validation=False,
+    ),
+    "lpips_alex_spatial": Metric(
+        label="LPIPS (AlexNet, spatial, of [0, 1])",
+        higher_is_better=False,
+        scope="clip",
+        function=SpatialLPIPS(),
+        needs=("clip",),
+        about={"values": "[0, 1], not rounded; the network expects [-1, 1]"},
+        in_validation=False,
+    ),
+}
+BUNDLED_METRICS = {**METRICS, **MORE_METRICS, **UCF101_17_METRICS}
 # How long these take is said beforehand.
 SLOW_METRICS = ("lpips", "lpips_alex", "dists", "ms_ssim", "warp", "vmaf", "cvvdp", "rfvd")
 

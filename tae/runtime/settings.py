@@ -65,7 +65,13 @@ class EvaluatedLoss(Section):
     perceptual: PerceptualWeights
 
 
+class Protocol(Section):
+    name: Literal["ucf101-17"] | None
+    sample_posterior: bool
+
+
 class Evaluate(Section):
+    protocol: Protocol
     data: Built | StoredData  # null: as the checkpoint has it
     metrics: Mapping[str, Built] | None = None
     ckpt: str

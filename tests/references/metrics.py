@@ -15,6 +15,18 @@ def tpsnr_by_loops(original: np.ndarray, reconstruction: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+def psnr_of_floats_by_loops(original: np.ndarray, clip: np.ndarray) -> float:
+    """Mean over frames of (t, h, w, 3) uint8 against (3, t, h, w) in [-1, 1], both brought to [0, 1]."""
+    values = []
+    for t, frame in enumerate(original):
+        total = 0.0
+        for row, column, channel in np.ndindex(frame.shape):
+            y = (min(max(clip[channel, t, row, column], -1.0), 1.0) + 1) / 2
+            total += (frame[row, column, channel] / 255 - y) ** 2
+        values.append(20 * np.log10(1 / np.sqrt(total / frame.size)))
+    return float(np.mean(values))
+
+
 def flicker_by_loops(original: np.ndarray, reconstruction: np.ndarray) -> float:
     x, y = original.astype(float) / 255, reconstruction.astype(float) / 255
     changes_x, changes_y = [], []

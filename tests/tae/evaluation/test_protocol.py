@@ -44,6 +44,14 @@ class Dimmed(nn.Module):
         return SimpleNamespace(reconstruction=clip * self.factor, latents=latents)
 
 
+class Noisy(Dimmed):
+    """Decodes a sample of its posterior: the clip with noise from the global generator."""
+
+    def forward(self, clip, sample_posterior):
+        assert sample_posterior, "a sample is asked for"
+        return SimpleNamespace(reconstruction=clip + 0.1 * torch.randn_like(clip), latents=None)
+
+
 def make_clips(count, lengths=(8, 16)):
     """`count` clips of noise, of alternating lengths."""
     generator = torch.Generator().manual_seed(1)
@@ -67,10 +75,36 @@ def quiet_trainer(**arguments):
     )
 
 
-def evaluate(clips, model=None, metrics=METRICS, **arguments):
-    evaluation = Evaluation(model or Dimmed(), metrics)
+def evaluate(clips, model=None, metrics=METRICS, sample_seed=None, **arguments):
+    evaluation = Evaluation(model or Dimmed(), metrics, sample_seed=sample_seed)
     quiet_trainer(**arguments).test(evaluation, loader(clips), verbose=False)
     return evaluation.result
+
+
+def test_a_samples_noise_depends_on_seed_and_clip_alone():
+    """Not on the batches, the order or the clips before it; and what is shown is what was measured."""
+    clips = make_clips(4, lengths=(8,))
+    first = {clip.key: clip.model for clip in evaluate(clips, Noisy(), sample_seed=0).clips}
+    alone = {key: evaluate({key: clips[key]}, Noisy(), sample_seed=0).clips[0].model for key in reversed(clips)}
+    assert first == alone
+    assert len({value["psnr"] for value in first.values()}) == 4
+    assert evaluate(clips, Noisy(), sample_seed=1).clips[0].model != first["clip-00"]
+    evaluation = Evaluation(Noisy(), {}, sample_seed=0)
+    together = {"frames": torch.stack(list(clips.values())), "keys": list(clips), "fps": [25.0] * 4}
+    shown = {clip.key: clip for clip in evaluation.predict_step(together, 0)}
+    for key, clip in shown.items():
+        assert psnr(clip.original, clip.reconstruction).mean().item() == pytest.approx(first[key]["psnr"], abs=1e-5)
+
+
+def test_unrounded_values_are_the_models_and_the_baselines():
+    """Dimmed by less than a step: rounding takes it away."""
+    clips = {"a": torch.full((8, 16, 16, 3), 200, dtype=torch.uint8)}
+    metrics = {"psnr_float": BUNDLED_METRICS["psnr_float"]}
+    result = evaluate(clips, Dimmed(1 + 1e-3), metrics)
+    value = 200 / 127.5 - 1
+    assert result.clips[0].model["psnr"] == 100
+    assert result.clips[0].model["psnr_float"] == pytest.approx(-20 * np.log10(value * 1e-3 / 2), abs=1e-2)
+    assert result.clips[0].trilinear["psnr_float"] == pytest.approx(100, abs=0.1)
 
 
 def test_means_run_over_all_frames_of_all_clips():

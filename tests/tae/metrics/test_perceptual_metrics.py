@@ -9,7 +9,7 @@ from tae.losses.backbones import VGG16
 from tae.metrics.dists import CHANNELS, DISTS, STAGES, FrameDISTS, l2_pool
 from tae.metrics.frame import LPIPS, ms_ssim
 from tae.metrics.metric import Measurement, NotMeasured
-from tae.metrics.registry import BUNDLED_METRICS, METRICS, SLOW_METRICS, protocol
+from tae.metrics.registry import BUNDLED_METRICS, METRICS, MORE_METRICS, SLOW_METRICS, protocol
 from tae.metrics.video_quality import cvvdp, vmaf
 from tests.references.metrics import dists_of_features, l2_pool_by_loops, ms_ssim_by_scales
 
@@ -135,7 +135,7 @@ def test_the_protocol_is_named_by_its_metrics() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "names"),
-    [("fast", set(BUNDLED_METRICS) - set(SLOW_METRICS) | {"lpips"}), ("full", set(BUNDLED_METRICS))],
+    [("fast", {*METRICS, *MORE_METRICS} - set(SLOW_METRICS) | {"lpips"}), ("full", {*METRICS, *MORE_METRICS})],
 )
 def test_the_named_choices(choice: str, names: set[str]) -> None:
     from hydra import compose, initialize_config_dir
