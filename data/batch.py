@@ -1,6 +1,6 @@
 """The contract between a loader and whatever trains or measures."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -11,8 +11,10 @@ class Batch(TypedDict):
     frames: (b, t, h, w, 3) uint8 RGB
     keys:   of the b clips, each the name of its sample in the shards
     fps:    frames a second of each
+    labels: of each, "" where it has none
     """
 
     frames: Tensor
     keys: list[str]
     fps: list[float]
+    labels: NotRequired[list[str]]

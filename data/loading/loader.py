@@ -296,7 +296,7 @@ def _with_frames(item: WorkerItem, readers: Sequence[BatchReader]) -> WorkerItem
 
 def _batch(item: WorkerItem) -> Batch:
     assert isinstance(item.frames, Tensor)  # a number only on its way through shared memory
-    return {"frames": item.frames, "keys": item.keys, "fps": item.fps}
+    return {"frames": item.frames, "keys": item.keys, "fps": item.fps, "labels": item.labels}
 
 
 def _prepare_worker(worker: int) -> None:

@@ -25,6 +25,7 @@ class Sample:
     seekable: bool = True
     reader: str = ""  # the one that preparation found right, if the shard says so
     fault: str = ""
+    label: str = ""
 
 
 def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Generator[Sample, None, None]:
@@ -105,10 +106,11 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
         fps, expected = float(metadata["fps"]), metadata.get("sha256")
         # Our own words: shards that others wrote do not have them.
         seekable, reader = bool(metadata.get("seekable", True)), str(metadata.get("reader", ""))
+        label = "" if metadata.get("label") is None else str(metadata["label"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
     if not (math.isfinite(fps) and fps > 0):
         return Sample(clip, fault=f"its metadata states {fps} frames a second")
     if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
         return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")
-    return Sample(clip, videos[0], fps, seekable, reader)
+    return Sample(clip, videos[0], fps, seekable, reader, label=label)

@@ -44,6 +44,7 @@ class WorkerItem:
     frames: Tensor | int | None
     keys: list[str]
     fps: list[float]
+    labels: list[str]
     faults: list[dict[str, str]]
     worker: int
     position: tuple[int, int]
@@ -155,7 +156,7 @@ class ClipStream(IterableDataset):
                     rows[~number if square.backwards else number] = square(image)
         except DecodeError as error:
             return DecodedClip(clip, fault=str(error))
-        return DecodedClip(clip, sample.fps / window.frame_stride)
+        return DecodedClip(clip, sample.fps / window.frame_stride, label=sample.label)
 
     def _seed(self, epoch: int, clip: Clip) -> tuple[int, ...]:
         """Of a clip's window, crop and augmentation; another one each time that it is taken in an epoch."""
@@ -165,11 +166,12 @@ class ClipStream(IterableDataset):
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """That a clip's frames are in their place, with their rate, or the reason why they are not."""
+    """That a clip's frames are in their place, with their rate and label, or the reason why they are not."""
 
     clip: Clip
     fps: float = 0.0
     fault: str = ""
+    label: str = ""
 
 
 class _Batch:
@@ -201,8 +203,15 @@ class _Batch:
         return self.flush(position) if hopeless or len(self.clips) == self.size else None
 
     def flush(self, position: tuple[int, int]) -> WorkerItem:
-        keys, fps = [clip.clip.name for clip in self.clips], [clip.fps for clip in self.clips]
-        item = WorkerItem(self._hand_over() if self.clips else None, keys, fps, self.faults, self.worker, position)
+        item = WorkerItem(
+            frames=self._hand_over() if self.clips else None,
+            keys=[clip.clip.name for clip in self.clips],
+            fps=[clip.fps for clip in self.clips],
+            labels=[clip.label for clip in self.clips],
+            faults=self.faults,
+            worker=self.worker,
+            position=position,
+        )
         self.clips, self.faults = [], []
         return item
 

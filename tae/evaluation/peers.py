@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.paths import to_path
@@ -68,9 +69,10 @@ FACTORS = {
 
 
 class OtherOutput(NamedTuple):
-    """reconstruction: as the clip that went in; latents: (b, c, t', h', w') that it was decoded from."""
+    """As of our own: the reconstruction, like the clip that went in; the posterior; the latents that were decoded."""
 
     reconstruction: Tensor
+    posterior: DiagonalGaussian
     latents: Tensor
 
 
@@ -93,19 +95,31 @@ class DiffusersAutoencoder(nn.Module):
 
     def forward(self, clip: Tensor, sample_posterior: bool = False) -> OtherOutput:
         """Encode and decode (b, 3, t, h, w) in [-1, 1]."""
-        frames, height, width = clip.shape[2:]
-        padded = self.padded_size(frames, height, width)
+        posterior = self.encode(clip)
+        latents = posterior.sample() if sample_posterior else posterior.mode()
+        reconstruction = self.decode(latents, num_frames=clip.shape[2], size=(clip.shape[3], clip.shape[4]))
+        return OtherOutput(reconstruction, posterior, latents)
+
+    def encode(self, clip: Tensor) -> DiagonalGaussian:
+        """The posterior of (b, 3, t, h, w) in [-1, 1], padded where it does not fit; (b, c, t', h', w')."""
+        padded = self.padded_size(*clip.shape[2:])
         # Replication in the order width, height, frames, as F.pad counts from the last axis.
         reach = [
             n for want, have in zip(reversed(padded), reversed(clip.shape[2:]), strict=True) for n in (0, want - have)
         ]
         x = F.pad(clip, reach, mode="replicate") if any(reach) else clip
-        if self.factors.time is None:
-            parts = [self._reconstruct(image, sample_posterior) for image in x.unbind(2)]
-            reconstruction, latents = (torch.stack(values, dim=2) for values in zip(*parts, strict=True))
+        if self.factors.time is not None:
+            return DiagonalGaussian(*self._encode(x))
+        return DiagonalGaussian(*(torch.stack(parts, 2) for parts in zip(*map(self._encode, x.unbind(2)), strict=True)))
+
+    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """The clip of (b, c, t', h', w'), from its start and upper left as much as is asked for."""
+        if self.factors.time is not None:
+            clip = self._decode(latents)
         else:
-            reconstruction, latents = self._reconstruct(x, sample_posterior)
-        return OtherOutput(reconstruction[:, :, :frames, :height, :width], latents)
+            clip = torch.stack([self._decode(image) for image in latents.unbind(2)], dim=2)
+        height, width = size or clip.shape[3:]
+        return clip[:, :, :num_frames, :height, :width]
 
     def padded_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The smallest size that the architecture takes and that holds this one."""
@@ -127,13 +141,17 @@ class DiffusersAutoencoder(nn.Module):
             "by repeating the last frame, row and column, and trimmed after decoding"
         )
 
-    def _reconstruct(self, x: Tensor, sample_posterior: bool) -> tuple[Tensor, Tensor]:
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance; none (-inf) where the posterior has no noise, as in Cosmos."""
         posterior = self.vae.encode(x).latent_dist
-        latents = posterior.sample() if sample_posterior else posterior.mode()
+        mean = posterior.mode()
+        return mean, getattr(posterior, "logvar", torch.full_like(mean, -torch.inf))
+
+    def _decode(self, latents: Tensor) -> Tensor:
         if getattr(self.vae.config, "timestep_conditioning", False):
             # LTX-Video's newer decoders also denoise; at time 0 they only decode, which is their pipeline's default.
-            return self.vae.decode(latents, temb=latents.new_zeros(len(latents))).sample, latents
-        return self.vae.decode(latents).sample, latents
+            return self.vae.decode(latents, temb=latents.new_zeros(len(latents))).sample
+        return self.vae.decode(latents).sample
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ bootstrap over clips.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -15,12 +17,18 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult, gather, measured, once_each
+from tae.latents.probes import Probed, probe
+from tae.latents.report import latents_report
+from tae.latents.sums import LatentSums
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.metric import Candidate, Measurement, Metric
 from tae.metrics.registry import METRICS, complete
 from tae.metrics.temporal import IMAGE_STEP
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
+from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
+
+PROBED_SHARE, MAX_PROBED = 8, 4  # one of eight clips, at most four, is changed and encoded again for the latents report
 
 
 class Evaluation(L.LightningModule):
@@ -30,12 +38,15 @@ class Evaluation(L.LightningModule):
         model: called as `model(clip, sample_posterior=False)`; returns an object with `reconstruction` (shaped as the
             clip) and `latents` ((b, c, t', h', w'), or None where a model has none to look at). Its `time_factor` and
             `space_factor` are frames, and pixels along an axis, for each of the latent. An autoencoder of other authors
-            needs no more than an adapter with these three.
+            needs no more than an adapter with these three; with `posterior` in what it returns, and `encode` and `decode`
+            as ours, its latents report is whole.
         metrics: {name: metric}; PSNR, by which clips are ranked, is always among them.
         num_clips: as in `tae.metrics.metric.Measurement`.
         sample_seed: decode a sample of the posterior, of noise that depends on this seed and the clip's key alone; None
             decodes its mode.
     """
+
+    predicts = "reconstructing clips to look at"
 
     def __init__(
         self,
@@ -49,6 +60,7 @@ class Evaluation(L.LightningModule):
         self.factors: tuple[int, int] = (model.time_factor, model.space_factor)  # type: ignore[assignment]
         self.measure = Measurement(complete(metrics), num_clips)
         self.sample_seed = sample_seed
+        self.latents = LatentSums()  # of all processes, once the test has ended
         self._clips: list[ClipResult] = []
         self._result: EvaluationResult | None = None
 
@@ -60,7 +72,7 @@ class Evaluation(L.LightningModule):
         return self._result
 
     def on_test_start(self) -> None:
-        self._clips, self._result = [], None
+        self._clips, self._result, self.latents = [], None, LatentSums()
         self.measure.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -81,11 +93,25 @@ class Evaluation(L.LightningModule):
             self._clips.append(
                 ClipResult(key, original.shape[1], fps, ours.values, theirs.values, ours.kept, theirs.kept)
             )
+        self._add_latents(out, clip, batch)
+
+    def _add_latents(self, out: "Reconstructed", clip: Tensor, batch: Batch) -> None:
+        """Count the posteriors' means (where a model shows no posterior, the latents) for the latents report."""
+        means = out.latents if out.posterior is None else out.posterior.mean
+        if means is None:
+            return
+        labels = batch.get("labels") or [""] * len(clip)
+        for i, (key, label) in enumerate(zip(batch["keys"], labels, strict=True)):
+            std = None if out.posterior is None else torch.exp(0.5 * out.posterior.logvar[i].float())
+            self.latents.add(means[i], std, clip[i], key, label)
 
     def on_test_epoch_end(self) -> None:
         reasons = dict(gather(list(self.measure.reasons.items())))
         clips = [clip.without(reasons) for clip in once_each(gather(self._clips))]
         self._result = EvaluationResult(clips, self.measure.metrics, reasons, self.factors)
+        shares, self.latents = gather([self.latents]), LatentSums()
+        for share in shares:
+            self.latents += share
         means = {f"test/{name}": value["mean"] for name, value in measured(self._result.metrics()).items()}
         self.log_dict(means, rank_zero_only=True)
 
@@ -120,7 +146,7 @@ class Evaluation(L.LightningModule):
 
     def _decode_mode(self, clip: Tensor) -> "Reconstructed":
         out = self.model(clip, sample_posterior=False)
-        return Reconstructed(out.reconstruction, out.latents)
+        return Reconstructed(out.reconstruction, out.latents, getattr(out, "posterior", None))
 
     def _decode_samples(self, clip: Tensor, keys: Sequence[str]) -> "Reconstructed":
         """One clip after the other, each from a generator of its own: whatever the batches, the noise is the same."""
@@ -130,21 +156,51 @@ class Evaluation(L.LightningModule):
                 torch.manual_seed(seed_of(self.sample_seed, key))
                 outputs.append(self.model(one, sample_posterior=True))
         latents = [out.latents for out in outputs]
+        posteriors = [getattr(out, "posterior", None) for out in outputs]
         return Reconstructed(
-            torch.cat([out.reconstruction for out in outputs]), None if latents[0] is None else torch.cat(latents)
+            torch.cat([out.reconstruction for out in outputs]),
+            None if latents[0] is None else torch.cat(latents),
+            None
+            if posteriors[0] is None
+            else DiagonalGaussian(torch.cat([p.mean for p in posteriors]), torch.cat([p.logvar for p in posteriors])),
         )
 
 
 class Reconstructed(NamedTuple):
-    """clip: (b, 3, t, h, w), not clamped; latents: what it was decoded from, None where a model has none to look at."""
+    """clip: (b, 3, t, h, w), not clamped; latents: what it was decoded from; posterior: over them. The last two are None
+    where a model has none to look at."""
 
     clip: Tensor
     latents: Tensor | None
+    posterior: DiagonalGaussian | None
 
 
 def seed_of(seed: int | None, key: str) -> int:
     """Of one clip's noise."""
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:7], "big")
+
+
+class Probes(L.LightningModule):
+    """`Trainer.predict(Probes(...), dataloader)`: what the latents report asks of single clips.
+
+    Args:
+        model: as for `Evaluation`, with `encode` and `decode`.
+        sums: of all clips.
+    """
+
+    predicts = "changed clips for the latents report"
+
+    def __init__(self, model: nn.Module, sums: LatentSums) -> None:
+        super().__init__()
+        self.model = model
+        self.variance = sums.channel_variance
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Probed]:
+        clips = frames_to_clip(batch["frames"]).split(1)
+        return [
+            probe(self.model, key, clip, self.variance)  # type: ignore[arg-type]
+            for key, clip in zip(batch["keys"], clips, strict=True)
+        ]
 
 
 def evaluate_model(
@@ -156,6 +212,7 @@ def evaluate_model(
     others_shown: int = 0,
     num_clips: int | None = None,
     sample_seed: int | None = None,
+    about_latents: bool = False,
 ) -> tuple[EvaluationResult, dict[str, ClipFrames]]:
     """Measure all clips, then reconstruct the best, the median, the worst and some others once more to be looked at.
 
@@ -164,6 +221,7 @@ def evaluate_model(
         chosen_clips: loader of the clips with the given keys; which they are is known only at the end.
         others_shown: how many beside best, median and worst, the same ones whatever the model.
         num_clips, sample_seed: as in `Evaluation`.
+        about_latents: give the result its latents report.
 
     Returns:
         the result and {role: frames} of the clips to look at, the same on every process.
@@ -176,4 +234,21 @@ def evaluate_model(
     shown = evaluation.result.shown(others_shown)
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []
     frames = {clip.key: clip for clip in gather([clip for batch in batches for clip in batch])}
-    return evaluation.result, {role: frames[clip.key] for role, clip in shown.items()}
+    result = evaluation.result
+    if about_latents and evaluation.latents.clips:
+        result = replace(result, latents=report_on(trainer, evaluation, chosen_clips))
+    return result, {role: frames[clip.key] for role, clip in shown.items()}
+
+
+def report_on(
+    trainer: L.Trainer, evaluation: Evaluation, chosen_clips: Callable[[list[str]], Iterable[Batch]]
+) -> dict[str, Any]:
+    """The latents report, for which a few clips, evenly spaced over the keys, go through the model some more times."""
+    keys = [clip.key for clip in evaluation.result.clips]
+    probed: list[Probed] = []
+    if all(hasattr(evaluation.model, name) for name in ("encode", "decode")):
+        count = min(math.ceil(len(keys) / PROBED_SHARE), MAX_PROBED)
+        chosen = keys[:: math.ceil(len(keys) / count)]
+        batches = trainer.predict(Probes(evaluation.model, evaluation.latents), chosen_clips(chosen)) or []
+        probed = gather([clip for batch in batches for clip in batch])
+    return latents_report(evaluation.latents, probed)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tae.evaluation.published import TABLES
 from tae.evaluation.results import EvaluationResult, Interval, measured
+from tae.latents.report import report_lines
 from tae.metrics.metric import Definition
 from tae.metrics.registry import protocol
 from tae.runtime.console import plain_console
@@ -85,6 +86,8 @@ def metrics_document(
         document["model"] = dict(model)
     if training is not None:
         document["training"] = dict(training)
+    if result.latents is not None:
+        document["latents"] = result.latents
     return _finite(document)
 
 
@@ -152,9 +155,28 @@ def print_report(
     for row in _table_rows(result):
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
+    if result.latents is not None:
+        print_latents(result.latents, console)
     for line in [measurement_text(document), *reasons(result), *verdicts(document, result)]:
         console.print(line)
     console.print(f"Report: {output_dir / 'index.html'}", soft_wrap=True)
+
+
+def print_latents(report: Mapping[str, Any], console: Console) -> None:
+    """The latents report on the terminal."""
+    table = Table("latents", "", title="latents report, see docs/latents-report.md", show_header=False)
+    for name, text in report_lines(report):
+        table.add_row(name, text)
+    console.print(table)
+
+
+def latents_section(document: Mapping[str, Any]) -> list[str]:
+    """The latents report in Markdown; nothing where there is none."""
+    if "latents" not in document:
+        return []
+    report = document["latents"]
+    missing = [f"{name}: {reason}." for name, reason in report["reasons"].items()]
+    return ["## Latents", markdown_table(["", ""], report_lines(report)), *missing]
 
 
 def _finite(value: Any) -> Any:
@@ -233,6 +255,7 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
         ),
         "To look at them closely: [index.html](index.html). All clips: [per_clip.csv](per_clip.csv), all numbers: "
         "[metrics.json](metrics.json).",
+        *latents_section(document),
         "## Skipped",
         "\n".join(f"- {_inline(clip)}" for clip in document["skipped"]) or "None.",
         "## Run",

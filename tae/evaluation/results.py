@@ -63,12 +63,14 @@ class EvaluationResult:
         measured_by: {name: metric}, in the order in which tables show them.
         reasons: {name: why it could not be measured}.
         factors: the model's in time and space, which are the baseline's too.
+        latents: the latents report, None where there is none.
     """
 
     clips: list[ClipResult]
     measured_by: Mapping[str, Metric] = field(default_factory=METRICS.copy)
     reasons: Mapping[str, str] = field(default_factory=dict)
     factors: tuple[int, int] = (8, 8)
+    latents: dict[str, Any] | None = None
 
     def metrics(self) -> dict[str, Interval]:
         """The model's: {name: {"mean": float, "ci95": [low, high]}}; a mean of None has its "reason" beside it."""

@@ -146,6 +146,7 @@ def measure(
         others_shown=cfg.page.clips,
         num_clips=in_all,
         sample_seed=cfg.seed if samples_posterior(cfg) else None,
+        about_latents=cfg.report.latents,
     )
     skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own
     document: dict[str, Any] = {}

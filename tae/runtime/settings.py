@@ -23,6 +23,10 @@ class Average(Section):
     decay: Annotated[float, Ge(0), Lt(1)] | None
 
 
+class Report(Section):
+    latents: bool
+
+
 class Devices(Section):
     """The Trainer's arguments that say where a model runs."""
 
@@ -48,6 +52,7 @@ class Train(Section):
     seed: NotNegative
     resume: str | None
     init_from: str | None
+    report: Report
     page: Page
     validate_first: bool
     output_dir: str
@@ -79,6 +84,7 @@ class Evaluate(Section):
     source: str | None
     name: str
     seed: NotNegative
+    report: Report
     page: Page
     loss: EvaluatedLoss
     trainer: Devices

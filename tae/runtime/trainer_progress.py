@@ -41,7 +41,7 @@ class EvaluationLines(ProgressBar):
         self._begin("evaluation", trainer.num_test_batches)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin("reconstructing clips to look at", trainer.num_predict_batches)
+        self._begin(getattr(pl_module, "predicts", "prediction"), trainer.num_predict_batches)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any

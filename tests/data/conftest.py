@@ -19,7 +19,7 @@ def _write_shard(folder: Path, samples: dict[str, tuple[bytes, int]]) -> None:
     """A folder with one shard: key -> (file, number of frames)."""
     with ShardWriter(folder, "train", {"seed": 0}, shard_bytes=10**9) as writer:
         for key, (video, frames) in samples.items():
-            writer.write(key, "mp4", video, {"num_frames": frames, "fps": 24.0})
+            writer.write(key, "mp4", video, {"num_frames": frames, "fps": 24.0, "label": f"of {key}"})
 
 
 @pytest.fixture

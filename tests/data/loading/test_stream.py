@@ -133,6 +133,12 @@ def test_interleaved_shards_are_read_in_one_pass_each(make_module: Make, monkeyp
         make_module(batch_size=1).train_dataloader().load_state_dict(loader.state_dict())
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_has_the_labels_of_its_clips(make_module: Make, num_workers: int) -> None:
+    for batch in make_module(num_workers=num_workers).eval_dataloader("test"):
+        assert batch["labels"] == [f"of {key}" for key in batch["keys"]]
+
+
 @pytest.mark.parametrize("change", [{"num_frames": 12}, {"resolution": 24}, {"augmentation": {"zoom": 2.0}}])
 def test_resuming_says_what_differs_beside_the_order(
     make_module: Make, change: dict[str, Any], caplog: pytest.LogCaptureFixture

@@ -147,6 +147,11 @@ def test_it_is_evaluated_as_ours_is(name: str, tmp_path: Path, tmp_path_factory:
     assert document["model"]["compression"] == pytest.approx(3 * 8 * 32 * 32 / torch.tensor(SMALL[name][3]).prod())
     assert ("padded to 9 frames" in document["model"]["input"]) == (SMALL[name][1] is not None)
     assert document["checkpoint"]["sha256"] is not None
+    latents = document["latents"]
+    assert len(latents["mean"]) == SMALL[name][3][0]
+    assert len(latents["decode_noise"]["psnr"]) == 5
+    assert latents["equivariance"]["flip"] >= 0
+    assert (max(latents["posterior_std"]) > 1e-5) == (name != "AutoencoderKLCosmos"), "whose posterior has no noise"
     assert document == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert name in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "index.html").is_file()
