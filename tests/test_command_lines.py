@@ -1,6 +1,5 @@
 """Command lines through the real program: what composing in Python accepts, Hydra's command line may take otherwise."""
 
-import copy
 import itertools
 import json
 import os
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -155,10 +153,3 @@ def test_the_example_of_every_help_is_taken_by_its_program(tmp_path: Path) -> No
 )
 def test_help_calls_a_command_as_it_is_typed(program: Program, typed: str) -> None:
     assert program.typed == typed
-
-
-def test_hydra_may_share_its_store() -> None:
-    """Commands do not let it be copied, since each group of `--help` would: what is loaded from it has to be a copy."""
-    store = ConfigStore.instance()
-    assert copy.deepcopy(store) is store
-    assert store.load("hydra/config.yaml").node is not store.load("hydra/config.yaml").node

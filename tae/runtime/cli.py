@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.experimental.callback import Callback
@@ -26,6 +25,7 @@ from tae.runtime.commands import missing_package
 from tae.runtime.console import prepare_output
 from tae.runtime.errors import UserError
 from tae.runtime.files import NO_SPACE, check_writable
+from tae.runtime.hydra_internals import shorten_start
 from tae.runtime.override_errors import explain
 from tae.runtime.ownership import RANKS, claim, free_folder, is_first_process
 from tae.runtime.paths import to_path
@@ -65,10 +65,6 @@ class Program:
         sys.modules["__main__"].__spec__ = None if self.module is None else importlib.util.find_spec(self.module)
 
 
-# Hydra copies its store of structured configs for each group that `--help` lists, which is half of the time it takes. The
-# copies are only read: what is loaded from the store is a copy of its own.
-ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-
 # What `--help` calls the command: `${typed:}` in conf/hydra/help.
 OmegaConf.register_new_resolver("typed", lambda: Program.running().typed, replace=True)
 
@@ -100,6 +96,7 @@ class Command(Generic[Returned]):
         if self.alone and not chooses(sys.argv[1:], self.unless):
             sys.argv.insert(first_setting(sys.argv), self.alone)
         guarded = guard(self.task, self.config_name, Program.running())
+        shorten_start()
         application = hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name=self.config_name)(guarded)
         try:
             with whole_errors():

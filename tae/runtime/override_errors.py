@@ -21,7 +21,7 @@ def explain(error: HydraException, config_folder: str, config_name: str, argumen
         return quoting(error.override) or str(error)
     if isinstance(error, ConfigCompositionException):
         overrides = [argument for argument in arguments if PLAIN.fullmatch(argument)]
-        unknown = unknown_keys(config_folder, config_name, overrides)
+        unknown = unknown_keys(error, config_folder, config_name, overrides)
         if unknown:
             return "\n".join(unknown)
     cause = first_line(error.__cause__) if error.__cause__ is not None else ""
@@ -45,20 +45,21 @@ def quoting(override: str) -> str | None:
     )
 
 
-def unknown_keys(config_folder: str, config_name: str, overrides: Sequence[str]) -> list[str]:
-    """A line with the nearest known key for each override of a key that the config does not have."""
+def unknown_keys(error: HydraException, config_folder: str, config_name: str, overrides: Sequence[str]) -> list[str]:
+    """A line with the nearest known key for each override of an unknown key, the first of which `error` is about."""
     kept, lines = list(overrides), []
     with initialize_config_dir(config_folder, version_base="1.3"):
         while True:
+            wrong = next((override for override in kept if is_about(error, override)), None)
+            if wrong is None:
+                return []
+            kept.remove(wrong)
+            lines.append(wrong)
             try:
                 cfg = compose(config_name, overrides=kept)
                 break
-            except HydraException as error:
-                wrong = next((override for override in kept if is_about(error, override)), None)
-                if wrong is None:
-                    return []
-                kept.remove(wrong)
-                lines.append(wrong)
+            except HydraException as another:
+                error = another
     return [about(override.partition("=")[0], override, cfg) for override in lines]
 
 
