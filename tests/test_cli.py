@@ -226,6 +226,9 @@ def test_what_this_machine_lacks_is_said_at_once(tmp_path: Path, monkeypatch: py
         "data.shards.test=",
         "hf download nobody/nothing",
         "python -m tae.weights get=vgg",
+        "loss.perceptual.weights_path=PATH",
+        "loss.perceptual.weight=0",
+        "or model.image_vae=null",
     ):
         assert way in told, told
     assert not (tmp_path / "run").exists()

@@ -128,7 +128,7 @@ def _fit_backbone(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> 
     ]
     if wrong:
         raise UserError(
-            f"loss.perceptual.weights_path={path} does not fit the backbone: {len(wrong)} of {len(wanted)} tensors "
+            f"weights_path={path} does not fit the backbone: {len(wrong)} of {len(wanted)} tensors "
             f"differ ({'; '.join(wrong[:3])}). Give torchvision's weights of that network (features.*)."
         )
     return {ours: state[theirs] for ours, theirs in wanted.items()}
@@ -144,15 +144,13 @@ def _read(path: Path, net: str) -> dict[str, Tensor]:
             return {name: tensor.clone() for name, tensor in load_file(path).items()}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"loss.perceptual.weights_path={path} does not exist. {_ways(net)}") from error
+        raise UserError(f"weights_path={path} does not exist. {_ways(net)}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, _safetensors_error()) as error:
         raise UserError(
-            f"loss.perceptual.weights_path={path} is not a readable weights file: {first_line(error)}. {_ways(net)}"
+            f"weights_path={path} is not a readable weights file: {first_line(error)}. {_ways(net)}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"loss.perceptual.weights_path={path} does not hold a plain state dict of tensors. {_ways(net)}"
-        )
+        raise UserError(f"weights_path={path} does not hold a plain state dict of tensors. {_ways(net)}")
     return state
 
 
@@ -181,7 +179,7 @@ def check_available(net: str, weights_path: str | None) -> None:
     """
     if weights_path is not None:
         if not to_path(weights_path).is_file():
-            raise UserError(f"loss.perceptual.weights_path={weights_path} does not exist. {_ways(net)}")
+            raise UserError(f"weights_path={weights_path} does not exist. {_ways(net)}")
     elif not has_weights(net):
         try:
             with urlopen(Request(_url(net), method="HEAD"), timeout=DOWNLOAD_TIMEOUT):
@@ -216,10 +214,7 @@ def _not_here(net: str, torchvision: str) -> str:
 def _ways(net: str) -> str:
     """What to do about missing weights, the easiest first."""
     fetch = f"Run `python -m tae.weights get={net}` once, or give" if net in BY_NET else "Give"
-    return (
-        f"{fetch} torchvision's file by loss.perceptual.weights_path=PATH, or train without the term: "
-        "loss.perceptual.weight=0."
-    )
+    return f"{fetch} torchvision's file by weights_path=PATH, or train without the term: weight=0."
 
 
 @contextmanager

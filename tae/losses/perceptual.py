@@ -99,7 +99,7 @@ class Perceptual:
         if min(frames.shape[-2:]) < smallest:
             raise UserError(
                 f"Frames of {frames.shape[-2]}x{frames.shape[-1]} are too small for LPIPS ({self.net}), which needs "
-                f"{smallest}x{smallest}. Use larger clips or loss.perceptual.weight=0."
+                f"{smallest}x{smallest}. Use larger clips or weight=0."
             )
         device = frames.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16

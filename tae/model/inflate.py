@@ -23,12 +23,12 @@ WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.
 PLACES = [f"{folder}{name}" for folder in ("vae/", "") for name in WEIGHT_FILES]  # in a repository
 WAYS_TO_GIVE_WEIGHTS = (
     "Give a diffusers folder, its .safetensors file, the original Stable Diffusion .safetensors file, or a hub repository "
-    "id such as stabilityai/stable-diffusion-3.5-medium; or model.image_vae=null to start from random weights."
+    "id such as stabilityai/stable-diffusion-3.5-medium; or image_vae=null to start from random weights."
 )
 
 WEIGHTS_WITHOUT_NETWORK = (
-    "On a machine with network run `hf download {repo_id} {place}`, copy the file here and set model.image_vae to its path; "
-    "or model.image_vae=null to start from random weights."
+    "On a machine with network run `hf download {repo_id} {place}`, copy the file here and set image_vae to its path; "
+    "or image_vae=null to start from random weights."
 )
 
 
@@ -214,5 +214,5 @@ def find_local(path_or_repo_id: str | Path) -> Path | None:
             )
         return path
     if not may_be_repository(str(path_or_repo_id)):
-        raise UserError(f"model.image_vae={path_or_repo_id}: no such file or folder. {WAYS_TO_GIVE_WEIGHTS}")
+        raise UserError(f"image_vae={path_or_repo_id}: no such file or folder. {WAYS_TO_GIVE_WEIGHTS}")
     return None

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from tae.runtime import start_time as launch  # noqa: F401  (registers ${started:})
 from tae.runtime.commands import missing_package
 from tae.runtime.console import prepare_output
-from tae.runtime.errors import UserError
+from tae.runtime.errors import UserError, with_full_keys
 from tae.runtime.files import NO_SPACE, check_writable
 from tae.runtime.hydra_internals import shorten_start
 from tae.runtime.override_errors import explain
@@ -191,7 +191,7 @@ def guard(task: TaskFunction[Returned], config_name: str, program: Program) -> T
             mistake = find_user_error(error, config_name)
             if mistake is None:
                 raise
-            message = full_keys(str(mistake), error)
+            message = full_keys(str(mistake), error, cfg)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CompactHydraException(message) from error
             fail(message)
@@ -238,12 +238,14 @@ def find_user_error(error: BaseException | None, command: str = "train") -> Base
     return error
 
 
-def full_keys(message: str, error: BaseException | None) -> str:
-    """A message about arguments of what Hydra was building, under their keys in the config: `a=1` as `data.a=1`."""
+def full_keys(message: str, error: BaseException | None, cfg: DictConfig) -> str:
+    """A message about arguments of what Hydra was building, under their keys in the config."""
     while error is not None and not isinstance(error, InstantiationException):
         error = error.__cause__ or error.__context__
     found = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
-    return message if found is None else re.sub(r"^(?=\w+=)", f"{found[1]}.", message, flags=re.MULTILINE)
+    if found is None:
+        return message
+    return with_full_keys(message, found[1], map(str, OmegaConf.select(cfg, found[1], default={})))
 
 
 def settle_output_folder(cfg: DictConfig, program: Program) -> None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data.shards.index import missing_shards
 from tae.losses.lpips import check_available
@@ -15,7 +15,7 @@ from tae.model.checks import check_architecture
 from tae.model.inflate import check_source
 from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
-from tae.runtime.errors import UserError
+from tae.runtime.errors import UserError, with_full_keys
 from tae.runtime.hub import may_be_repository
 from tae.runtime.paths import to_path
 from tae.runtime.schema import check_config
@@ -43,7 +43,7 @@ def starting_weights(cfg: DictConfig) -> str | None:
             "wrote, or a hub repository id (OWNER/NAME)."
         )
     source = cfg.model.get("image_vae")
-    return None if source is None else message_of(lambda: check_source(source))
+    return None if source is None else message_of(lambda: check_source(source), cfg, "model")
 
 
 def is_missing(source: str) -> bool:
@@ -59,7 +59,7 @@ def architecture(cfg: DictConfig) -> str | None:
         return None
     names = ("latent_channels", "encoder_blocks", "decoder_blocks", "norm_groups", "group_norm")
     widths = [model.base_channels * multiplier for multiplier in model.channel_multipliers]
-    return message_of(lambda: check_architecture(widths, *(model[name] for name in names)))
+    return message_of(lambda: check_architecture(widths, *(model[name] for name in names)), cfg, "model")
 
 
 def lpips_weights(cfg: DictConfig) -> str | None:
@@ -67,7 +67,7 @@ def lpips_weights(cfg: DictConfig) -> str | None:
     term = cfg.loss.get("perceptual")
     if term is None or not term.get("weight"):
         return None
-    return message_of(lambda: check_available(term.net, term.weights_path))
+    return message_of(lambda: check_available(term.net, term.weights_path), cfg, "loss.perceptual")
 
 
 def shards(cfg: DictConfig) -> str | None:
@@ -172,12 +172,12 @@ def barebones(cfg: DictConfig) -> str | None:
     )
 
 
-def message_of(check: Callable[[], object]) -> str | None:
-    """What a check refuses, None if it does not."""
+def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> str | None:
+    """What a check of a section's arguments refuses, None if it does not."""
     try:
         check()
     except UserError as error:
-        return str(error)
+        return with_full_keys(str(error), section, map(str, OmegaConf.select(cfg, section)))
     return None
 
 

@@ -224,7 +224,7 @@ def test_without_network_the_error_names_both_ways(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(UserError, match=r"get=vgg.*weights_path=PATH.*loss\.perceptual\.weight=0.*unreachable"):
+    with pytest.raises(UserError, match=r"get=vgg.*by weights_path=PATH.*: weight=0.*unreachable"):
         Perceptual(weight=1, net="vgg", weights_path=None)
 
 
