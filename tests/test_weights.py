@@ -79,7 +79,7 @@ def test_mistakes_are_said(overrides: list[str], message: str, cache: Path) -> N
 def test_the_command_line(tmp_path: Path, cache: Path) -> None:
     """Through Hydra: commas are a list, and a mistake is one line without a traceback."""
     command = [sys.executable, "-m", "tae.weights", "get=vgg,alex", f"source={tmp_path}/none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()
     assert said[-1].startswith("error: source=")

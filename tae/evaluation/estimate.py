@@ -1,9 +1,11 @@
 """How long the metrics of an evaluation will take, measured on one made-up clip before it starts."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tae.metrics.metric import Candidate, Measurement, Metric
 from tae.metrics.registry import SLOW_METRICS
@@ -32,7 +34,7 @@ def seconds_for(
         metric = metrics[name]
         frames = min(FRAMES_MEASURED * metric.every, size[0]) if metric.scope == "frame" else size[0]
         original, model, baseline = torch.randint(0, 256, (3, 1, frames, *size[1:], 3), device=device).byte()
-        context = {"fps": [25.0], "time_factor": [1]}
+        context: dict[str, Sequence[Any] | Tensor | None] = {"fps": [25.0], "time_factor": [1]}
         measure = Measurement({name: metric}, in_all)
         measure(original, model, **context)  # loads the network
         started = time.perf_counter()

@@ -80,7 +80,10 @@ class Evaluation(L.LightningModule):
         clip = frames_to_clip(original)
         out = self._reconstruct(clip, batch["keys"])
         baseline = trilinear_baseline(clip, *self.factors)
-        shared: dict[str, Sequence[Any]] = {"fps": batch["fps"], "time_factor": [self.factors[0]] * len(original)}
+        shared: dict[str, Sequence[Any] | Tensor | None] = {
+            "fps": batch["fps"],
+            "time_factor": [self.factors[0]] * len(original),
+        }
         own = {"latents": out.latents, "images": self._images(clip, batch["keys"]), "clip": out.clip}
         model, trilinear = self.measure.of_each(
             original,
@@ -156,13 +159,13 @@ class Evaluation(L.LightningModule):
                 torch.manual_seed(seed_of(self.sample_seed, key))
                 outputs.append(self.model(one, sample_posterior=True))
         latents = [out.latents for out in outputs]
-        posteriors = [getattr(out, "posterior", None) for out in outputs]
+        posteriors = [out.posterior for out in outputs if getattr(out, "posterior", None) is not None]
         return Reconstructed(
             torch.cat([out.reconstruction for out in outputs]),
             None if latents[0] is None else torch.cat(latents),
-            None
-            if posteriors[0] is None
-            else DiagonalGaussian(torch.cat([p.mean for p in posteriors]), torch.cat([p.logvar for p in posteriors])),
+            DiagonalGaussian(torch.cat([p.mean for p in posteriors]), torch.cat([p.logvar for p in posteriors]))
+            if posteriors
+            else None,
         )
 
 

@@ -91,7 +91,7 @@ def spectrum_report(sums: LatentSums, reasons: dict[str, str]) -> dict[str, Any]
         reasons["spectrum.distance"] = "the frames are not there any more: an evaluation has them"
     elif not pictures.any() or report["space"] is None:
         reasons["spectrum.distance"] = "pictures and latents that are constant in space have no frequencies"
-    if "spectrum.distance" in reasons:
+    if pictures is None or "spectrum.distance" in reasons:
         return report | {"pictures": None, "distance": None}
     distance = log_spectral_distance(sums.sums["space"][varying], pictures)
     return report | {"pictures": {"bands": mean_share(pictures).tolist()}, "distance": distance}

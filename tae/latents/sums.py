@@ -62,7 +62,8 @@ class LatentSums:
         if std is not None:
             found["variance"] = std.detach().to("cpu", torch.float64).flatten(1).square().sum(1)
         if clip is not None:
-            small = F.adaptive_avg_pool3d(clip.detach().float(), values.shape[1:])
+            t, h, w = values.shape[1:]
+            small = F.adaptive_avg_pool3d(clip.detach().float(), (t, h, w))
             found["pictures"] = energy_in_space(small.to("cpu", torch.float64))
         self._add(found)
         crop = central_crop(values)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 from av.audio.stream import AudioStream
@@ -98,14 +98,14 @@ class _Converter:
     def __init__(self, stream: AudioStream, target: OutputContainer, start: Fraction) -> None:
         context = stream.codec_context
         self._start = start
-        self._stream = target.add_stream(LOSSLESS, rate=context.sample_rate)
+        self._stream = cast(AudioStream, target.add_stream(LOSSLESS, rate=context.sample_rate))
         self._stream.layout = context.layout
         # FLAC has whole numbers; 24 bits for codecs that calculate with floating point.
         self._stream.format = "s16" if context.format is not None and context.format.bits <= 16 else "s32"
 
     def convert(self, packet: av.Packet) -> Iterator[Any]:
         try:
-            frames = packet.decode()
+            frames = cast(list[av.AudioFrame], packet.decode())
         except av.FFmpegError:
             return
         for frame in frames:

@@ -60,7 +60,7 @@ def stop_and_go_on(output: Path, cache: Path, number: int, to: str, *overrides: 
         os.killpg(process.pid, number)
     else:
         os.kill(child_of(process.pid), number)
-    code, _, errors = finish(process, timeout=120)
+    code, _, errors = finish(process, timeout=300)
     assert f"{signal.Signals(number).name}: stopped after step" in errors, errors
     assert errors.count("Resume with the same command") == 1
     assert "Traceback" not in errors
@@ -127,7 +127,7 @@ def test_a_slurm_job_is_requeued(cache: Path, tmp_path: Path) -> None:
         process = start(output, cache, *RUN, "trainer.max_steps=100_000", **environment)
         await_step(process, output, 7 * turn + 7)
         os.kill(process.pid, signal.SIGUSR1)
-        code, _, errors = finish(process, timeout=120)
+        code, _, errors = finish(process, timeout=300)
         assert code == 128 + signal.SIGUSR1, errors
         assert (tmp_path / "requeued").read_text() == "requeue 4711\n" * turn
         assert len(list(output.glob("hpc_ckpt_*.ckpt"))) == 1

@@ -223,7 +223,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path)
     while process.poll() is None and not list((tmp_path / "out").glob(".a.mp4.*")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + signal.SIGINT
     assert errors.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in errors

@@ -212,5 +212,5 @@ def test_no_worker_imports_the_main_module(tmp_path: Path) -> None:
         "    worker = worker_context().Process(target=exec, args=('print(\"worked\")',))\n"
         "    worker.start()\n    worker.join()\n    print(worker.exitcode, __file__)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == ["imported", "worked", f"0 {script}"], done.stderr

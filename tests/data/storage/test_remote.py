@@ -205,7 +205,7 @@ def test_processes_share_a_cache_also_when_some_are_killed(tmp_path: Path) -> No
     script = Path(__file__).parents[2] / "fakes" / "cache_readers.py"
     commands = [[sys.executable, str(script), str(tmp_path), str(seed)] for seed in range(4)]
     readers = [subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE) for command in commands]
-    assert [reader.communicate(timeout=60)[0] for reader in readers] == [b""] * 4
+    assert [reader.communicate(timeout=300)[0] for reader in readers] == [b""] * 4
     for path in (tmp_path / "cache").glob("*.tar"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
 

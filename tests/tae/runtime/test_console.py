@@ -58,6 +58,6 @@ def test_no_console_is_made_elsewhere() -> None:
 def test_a_terminal_that_is_not_utf8_ends_nothing() -> None:
     code = "from tae.runtime.console import prepare_output; prepare_output(); print('\\u2022 a \\u2192 b')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "\\u2022 a \\u2192 b\n"
