@@ -1,27 +1,32 @@
-"""How far a model is above the best linear codec of its rate: principal components of 8x8x8 blocks.
+"""How far models are above the best linear codec of its rate: principal components of 8x8x8 blocks.
 
     python -m benchmarks.linear_codec --ckpt tiny --size 32 128 --train 'datasets/tiny/*/train/*.tar' \\
         --test 'datasets/tiny/ucf101/test/*.tar'
 
 Each block of 8x8x8x3 values becomes its coefficients on the first 16 principal components of the training clips' blocks,
 as many numbers as the model's latent has for the block. No linear codec that treats blocks one by one has a smaller mean
-squared error on the clips it is fitted on. All codecs see the same test clips, by the protocol of `tae.evaluation.protocol`.
+squared error on the clips it is fitted on. All codecs see the same test clips, by the protocol of `tae.evaluation.protocol`,
+and are measured together. `--ckpt` takes several, also `diffusers:CLASS:FOLDER`; the first one's latents set the rate.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, publish
 from data.datamodule import ClipDataModule
+from tae.evaluation.peers import is_other, load_other
+from tae.evaluation.results import measured, of_the_set
 from tae.metrics.baseline import trilinear_baseline
-from tae.metrics.metric import Measured, Measurement
-from tae.metrics.registry import METRICS
+from tae.metrics.metric import Candidate, Measured, Measurement, Metric
+from tae.metrics.registry import METRICS, MORE_METRICS, SLOW_METRICS
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.pretrained import load_model
 
@@ -65,17 +70,32 @@ class LinearCodec:
         return from_blocks(centred @ self.components @ self.components.T + self.mean, clip.shape).to(clip.dtype)
 
 
-def means(clips: list[Measured]) -> dict[str, float]:
-    """Each metric's mean over all clips, which are of one length."""
-    return {name: fmean(clip.values[name] for clip in clips) for name in clips[0].values}
+def means(clips: list[Measured], metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Each metric over all clips, which are of one length."""
+    found = {name: fmean(clip.values[name] for clip in clips) for name in clips[0].values}
+    sets = {name: of_the_set(metrics[name], [clip.kept[name] for clip in clips]) for name in clips[0].kept}
+    return found | {name: value["mean"] for name, value in measured(sets).items()}
+
+
+def choose_metrics(choice: str) -> dict[str, Metric]:
+    """Those of conf/metrics/CHOICE.yaml that do without more than the reconstruction: what latents need, codecs lack."""
+    chosen = METRICS if choice == "tae-eval-1" else METRICS | MORE_METRICS
+    if choice == "fast":
+        chosen = {name: metric for name, metric in chosen.items() if name in METRICS or name not in SLOW_METRICS}
+    return {name: metric for name, metric in chosen.items() if not {"latents", "images"} & set(metric.needs)}
+
+
+def reconstruct(model: Any, clip: Tensor) -> Tensor:
+    return model(clip, sample_posterior=False).reconstruction
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", default="tiny")
+    parser.add_argument("--ckpt", nargs="+", default=["tiny"])
     parser.add_argument("--train", nargs="+", required=True, help="shards to fit the linear codec on")
     parser.add_argument("--test", nargs="+", required=True, help="shards to measure on")
     parser.add_argument("--size", type=int, nargs=2, default=(32, 128), metavar=("FRAMES", "PIXELS"))
+    parser.add_argument("--metrics", choices=["tae-eval-1", "fast", "full"], default="tae-eval-1")
     parser.add_argument("--fit-clips", type=int, default=512, help="random windows to fit on")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -86,23 +106,28 @@ def main() -> None:
         64, 0, arguments.output,
     )  # fmt: skip
     data.setup()
-    model = load_model(arguments.ckpt).model
+    models = {name: (load_other(name) if is_other(name) else load_model(name)).model for name in arguments.ckpt}
+    first: Any = next(iter(models.values()))
     endless = (frames_to_clip(batch["frames"]) for _ in iter(int, 1) for batch in data.train_dataloader())
-    linear = LinearCodec(islice(endless, arguments.fit_clips), model.latent_channels)
-    codecs = {
-        "trilinear": lambda clip: trilinear_baseline(clip, model.time_factor, model.space_factor),
+    linear = LinearCodec(islice(endless, arguments.fit_clips), first.latent_channels)
+    codecs: dict[str, Callable[[Tensor], Tensor]] = {
+        "trilinear": lambda clip: trilinear_baseline(clip, first.time_factor, first.space_factor),
         "linear": linear,
-        "model": lambda clip: model(clip, sample_posterior=False).reconstruction,
     }
-    measure = Measurement(METRICS)
+    codecs |= {name: partial(reconstruct, model) for name, model in models.items()}
+    test = data.test_dataloader()
+    measure = Measurement(choose_metrics(arguments.metrics), len(test.clips))
     found: dict[str, list[Measured]] = {name: [] for name in codecs}
     with torch.no_grad():
-        for batch in data.test_dataloader():
+        for batch in test:
             clip = frames_to_clip(batch["frames"])
-            for name, codec in codecs.items():
-                frames = clip_to_frames(codec(clip))
-                found[name] += measure(batch["frames"], frames)
-    rows = [{"codec": name, **means(clips), "clips": len(clips)} for name, clips in found.items()]
+            context = {"fps": batch["fps"], "time_factor": [first.time_factor] * len(clip)}
+            candidates = [Candidate(clip_to_frames(codec(clip)), context) for codec in codecs.values()]
+            for name, clips in zip(found, measure.of_each(batch["frames"], candidates), strict=True):
+                found[name] += clips
+    rows = [{"codec": name, **means(clips, measure.metrics), "clips": len(clips)} for name, clips in found.items()]
+    for name, reason in measure.reasons.items():
+        print(f"{name}: not measured, {reason}")
     publish("linear_codec", "cpu", {k: v for k, v in vars(arguments).items() if k != "output"}, rows, arguments.output)
 
 

@@ -152,6 +152,9 @@ class Candidate(NamedTuple):
     context: Mapping[str, Sequence[Any] | Tensor | None]
 
 
+Able = tuple[Candidate, list[Measured]]  # a candidate that has what a metric needs, and where its clips' values go
+
+
 class Measurement:
     """Measures clips, and remembers which metrics could not be.
 
@@ -193,7 +196,7 @@ class Measurement:
             for name, metric in self.metrics.items():
                 if name in self.reasons:
                     continue
-                able = [
+                able: list[Able] = [
                     (candidate, clips)
                     for candidate, clips in zip(candidates, measured, strict=True)
                     if all(candidate.context.get(need) is not None for need in metric.needs)
@@ -209,26 +212,33 @@ class Measurement:
         except NotMeasured as reason:
             self.reasons[name] = str(reason)
 
-    def _measure(
-        self, name: str, metric: Metric, original: Tensor, able: Sequence[tuple[Candidate, list[Measured]]]
-    ) -> None:
-        if metric.scope == "frame":
-            frames = [clip[:, :: metric.every].flatten(0, 1) for clip in (original, *(it.frames for it, _ in able))]
-            found = of_each(metric.function, frames[0], frames[1:], [{}] * len(able))
-            for values, (_, clips) in zip(found, able, strict=True):
-                for clip, mean in zip(
-                    clips, values.float().unflatten(0, (len(original), -1)).mean(1).tolist(), strict=True
-                ):
-                    clip.values[name] = mean
-            return
-        for i, clip_frames in enumerate(original):
-            contexts = [{need: it.context[need][i] for need in metric.needs} for it, _ in able]  # type: ignore[index]
-            found = of_each(metric.function, clip_frames, [it.frames[i] for it, _ in able], contexts)
-            for result, (_, clips) in zip(found, able, strict=True):
-                if metric.scope == "clip":
-                    clips[i].values[name] = float(result)
+    def _measure(self, name: str, metric: Metric, original: Tensor, able: Sequence[Able]) -> None:
+        for place, results in enumerate(zip(*of_each_clip(metric, original, able), strict=True)):
+            for result, (_, clips) in zip(results, able, strict=True):
+                if metric.scope == "set":
+                    clips[place].kept[name] = result
                 else:
-                    clips[i].kept[name] = result
+                    clips[place].values[name] = float(result)
+
+
+def of_each_clip(metric: Metric, original: Tensor, able: Sequence[Able]) -> list[list[Any]]:
+    """For each candidate, the metric of each clip; the mean over its frames where it is of frames."""
+    reconstructions = [candidate.frames for candidate, _ in able]
+    if metric.scope == "frame":
+        frames = [clips[:, :: metric.every].flatten(0, 1) for clips in (original, *reconstructions)]
+        found = of_each(metric.function, frames[0], frames[1:], [{}] * len(able))
+        return [values.float().unflatten(0, (len(original), -1)).mean(1).tolist() for values in found]
+    contexts = [{need: candidate.context[need] for need in metric.needs} for candidate, _ in able]
+    by_clip = [
+        of_each(
+            metric.function,
+            clip,
+            [frames[i] for frames in reconstructions],
+            [{need: values[i] for need, values in context.items()} for context in contexts],  # type: ignore[index]
+        )
+        for i, clip in enumerate(original)
+    ]
+    return [list(results) for results in zip(*by_clip, strict=True)]
 
 
 def of_each(

@@ -12,6 +12,8 @@ DROPPED = {
     "lightning.fabric.utilities.rank_zero": ("Tip:",),
     # Said of every checkpoint that is written again; ours are read with weights_only=True.
     "lightning.pytorch.trainer.connectors.checkpoint_connector": ("`weights_only` was not set",),
+    # On import, which a package of ColorVideoVDP causes, where there are CUDA's files and no GPU.
+    "torch.utils.cpp_extension": ("No CUDA runtime is found",),
 }
 # Said by each Trainer; a training and its evaluation have one each.
 ONCE = ("GPU available",)

@@ -67,6 +67,38 @@ def warping_error_by_loops(y: np.ndarray, next_y: np.ndarray, forward: np.ndarra
     return float(np.mean(errors)) if errors else 0.0
 
 
+def drifting_texture(frames: int = 5, height: int = 144, width: int = 176) -> np.ndarray:
+    """(frames, height, width) uint8 luma, 16 to 235: four gratings that drift together."""
+    y, x = np.mgrid[:height, :width]
+    gratings = [(40, 0.01, 0.017, 0), (25, 0.06, -0.03, 1), (18, 0.17, 0.11, 2), (10, 0.31, -0.23, 3)]
+    made = [
+        126 + sum(a * np.sin(2 * np.pi * ((x - 3 * t) * fx + (y + t) * fy) + phase) for a, fx, fy, phase in gratings)
+        for t in range(frames)
+    ]
+    return np.stack(made).round().clip(16, 235).astype(np.uint8)
+
+
+def box_blur(frames: np.ndarray, window: int) -> np.ndarray:
+    """Means of windows, the border repeated: (t, h, w) to the same, float64."""
+    half = window // 2
+    padded = np.pad(frames.astype(float), ((0, 0), (half, half), (half, half)), mode="edge")
+    h, w = frames.shape[1:]
+    return np.asarray(sum(padded[:, i : i + h, j : j + w] for i in range(window) for j in range(window)) / window**2)
+
+
+def luma_of_bt709(frames: np.ndarray) -> np.ndarray:
+    """(t, h, w, 3) uint8 to (t, h, w) luma between 16 and 235, ITU-R BT.709."""
+    red, green, blue = (frames[..., i].astype(float) / 255 for i in range(3))
+    return 16 + 219 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+
+def luminance_on_a_screen(value: float, peak: float, contrast: float, lux: float, reflectivity: float = 0.005) -> float:
+    """cd/m2 of an sRGB value in [0, 1]: light of the screen, its black, and what it reflects of the room."""
+    linear = value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+    black = peak / contrast
+    return (peak - black) * linear + black + lux / np.pi * reflectivity
+
+
 def frechet_by_matrix_root(x: np.ndarray, y: np.ndarray) -> float:
     """The textbook formula; the matrix root needs more samples than dimensions."""
     covariance_x, covariance_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)

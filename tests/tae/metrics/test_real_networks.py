@@ -1,7 +1,9 @@
 """The real networks of losses and metrics: what `python -m tae.weights` makes of the packages is what others use."""
 
+import importlib
+import io
 import warnings
-from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,18 @@ import av
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor
+from torchvision.models import vgg16
 
+from benchmarks.fvd import DAMAGES, measure
 from tae.losses import Perceptual
 from tae.losses.backbones import BY_NET
-from tae.metrics.distribution import FRAMES, RFVD, frechet_distance, i3d_input
-from tae.metrics.dists import FrameDISTS
+from tae.metrics.distribution import FRAMES, RFVD, i3d_input
+from tae.metrics.dists import DISTS_WEIGHTS, FrameDISTS, load_dists
 from tae.metrics.frame import psnr
 from tae.metrics.i3d import load_i3d
+from tae.runtime.weights_fetch import downloaded, read_member, unpickle_arrays
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("real_weights")]
 
@@ -58,21 +64,79 @@ def test_lpips_with_real_weights_equals_the_package(net: str) -> None:
     torch.testing.assert_close(ours[0], expected, rtol=1e-4, atol=1e-6)
     noise, blur, shift = ours[0].tolist()
     assert shift < min(noise, blur), "a shift of two pixels is what an eye forgives"
+    # 0.28 (VGG) and 0.39 (AlexNet) seen; the reference pair that people call different is at 0.72 for AlexNet.
     assert blur > 0.2, "blur is far away"
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_the_heads_of_the_package_with_the_weights_are_those_of_lpips(net: str) -> None:
+    """The linear layers are those of the package lpips; they were fitted with this very backbone."""
+    weight = BY_NET[net]
+    with downloaded(weight) as archive:
+        content = read_member(archive, weight)
+    assert content is not None
+    heads = [tensor for name, tensor in unpickle_arrays(content).items() if "Conv_" not in name]
+    with resources.as_file(resources.files("lpips") / "weights" / "v0.1" / f"{net}.pth") as path:
+        expected = torch.load(path, weights_only=True)
+    assert len(heads) == len(expected) == 5
+    for ours, theirs in zip(heads, expected.values(), strict=True):
+        assert torch.equal(ours.flatten(), theirs.flatten())
+
+
+def test_dists_equals_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own code and weights, out of its wheel, on the same backbone. It downloads VGG-16 when it is built."""
+    frames = photograph().expand(3, -1, -1, -1) / 2 + 0.5
+    others = distorted(photograph()) / 2 + 0.5
+    with downloaded(DISTS_WEIGHTS) as wheel:
+        monkeypatch.syspath_prepend(str(wheel))
+        monkeypatch.setattr(torchvision.models, "vgg16", lambda pretrained: vgg16(weights=None))
+        package = importlib.import_module("DISTS_pytorch").DISTS(load_weights=False)
+        content = read_member(wheel, DISTS_WEIGHTS)
+    assert content is not None
+    for name, values in torch.load(io.BytesIO(content), weights_only=True).items():
+        getattr(package, name).data = values
+    backbone = BY_NET["vgg"].load()
+    for name, parameter in package.named_parameters():
+        if name.startswith("stage"):
+            parameter.data = backbone[f"features.{name.partition('.')[2]}"]
+    # The same float32 convolutions; means and variances are taken in another order.
+    torch.testing.assert_close(load_dists()(frames, others), package(frames, others), rtol=1e-4, atol=1e-5)
 
 
 # UCF-101's classes that Kinetics-400 has, by its name for them.
 KINETICS = {
+    "Archery": "archery",
     "BasketballDunk": "dunking basketball",
     "BenchPress": "bench pressing",
+    "Biking": "riding a bike",
     "BodyWeightSquats": "squat",
     "Bowling": "bowling",
+    "BoxingPunchingBag": "punching bag",
+    "BreastStroke": "swimming breast stroke",
+    "BrushingTeeth": "brushing teeth",
+    "CliffDiving": "diving cliff",
+    "CricketBowling": "playing cricket",
+    "Diving": "springboard diving",
+    "Haircut": "getting a haircut",
+    "HammerThrow": "hammer throw",
+    "HighJump": "high jump",
     "JavelinThrow": "javelin throw",
+    "Kayaking": "canoeing or kayaking",
+    "Knitting": "knitting",
+    "MoppingFloor": "mopping floor",
     "PlayingCello": "playing cello",
+    "PlayingFlute": "playing flute",
     "PlayingGuitar": "playing guitar",
     "PoleVault": "pole vault",
+    "SalsaSpin": "salsa dancing",
+    "ShavingBeard": "trimming or shaving beard",
+    "Shotput": "shot put",
+    "Skiing": "skiing (not slalom or crosscountry)",
     "SkyDiving": "skydiving",
     "TennisSwing": "playing tennis",
+    "ThrowDiscus": "throwing discus",
+    "VolleyballSpiking": "playing volleyball",
+    "WalkingWithDog": "walking the dog",
 }
 
 
@@ -84,7 +148,6 @@ def frames_of(path: Path, count: int) -> Tensor:
     return torch.from_numpy(frames[start : start + count])
 
 
-@pytest.mark.slow
 def test_i3d_knows_what_real_clips_show(shared_clips: Path) -> None:
     """The port is the right network: the expected class is among the first five of 400 for four clips of five."""
     from torchvision.models.video import R3D_18_Weights
@@ -98,33 +161,14 @@ def test_i3d_knows_what_real_clips_show(shared_clips: Path) -> None:
     assert found >= 0.8 * len(KINETICS)
 
 
-def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
-    from torchvision.transforms.functional import gaussian_blur
-
-    return gaussian_blur(frames.movedim(-1, 1), 2 * int(3 * sigma) + 1, sigma).movedim(1, -1).contiguous()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fvd_grows_with_what_is_done_to_real_clips(shared_clips: Path) -> None:
-    order = torch.randperm(FRAMES, generator=torch.Generator().manual_seed(0))
-    damages: dict[str, Callable[[Tensor], Tensor]] = {
-        "mild blur": lambda clip: gaussian_blur(clip, 1),
-        "strong blur": lambda clip: gaussian_blur(clip, 3),
-        "shuffled": lambda clip: clip[order],
-        "frozen": lambda clip: clip[:1].expand_as(clip),
-    }
-    metric = RFVD()
-    clips = [frames_of(min((shared_clips / "ucf101" / folder).glob("*.avi")), FRAMES) for folder in KINETICS]
-    with torch.no_grad():
-        originals = np.stack([metric.features(clip) for clip in clips])
-        values = {
-            name: frechet_distance(originals, np.stack([metric.features(damage(clip)) for clip in clips]))
-            for name, damage in damages.items()
-        }
-    assert frechet_distance(originals, originals) == pytest.approx(0, abs=1e-6)
-    assert 0 < values["mild blur"] < values["strong blur"]
-    assert values["mild blur"] < values["shuffled"] < values["frozen"]
+    clips = [frames_of(min((shared_clips / "ucf101" / folder).glob("*.avi")), FRAMES) for folder in list(KINETICS)[:16]]
+    values = {row["copy"]: row["FVD"] for row in measure(clips, RFVD(fewest_clips=len(clips)))}
+    assert values.keys() == {"one half against the other", *DAMAGES}
+    assert 0 < values["blur, sigma 1"] < values["blur, sigma 3"]
+    assert values["blur, sigma 1"] < values["frames shuffled"] < values["frozen at the first frame"]
 
 
 def test_dists_tells_texture_from_blur() -> None:
