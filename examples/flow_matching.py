@@ -129,7 +129,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     dataset = LatentDataset(arguments.latents, num_frames=arguments.num_frames)
     loaded = load_model(arguments.ckpt)
-    if loaded.sha256 != (made_by := dataset.stats.checkpoint)["sha256"]:
+    if not loaded.encoded(made_by := dataset.stats.checkpoint):
         raise UserError(
             f"--latents {arguments.latents} were made by {made_by['path']}, which is not --ckpt {arguments.ckpt}: it would "
             "decode them into noise. Give the model that made them, or encode with this one."

@@ -15,6 +15,7 @@ from tae.evaluation.reconstruction import (
     reconstruct,
     write_latents,
 )
+from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import load_model
 from tae.runtime.console import plain_console
 from tae.runtime.devices import missing_accelerator
@@ -40,7 +41,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     tiling = instantiate(cfg.tiling)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
     with stage(f"reading {cfg.ckpt}"):
-        model = load_model(cfg.ckpt, cfg.weights).model.to(fabric.device)
+        model = load_pair(cfg).to(fabric.device)
     tiling.check(model.time_factor, model.space_factor, decoding=not cfg.latents_only)
     outcomes, failed = [], 0
     with progress_bar("frames") as progress, fabric.autocast():
@@ -62,6 +63,24 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     if failed:
         raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
     return outcomes
+
+
+def load_pair(cfg: DictConfig) -> TemporalAutoencoder:
+    """The encoder of `cfg.ckpt` with its own decoder, or with that of `cfg.decoder`.
+
+    Raises:
+        UserError: one of them cannot be loaded, or the two have different encoders.
+    """
+    loaded = load_model(cfg.ckpt, cfg.weights)
+    if cfg.decoder is not None:
+        other = load_model(cfg.decoder)
+        if other.encoder != loaded.encoder:
+            raise UserError(
+                f"decoder={cfg.decoder} decodes the latents of another encoder ({other.encoder[:12]}...) than that of "
+                f"ckpt={cfg.ckpt} ({loaded.encoder[:12]}...). Give one that was trained from it with trainable=decoder."
+            )
+        loaded.model.decoder = other.model.decoder
+    return loaded.model
 
 
 def _named(source: Path, error: UserError | FFmpegError) -> str:

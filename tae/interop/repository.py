@@ -25,9 +25,12 @@ def share(path: Path) -> None:
 
 
 def check_stats(loaded: LoadedModel, stats: LatentStats | None, folder: str | None) -> None:
-    """Refuse statistics of another model's latents."""
-    if stats is not None and stats.checkpoint["sha256"] != loaded.sha256:
-        raise UserError(f"latents={folder} were made by {stats.checkpoint['path']}, which is not ckpt={loaded.source}.")
+    """Refuse statistics of another encoder's latents."""
+    if stats is not None and not loaded.encoded(stats.checkpoint):
+        raise UserError(
+            f"latents={folder} were made by {stats.checkpoint['path']}, which is not ckpt={loaded.source} and has another "
+            "encoder."
+        )
 
 
 def prepare_repository(repo: str | None, private: bool) -> None:

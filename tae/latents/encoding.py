@@ -46,7 +46,7 @@ def settings_of(cfg: DictConfig, loaded: LoadedModel, sources: Sequence[Source])
     own = {name: cfg[name] for name in ("resolution", "frame_stride", "interlaced", "dtype", "clips_per_shard")}
     return own | {
         "checkpoint": loaded.sha256,
-        "weights": cfg.weights,
+        "encoder": loaded.encoder,
         "precision": str(cfg.trainer.precision),
         "tiling": OmegaConf.to_container(cfg.tiling, resolve=True),
         "number of videos": len(sources),
@@ -70,7 +70,9 @@ def settle(output: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. Choose another folder.") from error
-    if changed := [name for name in settings if settings[name] != before.get(name)]:
+    # A decoder does not matter; earlier versions noted the file alone.
+    indifferent = "checkpoint" if "encoder" in before else "encoder"
+    if changed := [name for name in settings if name != indifferent and settings[name] != before.get(name)]:
         was = ", ".join(f"{name} was {before.get(name)} and is {settings[name]}" for name in changed)
         raise UserError(
             f"output={output} was begun with other settings: {was}. Resume with the same settings, or choose another folder."

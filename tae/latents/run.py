@@ -56,7 +56,7 @@ def encode(cfg: DictConfig) -> LatentStats | None:
     trainer.strategy.barrier()
     if not trainer.is_global_zero:
         return None
-    checkpoint = {"path": loaded.source, "sha256": loaded.sha256}
+    checkpoint = {"path": loaded.source, "sha256": loaded.sha256, "encoder": loaded.encoder}
     stats, rejected = finish(output, settings, len(shards), checkpoint, rejected)
     print_encoding(stats, rejected, output)
     return stats

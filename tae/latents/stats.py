@@ -28,7 +28,7 @@ class LatentStats:
     shift, scale:  one number each: `(latents - shift) * scale` has mean 0 and variance 1 over all channels together. What
                    diffusers calls `shift_factor` and `scaling_factor`
     outlier_rate:  share of positions z of the means with ||z - m|| > 3 ||s||, m and s those of its latent frame
-    checkpoint:    of the model: {"path", "sha256"}
+    checkpoint:    of the model: {"path", "sha256", "encoder"}; "encoder" is the SHA-256 of what the latents depend on
     """
 
     num_clips: int

@@ -41,10 +41,14 @@ class Level(nn.Module):
         self.checkpointing = False  # keep only each block's input for the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
-        checkpointing = self.checkpointing and torch.is_grad_enabled()
+        checkpointing = self.checkpointing and torch.is_grad_enabled() and self.is_differentiated(x)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
         return x if self.resample is None else self.resample(x)
+
+    def is_differentiated(self, x: Tensor) -> bool:
+        """Whether there is a backward pass to keep anything for; none through a frozen encoder."""
+        return x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
 
 
 def make_blocks(count: int, in_channels: int, out_channels: int, groups: int, group_norm: str) -> list[ResidualBlock]:

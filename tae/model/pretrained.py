@@ -7,6 +7,7 @@ hold plain values only, and a model is built from constructor arguments within b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
 from tae.model.checks import differing_parameters
+from tae.model.encoder_identity import encoder_sha256
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import download, may_be_repository
@@ -47,6 +49,21 @@ class LoadedModel:
     sha256: str | None
     config: Mapping[str, Any] | None
     weights: str | None = None
+
+    @cached_property
+    def encoder(self) -> str:
+        """The SHA-256 of the encoder, which the latents belong to."""
+        return encoder_sha256(self.model.architecture, self.model.state_dict())
+
+    def encoded(self, made_by: Mapping[str, Any]) -> bool:
+        """Whether latents are of this encoder, whatever the decoder beside it.
+
+        Args:
+            made_by: `checkpoint` of their statistics: {"path", "sha256", "encoder"}; earlier versions wrote no "encoder".
+        """
+        if "encoder" in made_by:
+            return made_by["encoder"] == self.encoder
+        return made_by["sha256"] == self.sha256
 
 
 def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:

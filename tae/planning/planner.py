@@ -58,8 +58,9 @@ class Planner:
     def step(self, shape: Shape, loss: Objective) -> Cost:
         """A whole training step: forward, losses, backward, clipping, update."""
         with self.rehearsal() as (meter, model):
-            optimizer = self.make_optimizer(model.parameters())
-            for parameter in model.parameters():
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = self.make_optimizer(trained)
+            for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()  # from now on its moments are there, as in every step but the first
             optimizer.zero_grad()
@@ -102,7 +103,7 @@ class Planner:
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     values = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
-                    module.register_parameter(name, nn.Parameter(values))
+                    module.register_parameter(name, nn.Parameter(values, parameter.requires_grad))
             yield meter, model
 
     def precision(self) -> torch.autocast:

@@ -13,6 +13,7 @@ Precision = Literal[
 Interlaced = Literal["refuse", "deinterlace", "keep"]
 Dtype = Literal["fp32", "fp16", "bf16"]
 WeightKind = Literal["ema", "raw"]
+Trained = Literal["all", "decoder", "temporal"]
 
 
 class Page(Section):
@@ -44,6 +45,7 @@ class Train(Section):
     metrics: Mapping[str, Built] | None = None
     optimizer: Built
     scheduler: Built | None = None
+    trainable: Trained
     ema: Average
     trainer: Built
     callbacks: Mapping[str, Built] | None = None
@@ -185,6 +187,7 @@ class Reconstruct(Section):
 
     ckpt: str
     weights: WeightKind | None
+    decoder: str | None
     source: str
     output: str
     start: NotNegative
@@ -224,6 +227,7 @@ class Plan(Section):
     model: Built
     loss: Built
     optimizer: Built
+    trainable: Trained
     ema: Average
     trainer: Autocast
     data: Clip

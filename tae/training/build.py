@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import load_model, load_weights
+from tae.model.trainable import Trainable, freeze
 from tae.runtime.annotations import ArgumentsOf
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
@@ -17,6 +18,7 @@ def build_autoencoder(
     init_from: str | None,
     gradient_checkpointing: bool,
     compile_blocks: bool,
+    trainable: Trainable = "all",
     **architecture: Annotated[Any, ArgumentsOf(TemporalAutoencoder)],
 ) -> TemporalAutoencoder:
     """Build the model to train.
@@ -27,6 +29,7 @@ def build_autoencoder(
         gradient_checkpointing: keep only the inputs of the residual blocks of the two largest resolutions for the backward
             pass, which computes these blocks again; what is smaller is kept.
         compile_blocks: compile the residual blocks, which takes minutes at the start.
+        trainable: "all", "decoder" or "temporal"; see `tae.model.trainable.freeze`.
         **architecture: arguments of `TemporalAutoencoder`.
 
     Raises:
@@ -46,6 +49,7 @@ def build_autoencoder(
     else:
         model = TemporalAutoencoder(**architecture)
     model.gradient_checkpointing = gradient_checkpointing
+    freeze(model, trainable)
     if compile_blocks:
         model.compile_blocks()
     return model

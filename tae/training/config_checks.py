@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from data.shards.index import missing_shards
@@ -149,6 +150,27 @@ def moving_average(cfg: DictConfig) -> str | None:
     )
 
 
+def frozen(cfg: DictConfig) -> str | None:
+    """Terms that would train what is frozen, or a model that freezes nothing."""
+    if cfg.trainable == "all":
+        return None
+    if cfg.model.get("trainable") != cfg.trainable:
+        return (
+            f"trainable={cfg.trainable} is not read by this model: give its config the line `trainable: ${{trainable}}`, as "
+            "conf/model/sd35.yaml has it."
+        )
+    terms = {name: term for name, term in cfg.loss.items() if isinstance(term, Mapping) and term.get("weight")}
+    latent = [
+        name for name, term in terms.items() if not getattr(get_object(term["_target_"]), "uses_reconstruction", True)
+    ]
+    if cfg.trainable != "decoder" or not latent:
+        return None
+    return (
+        f"trainable=decoder freezes the encoder, which alone {' and '.join(f'loss.{name}' for name in latent)} would train: "
+        f"add {' '.join(f'loss.{name}.weight=0' for name in latent)}."
+    )
+
+
 def compiler(cfg: DictConfig) -> str | None:
     """torch.compile generates C++ or Triton code, and both call a compiler of C."""
     if not cfg.model.get("compile_blocks"):
@@ -183,5 +205,5 @@ def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> st
 
 CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
     *(missing_accelerator, devices, shards, starting_weights, architecture, lpips_weights),
-    *(learning_rate, steps, clipping, moving_average, compiler, barebones),
+    *(learning_rate, steps, clipping, frozen, moving_average, compiler, barebones),
 )

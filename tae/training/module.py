@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import numpy as np
@@ -19,7 +19,10 @@ from tae.losses.step import compute_loss
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.checkpoint_file import model_weights
+from tae.model.encoder_identity import encoder_sha256
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
+from tae.model.trainable import is_frozen
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
 from tae.runtime.lightning_internals import is_logged_step
@@ -65,6 +68,13 @@ class AutoencoderModule(L.LightningModule):
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.validated: list[tuple[Sequence[str], Tensor]] = []  # keys, and whether each reconstruction is finite
         self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what is trained: a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if is_frozen(self.model.encoder):
+            self.model.encoder.eval()
+        return self
 
     def forward(self, clip: Tensor) -> Tensor:
         """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
@@ -192,7 +202,7 @@ class AutoencoderModule(L.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.model.parameters())
+        optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
         if self.make_scheduler is None:
             return optimizer
         return {
@@ -206,6 +216,8 @@ class AutoencoderModule(L.LightningModule):
         checkpoint["config"] = dict(self.config)
         checkpoint["between_steps"] = self.between_steps
         checkpoint["starting_weights"] = self.model.starting_weights
+        # Of the weights that are loaded for use, which may be their moving average. Whoever has latents looks for it.
+        checkpoint["encoder"] = encoder_sha256(self.model.architecture, model_weights(checkpoint, "ema"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.starting_weights = checkpoint.get("starting_weights")

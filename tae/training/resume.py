@@ -26,8 +26,9 @@ FREE = (
     "trainer.default_root_dir",
 )
 LAST = "last.ckpt"
-FIXED = ("model.", "optimizer.", "scheduler", "ema.")
+FIXED = ("model.", "optimizer.", "scheduler", "trainable", "ema.")
 EXTENDABLE = "scheduler.total_steps"
+ADDED = {"trainable": "all", "model.trainable": "all"}  # settings of later versions, with what earlier ones did
 RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints
 
 
@@ -83,7 +84,7 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
     Raises:
         UserError: a setting differs where the checkpoint would win (optimizer, schedule) or would not fit (model).
     """
-    was, now = flat(checkpoint["config"]), flat(config)
+    was, now = ADDED | flat(checkpoint["config"]), flat(config)
     was = {name: RENAMED.get(value, value) if name.endswith("_target_") else value for name, value in was.items()}
     changed = [name for name in sorted(was | now) if was.get(name) != now.get(name) and not name.startswith(FREE)]
     lines = {name: f"{name} was {was.get(name)!r} and is {now.get(name)!r}" for name in changed}

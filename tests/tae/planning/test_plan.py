@@ -123,6 +123,13 @@ def test_a_moving_average_needs_four_bytes_a_parameter() -> None:
     assert step_peak("ema.decay=0.999") - step_peak() == 4 * make_planner(cfg).num_parameters()
 
 
+def test_what_is_frozen_needs_less() -> None:
+    """No gradients, moments and activations of the encoder; gradients pass through frozen layers of the decoder."""
+    everything = step_peak("data.resolution=128")
+    assert step_peak("data.resolution=128", "trainable=decoder") < 0.7 * everything
+    assert step_peak("data.resolution=128", "trainable=temporal") < everything
+
+
 MEASURE = """
 import sys
 from benchmarks.plan_check import configure, measure
