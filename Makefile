@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+TESTS ?= not slow and not gpu and not network
 TEST_PROCESSES ?= 2
 
 .PHONY: install demo test test-slow test-gpu weights test-network lint docs lock tiny-weights
@@ -24,7 +25,7 @@ demo: install
 	$(RUN) train.py
 
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "$(TESTS)" --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install
 	$(RUN) -m pytest -m slow
