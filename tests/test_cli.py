@@ -25,10 +25,12 @@ CONF = ROOT / "conf"
 GROUPS = (
     "callbacks",
     "data",
+    "debug",
     "experiment",
     "launcher",
     "logger",
     "loss",
+    "metrics",
     "model",
     "optimizer",
     "precision",
@@ -81,6 +83,12 @@ def test_the_reference_run_is_the_references() -> None:
 
 def test_a_choice_on_the_command_line_wins_over_the_experiment() -> None:
     assert compose_train("experiment=ucf101", "model=tiny")["model"]["base_channels"] < 128
+
+
+def test_debugging_wins_over_the_experiment_and_the_command_line_over_both() -> None:
+    quick = ("experiment=ucf101", "debug=quick")
+    assert (compose_train(*quick)["trainer"]["max_steps"], compose_train(*quick)["data"]["num_workers"]) == (4, 0)
+    assert compose_train(*quick, "trainer.max_steps=7")["trainer"]["max_steps"] == 7
 
 
 def test_help_shows_every_setting() -> None:
