@@ -70,10 +70,14 @@ def read_recipe(shard: Shard, access: Access) -> str:
     name = str(index.get("split", "not stated"))
     if not isinstance(recipe, Mapping):
         return name
-    parts = ", ".join(
-        f"{key} {value}" for key, value in recipe.items() if key not in ("dataset", "encoding", "shuffle")
-    )
+    said = {key: value for key, value in recipe.items() if key not in ("dataset", "encoding", "shuffle")}
+    parts = ", ".join(f"{key} {_in_words(value)}" for key, value in said.items())
     return f"{name} of {recipe.get('dataset', 'videos')} ({parts})"
+
+
+def _in_words(value: Any) -> str:
+    """A value of a recipe; of one for each split the numbers alone, in the usual order."""
+    return "/".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
 
 
 def _without_repeats(urls: Iterable[str]) -> list[str]:

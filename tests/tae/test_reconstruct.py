@@ -27,6 +27,7 @@ from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 from tae.video.reader import Frame, VideoReader
 from tae.video.writer import VideoWriter
+from tests.fakes.processes import running
 from tests.references.video import make_video
 
 
@@ -219,11 +220,11 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path)
     arguments = [f"ckpt={checkpoint}", f"source={source}", "output=out", "trainer.accelerator=cpu"]
     command = [sys.executable, "-m", "tae.reconstruct", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list((tmp_path / "out").glob(".a.mp4.*")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=300)[1]
+    with running(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((tmp_path / "out").glob(".a.mp4.*")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + signal.SIGINT
     assert errors.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in errors

@@ -22,6 +22,7 @@ from data.processes.pool import Engine
 from data.shards.writer import ShardWriter
 from tae.runtime.errors import UserError
 from tests.data.ingest.test_prepare import contents
+from tests.fakes.processes import running
 
 ROOT = Path(__file__).parents[3]
 CLIPS = 12
@@ -163,18 +164,17 @@ def test_a_finished_output_stays_as_it_is(source: Path, undisturbed: dict[str, b
 
 def test_a_second_writer_is_refused_until_the_first_is_killed(source: Path, tmp_path: Path) -> None:
     """The lock goes with its owner, however that ends."""
-    first = subprocess.Popen(
-        command(source, tmp_path / "out"), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
-    )
-    journal = tmp_path / "out" / ".prepare" / "checked.jsonl"
-    while not (journal.exists() and journal.stat().st_size):
-        assert first.poll() is None
-        time.sleep(0.01)
-    os.kill(first.pid, signal.SIGSTOP)
-    with pytest.raises(UserError, match="another process"):
-        run(source, tmp_path / "out")
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
+    options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.PIPE, "start_new_session": True}
+    with running(command(source, tmp_path / "out"), **options) as first:
+        journal = tmp_path / "out" / ".prepare" / "checked.jsonl"
+        while not (journal.exists() and journal.stat().st_size):
+            assert first.poll() is None
+            time.sleep(0.01)
+        os.kill(first.pid, signal.SIGSTOP)
+        with pytest.raises(UserError, match="another process"):
+            run(source, tmp_path / "out")
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
     run(source, tmp_path / "out", split="random")
 
 

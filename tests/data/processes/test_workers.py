@@ -24,6 +24,7 @@ from data.drawing import draw_clip, encode_mp4
 from data.loading.loader import ClipLoader
 from tae.runtime.errors import UserError
 from tests.fakes.faulty_stream import FaultyStream
+from tests.fakes.processes import running
 
 Make = Callable[..., ClipDataModule]
 GOOD = {f"good{number}" for number in range(8)}
@@ -160,18 +161,13 @@ def test_no_worker_outlives_a_training_that_is_killed(make_loader: Callable[...,
     make_loader(b"nothing")  # for the shards
     (tmp_path / "training.py").write_text(TRAINING)
     root = Path(data.loading.stream.__file__).parents[2]
-    training = subprocess.Popen(
-        [sys.executable, tmp_path / "training.py", str(tmp_path / "s" / "shard-*.tar"), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
-    assert training.stdout is not None
-    workers = [int(pid) for pid in training.stdout.readline().split()]
-    assert len(workers) == 2
-    assert all(map(is_running, workers))
-    training.kill()
-    training.communicate()
+    command = [sys.executable, tmp_path / "training.py", str(tmp_path / "s" / "shard-*.tar"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with running(command, stdout=subprocess.PIPE, text=True, env=environment) as training:
+        assert training.stdout is not None
+        workers = [int(pid) for pid in training.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(is_running, workers))
     deadline = time.monotonic() + 60
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)

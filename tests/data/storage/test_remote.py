@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from data.storage.cache import ShardCache
 from data.storage.remote import Access, RetriedFile, SourceError, open_file
 from tae.runtime.errors import UserError
 from tests.fakes.faulty_server import FaultyServer, serve
+from tests.fakes.processes import running
 
 Make = Callable[..., ClipDataModule]
 QUICK = {"read_tries": 3, "read_timeout": 1.0}
@@ -204,8 +205,10 @@ def test_processes_share_a_cache_also_when_some_are_killed(tmp_path: Path) -> No
     ShardCache(tmp_path / "cache", 1).prepare()
     script = Path(__file__).parents[2] / "fakes" / "cache_readers.py"
     commands = [[sys.executable, str(script), str(tmp_path), str(seed)] for seed in range(4)]
-    readers = [subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE) for command in commands]
-    assert [reader.communicate(timeout=300)[0] for reader in readers] == [b""] * 4
+    root = Path(__file__).parents[3]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(running(command, cwd=root, stdout=subprocess.PIPE)) for command in commands]
+        assert [reader.communicate(timeout=300)[0] for reader in readers] == [b""] * 4
     for path in (tmp_path / "cache").glob("*.tar"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
 
