@@ -1,5 +1,6 @@
 """Video files as streams, front to back, holding no more than a few frames whatever the length."""
 
+import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,25 @@ def open_container(path: Path | str) -> InputContainer:
         return av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(path, f"not a video file that can be opened: {reason}") from error
+        raise VideoError(path, why_no_video(path) or f"not a video file that can be opened: {reason}") from error
+
+
+def why_no_video(path: Path | str) -> str:
+    """What a file that cannot be opened as a video is, where its bytes tell; else ""."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(64)
+            if not start:
+                return "empty file (0 bytes)"
+            if start.startswith(b"version https://git-lfs"):
+                return "a git-lfs pointer, not the video itself (git lfs pull fetches it)"
+            if start[4:8] == b"ftyp":
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    if content.find(b"moov") < 0:
+                        return "truncated: the file ends before its header (moov)"
+    except (OSError, ValueError):  # what opening it has said is all there is to say
+        pass
+    return ""
 
 
 @contextmanager

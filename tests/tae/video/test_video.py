@@ -2,12 +2,15 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 
+from tae import UserError
+from tae.video.reader import VideoReader
 from tae.video.writer import write_video
 
 
@@ -55,3 +58,19 @@ def test_ffprobe_sees_bt709(tmp_path):
     write_video(tmp_path / "clip.mp4", picture(), 25)
     command = ["ffprobe", "-v", "error", "-show_entries", "stream=color_space", "-of", "csv=p=0", tmp_path / "clip.mp4"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "bt709"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"empty file \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+        (b"\0\0\0\x18ftypmp42" + b"\0" * 200, r"truncated: the file ends before its header \(moov\)"),
+        (b"not a video", "not a video file that can be opened: Invalid data"),
+    ],
+)
+def test_what_is_no_video_is_called_what_it_is(content: bytes, reason: str, tmp_path: Path) -> None:
+    """In preparation alone it was; encoding and reconstruction had one word for all."""
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        VideoReader(tmp_path / "a.mp4")
