@@ -20,6 +20,8 @@ ONCE = ("GPU available",)
 WARNINGS = (
     # Lightning 2.6 on torch 2.14: its own use of a class that torch is about to rename.
     (r".*isinstance\(treespec, LeafSpec\)", FutureWarning),
+    # A training without validation clips (data.shards.val=null) is a choice.
+    (r"Total length of `list` across ranks is zero", UserWarning),
     # An evaluation gathers its clips itself, so its means are the same on all processes.
     (r"It is recommended to use `self\.log\('test/.*sync_dist=True", UserWarning),
 )

@@ -221,7 +221,9 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path)
     arguments = [f"ckpt={checkpoint}", f"source={source}", "output=out", "trainer.accelerator=cpu"]
     command = [sys.executable, "-m", "tae.reconstruct", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with running(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts what it puts into the background with SIGINT ignored, which children inherit.
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "stderr": subprocess.PIPE}
+    with running(command, cwd=tmp_path, env=environment, text=True, **options) as process:
         while process.poll() is None and not list((tmp_path / "out").glob(".a.mp4.*")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

@@ -22,6 +22,7 @@ logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found
 logging.getLogger("lightning.pytorch.utilities.rank_zero").info("Tip: try our product")
 warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning)
 warnings.warn("It is recommended to use `self.log('test/psnr', ..., sync_dist=True)` when", UserWarning)
+warnings.warn("Total length of `list` across ranks is zero. Please make sure", UserWarning)
 warnings.warn("another matter", FutureWarning)
 """
 
