@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
@@ -14,11 +15,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.sampling.clip import Clip, Sampling, Window
+from data.sampling.table import ClipTable
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.windows import EvalWindow, ShortClip, window_span
-from data.shards.format import Shard
 from data.shards.index import find_shards, read_recipe
-from data.shards.keys import unique_names
+from data.shards.table import Selection, ShardList, select
 from data.storage.address import is_remote
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
@@ -129,7 +130,8 @@ class ClipDataModule(LightningDataModule):
         self.decode_timeout = decode_timeout
         cache = None if cache_dir is None else ShardCache(to_path(cache_dir), round(cache_gb * 1e9))
         self.access = Access(read_tries, read_timeout, cache, allow_pipe)
-        self.clips: dict[str, list[Clip]] = {}
+        self.clips: dict[str, ClipTable] = {}
+        self._named: dict[str, ClipTable] = {}  # those of evaluations, each under a name of its own
         self._training: list[ClipLoader] = []
 
     def setup(self, stage: str | None = None) -> None:
@@ -176,15 +178,17 @@ class ClipDataModule(LightningDataModule):
 
     def eval_dataloader(self, split: str, only: Sequence[str] | None = None) -> ClipLoader:
         """Each clip of a split once over all processes, or only those with the given keys, in the index's order."""
-        clips = self._clips_of(split)
+        if split not in self._named:
+            self._named[split] = self._clips_of(split).named()
+        clips: Sequence[Clip] = self._named[split]
         if only is not None:
             wanted = set(only)
+            clips = [clip for clip in clips if clip.name in wanted]
             if missing := wanted - {clip.name for clip in clips}:
                 raise UserError(f"{split} has no usable clip {min(missing)} ({len(missing)} of {len(only)} missing).")
-            clips = [clip for clip in clips if clip.name in wanted]
         return self._loader(split, clips, None)
 
-    def _loader(self, split: str, clips: list[Clip], shuffle_buffer: int | None) -> ClipLoader:
+    def _loader(self, split: str, clips: Sequence[Clip], shuffle_buffer: int | None) -> ClipLoader:
         rank, world_size = self._place()
         return ClipLoader(
             name=split,
@@ -205,48 +209,48 @@ class ClipDataModule(LightningDataModule):
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
-    def _clips_of(self, split: str) -> list[Clip]:
+    def _clips_of(self, split: str) -> ClipTable:
         if split not in self.clips:
             if self.shards.get(split) is None:
                 raise UserError(f"data.shards.{split} is not set: give a pattern of shards to read.")
             self.clips[split] = self._find_clips(split)
         return self.clips[split]
 
-    def _find_clips(self, split: str) -> list[Clip]:
+    def _find_clips(self, split: str) -> ClipTable:
         """The split's usable clips, numbered; says once how many are too short."""
         option = f"data.shards.{split}"
         patterns = self.shards[split]
         assert patterns is not None
         shards = find_shards(patterns, option, self.access)
-        self._check_cache([shard for shard in shards if is_remote(shard.url)])
-        pairs = [(key, shard) for shard in shards for key in shard.frames]
+        self._check_cache(shards)
         span = window_span(self.window.num_frames, self.window.frame_stride)
-        usable = [pair for pair in pairs if self.short_clip == "repeat_last" or pair[1].frames[pair[0]] >= span]
-        if not usable:
-            longest = max((shard.frames[key] for key, shard in pairs), default=0)
+        selection = Selection(1 if self.short_clip == "repeat_last" else span)
+        try:
+            found = select(shards, selection)
+            enough = found if selection.shortest == span else select(shards, replace(selection, shortest=span))
+        except ValueError as error:
+            raise UserError(f"{option}: {error}. Prepare the folder again.") from error
+        in_all, short = int(shards.samples().sum()), int(shards.samples().sum() - enough.counts.sum())
+        if not found.counts.any():
             raise UserError(
                 f"{option}: no clip is long enough. A window spans {span} frames (data.num_frames="
                 f"{self.window.num_frames}, data.frame_stride={self.window.frame_stride}), the longest of "
-                f"{len(pairs)} clips has {longest}. Lower one of the two, or set data.short_clip=repeat_last."
+                f"{in_all} clips has {found.longest}. Lower one of the two, or set data.short_clip=repeat_last."
             )
-        short = sum(shard.frames[key] < span for key, shard in pairs)
         if short:
             fate = "left out" if self.short_clip == "skip" else "filled up with their last frame"
-            rank_zero_info(f"{split}: {short} of {len(pairs)} clips have fewer than {span} frames and are {fate}.")
-        named = zip(usable, unique_names(usable), strict=True)
-        return [
-            Clip(number, key, shard, alias="" if name == key else name)
-            for number, ((key, shard), name) in enumerate(named)
-        ]
+            rank_zero_info(f"{split}: {short} of {in_all} clips have fewer than {span} frames and are {fate}.")
+        return ClipTable(shards, found.counts, selection)
 
-    def _check_cache(self, remote: Sequence[Shard]) -> None:
+    def _check_cache(self, shards: ShardList) -> None:
         """Make the cache's folder, if there is anything to keep in it."""
+        remote = [number for number, url in enumerate(shards.urls) if is_remote(url)]
         if (cache := self.access.cache) is None or not remote:
             return
-        largest = max(remote, key=lambda shard: shard.bytes or 0)
-        if (largest.bytes or 0) > cache.max_bytes:
+        size, largest = max((int(shards.sizes()[number]), number) for number in remote)
+        if size > cache.max_bytes:
             raise UserError(
-                f"data.cache_gb={cache.max_bytes / 1e9:g} is less than one shard: {largest.url} has {largest.bytes} bytes. "
+                f"data.cache_gb={cache.max_bytes / 1e9:g} is less than one shard: {shards.urls[largest]} has {size} bytes. "
                 "Allow more, or set data.cache_dir=null."
             )
         try:

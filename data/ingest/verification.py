@@ -6,7 +6,7 @@ python -m data.verify shards=DIR
 import hashlib
 import json
 import tarfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 from data.ingest.check import check_video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import INDEX, VIDEO_EXTENSIONS, Shard
-from data.shards.index import find_shards
+from data.shards.index import find_shards, read_index
+from data.shards.table import ShardIndex
+from data.storage.remote import Access
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.paths import is_hidden
@@ -61,15 +63,18 @@ def _subfolders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path.name)]
 
 
-def shards_of(folder: Path) -> list[Shard]:
+def shards_of(folder: Path) -> Sequence[Shard]:
     """The shards of a folder by its index, in its order.
 
     Raises:
-        UserError, OSError, ValueError, KeyError, TypeError: there is no index, or it is none of these shards.
+        UserError: there is no index, or it is none of these shards.
     """
-    entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
-    names = [str(folder / Path(entry["name"]).name) for entry in entries]
+    names = [str(folder / name) for name in _index_of(folder).names]
     return find_shards(names, "shards") if names else []
+
+
+def _index_of(folder: Path) -> ShardIndex:
+    return read_index(str(folder / INDEX), "shards", Access())
 
 
 def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterator[str]:
@@ -80,28 +85,28 @@ def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterat
         timeout: seconds for one shard.
     """
     try:
-        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
-        names = [Path(entry["name"]).name for entry in entries]
-        shards_of(folder)  # whether the index contradicts itself
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        index = _index_of(folder)
+        shards_of(folder)
+    except UserError as error:
         yield f"{folder / INDEX}: {error}"
         return
+    names = index.names[:]
     for path in sorted(folder.glob("*.tar")):
         if path.name not in names:
             yield f"{path}: is not in the index"
-    for key in _repeated(key for entry in entries for key in entry["frames"]):
+    for key in _repeated(key for place in range(len(names)) for key in index.column("key", index.rows(place))):
         yield f"{folder / INDEX}: the key {key} occurs more than once"
-    tasks = [ShardTask(folder / name, entry, decode) for name, entry in zip(names, entries, strict=True)]
+    tasks = (ShardTask(folder / name, index.entry(place), decode) for place, name in enumerate(names))
     with progress_bar("shards") as progress:
         results = run_isolated(check_shard, tasks, timeout, engine)
-        for task, result in progress.track(results, total=len(tasks), description=f"verifying {folder}"):
+        for task, result in progress.track(results, total=len(names), description=f"verifying {folder}"):
             problems = [result.reason] if isinstance(result, Failure) else result
             yield from (f"{task.path}: {problem}" for problem in problems)
 
 
 def check_shard(task: ShardTask) -> list[str]:
     """What is wrong with one shard."""
-    problems = [] if file_sha256(task.path) == task.entry["sha256"] else ["its sha256 is not the one in the index"]
+    problems = [] if file_sha256(task.path) == task.entry.get("sha256") else ["its sha256 is not the one in the index"]
     try:
         problems += _check_members(task)
         problems += _check_offsets(task)

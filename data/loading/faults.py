@@ -2,15 +2,20 @@
 
 import json
 import math
+import zlib
+from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tae.runtime.errors import UserError
 
 JUDGED_FROM = 1000  # clips: before that one broken file would be a large share; also the length of the recent past
+FAILURE = np.dtype([("age", "<u2"), ("shard", "<u4")])  # as it is saved; an age is below JUDGED_FROM
 CHANCE = 6.0  # standard deviations by which the recent past may exceed the allowed share
 
 
@@ -41,13 +46,13 @@ class FaultCount:
         self.policy = policy
         self.taken = 0
         self.failed = 0
-        self._recent: deque[tuple[int, str]] = deque()  # (place among the taken clips, shard) of each failure
+        self._recent: deque[tuple[int, int]] = deque()  # (place among the taken clips, shard) of each failure
 
     def add(self, good: int, faults: Sequence[dict[str, str]]) -> None:
         """Count clips that were taken together, and name the failed ones in the file."""
         self.taken += good + len(faults)
         self.failed += len(faults)
-        self._recent += ((self.taken, fault["shard"]) for fault in faults)
+        self._recent += ((self.taken, _number(fault["shard"])) for fault in faults)
         while self._recent and self._recent[0][0] <= self.taken - JUDGED_FROM:
             self._recent.popleft()
         if faults:
@@ -84,8 +89,19 @@ class FaultCount:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken, "failed": self.failed, "recent": [list(failure) for failure in self._recent]}
+        """Plain values; the failures of the recent past, a thousand at most, as one short text."""
+        recent = np.array([(self.taken - place, shard) for place, shard in self._recent], FAILURE)
+        return {"taken": self.taken, "failed": self.failed, "recent": b64encode(recent.tobytes()).decode()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken, self.failed = state["taken"], state["failed"]
-        self._recent = deque((place, shard) for place, shard in state["recent"])
+        if isinstance(state["recent"], str):
+            recent = np.frombuffer(b64decode(state["recent"]), FAILURE).tolist()
+            self._recent = deque((self.taken - age, shard) for age, shard in recent)
+        else:  # of a checkpoint of version 0.2
+            self._recent = deque((place, _number(shard)) for place, shard in state["recent"])
+
+
+def _number(shard: str) -> int:
+    """A number for a shard's address: two shards of a thousand hardly have one."""
+    return zlib.crc32(shard.encode())

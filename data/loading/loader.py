@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import math
-from collections.abc import Generator, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch.distributed as dist
@@ -19,10 +21,12 @@ from data.processes.watchdog import Heartbeats, Watchdog
 from data.processes.workers import prepare_worker, worker_context
 from data.sampling.clip import Clip, Sampling
 from data.sampling.order import Layout
+from data.sampling.table import ClipTable
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 
 BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
+SAVED_POISONED = 64  # of the clips that ended a worker: what is forgotten costs another start of the workers
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class ClipLoader:
 
     Args:
         name: of the split, for messages.
-        clips: all usable clips of the split, the same list in every process.
+        clips: all usable clips of the split, the same in every process, by ascending number; a `ClipTable` for training.
         sampling: how they are drawn.
         faults: what clips that fail may cost.
         num_workers: decoding processes; 0 decodes in this one.
@@ -62,7 +66,7 @@ class ClipLoader:
         self,
         *,
         name: str,
-        clips: list[Clip],
+        clips: Sequence[Clip],
         sampling: Sampling,
         faults: FaultPolicy,
         num_workers: int,
@@ -196,7 +200,8 @@ class ClipLoader:
         log.warning("All workers resume where they stood (%d of %d times).", self._worker_deaths, allowed)
 
     def _by_number(self, number: int) -> Clip | None:
-        return next((clip for clip in self.clips if clip.number == number), None)
+        place = bisect_left(self.clips, number, key=lambda clip: clip.number)
+        return self.clips[place] if place < len(self.clips) and self.clips[place].number == number else None
 
     def _note(self, item: WorkerItem) -> None:
         """Remember what an item says beside its batch: the worker's position, counts, and clips that failed."""
@@ -223,7 +228,7 @@ class ClipLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where every process stands after the batches that were handed out. All processes must call it together."""
         mine = {"positions": list(self._positions), "next_worker": self._next_worker}
-        mine |= {"faults": self._count.state_dict(), "poisoned": list(self._poisoned.items())}
+        mine |= {"faults": self._count.state_dict(), "poisoned": list(self._poisoned.items())[-SAVED_POISONED:]}
         ranks = [mine]
         if dist.is_available() and dist.is_initialized() and self.layout.world_size > 1:
             ranks = [{} for _ in range(self.layout.world_size)]
@@ -238,6 +243,9 @@ class ClipLoader:
                 another seed, batch size or shuffle buffer.
         """
         now = self._layout_summary()
+        if "list of clips" in state["layout"]:  # of a checkpoint of version 0.2, which lists every clip
+            del now["list of shards"]
+            now["list of clips"] = _hash(f"{_name(c.shard.url)} {c.key} {c.frames}" for c in self.clips)
         if changed := _differences(state["layout"], now):
             raise UserError(
                 f"The order of the {self.name} clips cannot be resumed: {changed}. Resume with the same settings, or start "
@@ -254,7 +262,6 @@ class ClipLoader:
         self._endless = None
 
     def _layout_summary(self) -> dict[str, Any]:
-        clips = "\n".join(f"{clip.shard.url.rsplit('/', 1)[-1]} {clip.key} {clip.frames}" for clip in self.clips)
         summary = {
             "processes": self.layout.world_size,
             "data.num_workers": self.layout.num_workers,
@@ -262,24 +269,47 @@ class ClipLoader:
             "data.shuffle_buffer": self.sampling.shuffle_buffer,
             "seed": self.sampling.seed,
             "number of clips": len(self.clips),
-            "list of clips": hashlib.sha256(clips.encode()).hexdigest()[:12],
+            "list of shards": self._shard_hashes[0],
         }
         interleave = self.sampling.interleave  # named where it is used, as older checkpoints do not know it
         return summary if interleave == 1 else summary | {"data.interleave": interleave}
 
     def _content_summary(self) -> dict[str, Any]:
         """What else a batch depends on."""
-        shards = {clip.shard.url.rsplit("/", 1)[-1]: clip.shard for clip in self.clips}
-        content = "\n".join(f"{name} {shard.bytes} {shard.sha256}" for name, shard in shards.items())
         window = self.sampling.window
         scaling = {} if window.interpolation == "bicubic" else {"data.interpolation": window.interpolation}
         return scaling | {
-            "content of the shards": hashlib.sha256(content.encode()).hexdigest()[:12],
+            "content of the shards": self._shard_hashes[1],
             "data.num_frames": window.num_frames,
             "data.frame_stride": window.frame_stride,
             "data.resolution": window.resolution,
             "data.augmentation": str(window.augmentation),
         }
+
+    @cached_property
+    def _shard_hashes(self) -> tuple[str, str]:
+        """What decides the order, and what the shards hold: each as one word, made once whatever the number of clips."""
+        assert isinstance(self.clips, ClipTable)
+        shards, counts = self.clips.shards, self.clips.counts.tolist()
+        names = [_name(url) for url in shards.urls[:]]
+        sizes = zip(names, shards.samples().tolist(), counts, strict=True)
+        used = {name: content for name, content, count in zip(names, shards.contents(), counts, strict=True) if count}
+        return (
+            _hash(f"{name} {samples} {count}" for name, samples, count in sizes if count),
+            _hash(f"{name} {size} {sha256}" for name, (size, sha256) in used.items()),
+        )
+
+
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def _hash(lines: Iterable[str]) -> str:
+    """The first digits of the hash of a text, which is never whole in memory."""
+    digest = hashlib.sha256()
+    for number, line in enumerate(lines):
+        digest.update(f"\n{line}".encode() if number else line.encode())
+    return digest.hexdigest()[:12]
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ class Sample:
     label: str = ""
 
 
-def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Generator[Sample, None, None]:
+def read_samples(clips: Iterable[Clip], access: Access | None = None) -> Generator[Sample, None, None]:
     """One sample for each clip, in their order. Clips of one shard that stand together are read in one pass."""
     one_pass: dict[str, Clip] = {}
     for clip in clips:
@@ -40,20 +40,39 @@ def read_samples(clips: Sequence[Clip], access: Access | None = None) -> Generat
         yield from _read_shard(one_pass, access or Access())
 
 
-def read_in_turns(clips: Sequence[Clip], runs: Sequence[int], access: Access | None = None) -> Iterator[Sample]:
-    """As `read_samples`, where clips of several runs (`data.sampling.order.find_runs`) alternate: each run in one pass."""
-    members: dict[int, list[Clip]] = defaultdict(list)
-    for clip, run in zip(clips, runs, strict=True):
-        members[run].append(clip)
-    left = {run: len(clips) for run, clips in members.items()}
+def read_in_turns(plan: Iterable[tuple[int, Clip]], access: Access | None = None) -> Iterator[Sample]:
+    """As `read_samples`, where clips of several lanes alternate: each lane in a pass of its own.
+
+    Args:
+        plan: (lane, clip), of which so much is looked at as the shards that are being read hold.
+    """
+    rest = iter(plan)
+    waiting: dict[int, deque[Clip]] = defaultdict(deque)
+    order: deque[int] = deque()  # lanes of the clips that were looked at and are still to be given
     readers: dict[int, Generator[Sample, None, None]] = {}
-    for run in runs:
-        if run not in readers:
-            readers[run] = read_samples(members.pop(run), access)
-        yield next(readers[run])
-        left[run] -= 1
-        if not left[run]:
-            readers.pop(run).close()  # and with it the shard
+
+    def look() -> bool:
+        """Look at one clip more; False at the end."""
+        found = next(rest, None)
+        if found is not None:
+            order.append(found[0])
+            waiting[found[0]].append(found[1])
+        return found is not None
+
+    def clips_of(lane: int) -> Iterator[Clip]:
+        while waiting[lane] or look():
+            if waiting[lane]:
+                yield waiting[lane].popleft()
+
+    try:
+        while order or look():
+            lane = order.popleft()
+            if lane not in readers:
+                readers[lane] = read_samples(clips_of(lane), access)
+            yield next(readers[lane])
+    finally:
+        for reader in readers.values():
+            reader.close()  # and with it its shard
 
 
 def read_ahead(samples: Iterator[Sample]) -> Iterator[Sample]:

@@ -3,7 +3,8 @@
 The order is a pure function of (seed, epoch, layout), where the layout is the number of consumers (processes times
 workers). In each epoch the shards are shuffled, their samples are put in one row, and the row is cut into as many
 contiguous parts as there are consumers, equal to within one clip. A consumer reads the shards of its part from front
-to back through a shuffle buffer. Planning by samples and not by shards makes every layout work: fewer shards than
+to back through a shuffle buffer. All of this is known from the number of clips in each shard; clips become objects as
+they are read. Planning by samples and not by shards makes every layout work: fewer shards than
 workers, unequal shards, a single clip. With `interleave` the row is cut into lanes that are read in turns, so that a part
 holds clips of many shards: for shards in which neighbours are alike.
 
@@ -26,11 +27,13 @@ from data.loading.samples import Sample, read_ahead, read_in_turns, read_samples
 from data.processes.shared_memory import BatchWriter
 from data.processes.watchdog import Heartbeats
 from data.sampling.clip import Clip, Sampling
-from data.sampling.order import Layout, epoch_order, find_runs, shuffled
+from data.sampling.order import EpochOrder, Layout, shuffled
+from data.sampling.table import ClipTable
 from data.sampling.transforms import Square
 from data.sampling.windows import evaluation_window, random_window
 from data.storage.remote import Access
 
+PLANNED_AT_ONCE = 4096  # places of an epoch's row
 FAULTS_AT_ONCE = 100  # reported without a batch when no clip decodes, so that the main process can judge them
 
 
@@ -54,7 +57,7 @@ class ClipStream(IterableDataset):
     """Batches of decoded clips for one process; iterate through `data.loading.loader.ClipLoader`.
 
     Args:
-        clips: all usable clips of the split, the same list in every process.
+        clips: all usable clips of the split, the same in every process; a `ClipTable` for training.
         sampling: how they are drawn.
         layout: which part of them is this process's.
         starts: the position (epoch, clips taken in it) that each worker starts from.
@@ -114,7 +117,7 @@ class ClipStream(IterableDataset):
         part = self.layout.part(len(self.clips), worker)
         _, start = self.starts[worker]
         batch = self._new_batch(worker)
-        rest = read_ahead(read_samples([self.clips[i] for i in part[start:]], self.access))
+        rest = read_ahead(read_samples((self.clips[i] for i in part[start:]), self.access))
         for taken, sample in enumerate(rest, start + 1):
             if item := batch.add(self._decode(sample, None, batch.place()), (0, taken)):
                 yield item
@@ -128,15 +131,20 @@ class ClipStream(IterableDataset):
         """This worker's samples of an epoch from the `taken`-th on; the ones before it are not read."""
         sampling = self.sampling
         assert sampling.shuffle_buffer is not None
-        order = epoch_order(self.clips, sampling.seed, epoch, self.rounds, sampling.interleave)
-        part = [order[i] for i in self.layout.part(len(order), worker)]
-        runs = find_runs(part)
-        seed = (sampling.seed, epoch, self.layout.rank, worker)
-        done = set(islice(shuffled(range(len(part)), sampling.shuffle_buffer, seed), taken))
-        waiting = [i for i in range(len(part)) if i not in done]
-        rest = read_ahead(read_in_turns([part[i] for i in waiting], [runs[i] for i in waiting], self.access))
-        row = (Sample(clip) if i in done else next(rest) for i, clip in enumerate(part))
-        return islice(shuffled(row, sampling.shuffle_buffer, seed), taken, None)
+        assert isinstance(self.clips, ClipTable)
+        order = EpochOrder(self.clips.counts, sampling.seed, epoch, self.rounds, sampling.interleave)
+        part = self.layout.part(len(order), worker)
+        places = shuffled(range(len(part)), sampling.shuffle_buffer, (sampling.seed, epoch, self.layout.rank, worker))
+        done = np.zeros(len(part), bool)
+        for place in islice(places, taken):
+            done[place] = True
+        waiting = (place for place in range(len(part)) if not done[place])
+        samples = read_ahead(read_in_turns(plan(self.clips, order, part, done), self.access))
+        held: dict[int, Sample] = {}  # the shuffle buffer: what was read before its turn
+        for place in places:
+            while place not in held:
+                held[next(waiting)] = next(samples)
+            yield held.pop(place)
 
     def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "DecodedClip":
         """A clip's window as squares into `place`: random in training (see `_seed`), one fixed place in evaluation."""
@@ -162,6 +170,15 @@ class ClipStream(IterableDataset):
         """Of a clip's window, crop and augmentation; another one each time that it is taken in an epoch."""
         seed = (self.sampling.seed, epoch, clip.number)
         return (*seed, clip.turn) if clip.turn else seed
+
+
+def plan(clips: ClipTable, order: EpochOrder, part: range, done: np.ndarray) -> Iterator[tuple[int, Clip]]:
+    """(lane, clip) of a part of an epoch without those that are done, planned block by block."""
+    for start in range(part.start, part.stop, PLANNED_AT_ONCE):
+        places = np.arange(start, min(start + PLANNED_AT_ONCE, part.stop))
+        planned = order.at(places[~done[places - part.start]])
+        rows = zip(planned.lanes.tolist(), planned.numbers.tolist(), planned.turns.tolist(), strict=True)
+        yield from ((lane, clips.clip(number, turn)) for lane, number, turn in rows)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,12 @@
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, zip_longest
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import webdataset as wds
-
-from data.sampling.clip import Clip
-
-GAP = object()  # where a lane is one item shorter than the others
 
 
 @dataclass(frozen=True)
@@ -33,43 +28,69 @@ class Layout:
         return range(total * consumer // self.consumers, total * (consumer + 1) // self.consumers)
 
 
-def epoch_order(clips: Sequence[Clip], seed: int, epoch: int, rounds: int, interleave: int = 1) -> list[Clip]:
-    """All clips of an epoch, shard after shard, the shards shuffled.
+@dataclass(frozen=True)
+class Planned:
+    """What stands at some places of an epoch's row.
+
+    numbers: of the clips
+    turns:   how often each clip was taken before in the same epoch
+    lanes:   which lane each is of; the clips of a lane follow one another in the shuffled shards
+    """
+
+    numbers: np.ndarray
+    turns: np.ndarray
+    lanes: np.ndarray
+
+
+class EpochOrder:
+    """All clips of an epoch in one row, shard after shard, the shards shuffled; known by counts, without a list of clips.
 
     Args:
-        interleave: cut this row into so many lanes of equal length and take from them in turns, so that every contiguous
-            part of the result holds a contiguous part of each lane.
+        counts: usable clips of each shard, whose numbers follow one another in this order.
         rounds: how often the data is gone through in one epoch: once, except where there are fewer clips than
             consumers, because none of them may be left with nothing.
+        interleave: cut this row into so many lanes of equal length and take from them in turns, so that every contiguous
+            part of the result holds a contiguous part of each lane. More lanes than each is long would mix less.
     """
-    shards = [list(group) for _, group in groupby(clips, key=lambda clip: clip.shard.url)]
-    order: list[Clip] = []
-    for turn in range(rounds):
-        np.random.default_rng((seed, epoch, turn)).shuffle(shards)
-        row = in_turns([clip for shard in shards for clip in shard], interleave)
-        order += row if turn == 0 else [replace(clip, turn=turn) for clip in row]
-    return order
 
+    def __init__(self, counts: np.ndarray, seed: int, epoch: int, rounds: int = 1, interleave: int = 1) -> None:
+        self.total = int(counts.sum())
+        self.rounds = rounds
+        self.lanes = max(min(interleave, math.isqrt(self.total)), 1)
+        self._lane_starts = np.array([self.total * lane // self.lanes for lane in range(self.lanes + 1)])
+        self._longer = np.flatnonzero(np.diff(self._lane_starts) > self.total // self.lanes)
+        first = np.cumsum(counts) - counts
+        shards = np.flatnonzero(counts).tolist()
+        self._rows: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # for each round: where each shard ends, number minus place
+        for turn in range(rounds):
+            np.random.default_rng((seed, epoch, turn)).shuffle(shards)
+            ends = np.cumsum(counts[shards])
+            self._rows.append((ends, first[shards] - (ends - counts[shards])))
 
-def in_turns(row: Sequence[Any], lanes: int) -> list[Any]:
-    """The items of a row, from `lanes` contiguous pieces of it in turns; more lanes than each is long would mix less."""
-    lanes = max(min(lanes, math.isqrt(len(row))), 1)
-    cut = [row[len(row) * lane // lanes : len(row) * (lane + 1) // lanes] for lane in range(lanes)]
-    return [item for turn in zip_longest(*cut, fillvalue=GAP) for item in turn if item is not GAP]
+    def __len__(self) -> int:
+        return self.total * self.rounds
 
+    def at(self, places: np.ndarray) -> Planned:
+        """The clips at some places, in ascending order."""
+        turns, places = np.divmod(places, self.total)
+        lanes, rows = self._lanes_and_rows(places)
+        numbers = np.empty_like(rows)
+        for turn in np.unique(turns):
+            ends, shift = self._rows[turn]
+            here = turns == turn
+            numbers[here] = rows[here] + shift[np.searchsorted(ends, rows[here], side="right")]
+        return Planned(numbers, turns, lanes + turns * self.lanes)
 
-def find_runs(clips: Sequence[Clip]) -> list[int]:
-    """For each clip the number of its run: clips that follow one another in the split, whatever lies between them here."""
-    runs: list[int] = []
-    open_runs: dict[tuple[int, int], int] = {}  # (turn, number of the clip that would continue it) -> run
-    count = 0
-    for clip in clips:
-        run = open_runs.pop((clip.turn, clip.number), None)
-        if run is None:
-            run, count = count, count + 1
-        open_runs[clip.turn, clip.number + 1] = run
-        runs.append(run)
-    return runs
+    def _lanes_and_rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For places in the interleaved row the lane of each, and the place in the row that was cut into lanes."""
+        steps, lanes = np.divmod(places, self.lanes)
+        if len(self._longer):  # by one clip, which comes after all others
+            beyond = places - (self.total - len(self._longer))
+            lanes = np.where(beyond >= 0, self._longer[np.maximum(beyond, 0)], lanes)
+            steps = np.where(beyond >= 0, self.total // self.lanes, steps)
+        return lanes, self._lane_starts[lanes] + steps
 
 
 def shuffled(items: Iterable[Any], buffer: int, seed: tuple[int, ...]) -> Iterator[Any]:

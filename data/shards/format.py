@@ -7,17 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 
 INDEX = "index.json"
-INDEX_VERSION = 1
+INDEX_VERSION = 1  # lists every sample
+TABLE_VERSION = 2  # has the samples in a table beside it
+TABLE = "index"  # folder of the table's columns
+# Columns of a table that have a meaning, and their types (`data.shards.columns`); others are the user's own.
+COLUMN_KINDS = {
+    "frames": "uint32", "key": "string", "offset": "int64", "fps": "float64", "width": "uint32", "height": "uint32",
+}  # fmt: skip
+# Name in version 1 -> in a table.
+OPTIONAL_COLUMNS = {
+    "offsets": "offset",
+    "fps": "fps",
+    "width": "width",
+    "height": "height",
+}
 # Closed: nothing else in a shard is ever looked at, and nothing is unpickled.
 VIDEO_EXTENSIONS = frozenset(
     ["3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"]
 )
 # Bounds, checked before memory is taken: shards and indexes may come from anybody.
-MAX_INDEX_BYTES = 1 << 30  # some ten million clips in one folder
+MAX_INDEX_BYTES = 1 << 30  # a list of some ten million clips, or a table's of as many shards
 MAX_JSON_BYTES = 1 << 20  # a clip's metadata
 MAX_VIDEO_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 20  # a tar header's long names and attributes
 MAX_FRAMES = 10_000_000  # of a clip: 46 hours at 60 frames a second
+COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # becomes a file's name
 KEY = re.compile(r"[^./\\\x00-\x1f\x7f]{1,200}")  # keys become parts of file names
 SHARD_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -1,37 +1,44 @@
 """Shards on disk: WebDataset tar files beside an `index.json` that says what is in them.
 
 A sample is two members of a tar file: `<key>.<ext>`, the original video file's bytes, and `<key>.json`, its metadata.
-`index.json` lists every shard with its size, hash and the frames of each sample, so that a stream can be planned
-without opening a single tar file.
+`index.json` lists every shard with its size and hash, so that a stream can be planned without opening a single tar file.
+What is in each sample stands there too (version 1), or in a table of columns beside it (version 2, `data.shards.columns`),
+which is mapped into memory.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import braceexpand
+import numpy as np
 
+from data.shards.columns import NUMBERS, STRING, Column, Strings, files_of, map_column
 from data.shards.format import (
+    COLUMN_KINDS,
+    COLUMN_NAME,
     INDEX,
     INDEX_VERSION,
     KEY,
     MAX_FRAMES,
     MAX_INDEX_BYTES,
+    OPTIONAL_COLUMNS,
     SHA256,
     SHARD_NAME,
+    TABLE,
+    TABLE_VERSION,
     Shard,
     read_json,
 )
-from data.storage.address import beside, file_name, is_remote, scheme
-from data.storage.remote import Access, glob_s3, open_file
+from data.shards.patterns import expand_patterns
+from data.shards.table import ShardIndex, ShardList
+from data.storage.address import beside, file_name, is_remote
+from data.storage.fetched import fetch
+from data.storage.remote import Access, open_file
 from tae.runtime.errors import UserError
-from tae.runtime.paths import WILDCARDS, glob_files, to_path
-
-OPTIONAL_COLUMNS = ("offsets", "fps", "width", "height")
 
 
-def find_shards(patterns: str | Sequence[str], option: str, access: Access | None = None) -> list[Shard]:
+def find_shards(patterns: str | Sequence[str], option: str, access: Access | None = None) -> ShardList:
     """Resolve `data.shards.*` and check it against the indexes, without opening a shard.
 
     Args:
@@ -44,21 +51,25 @@ def find_shards(patterns: str | Sequence[str], option: str, access: Access | Non
         UserError: nothing matches, a file or an index is missing, or the two do not fit together.
     """
     access = access or Access()
-    urls = _without_repeats(url for pattern in _as_list(patterns) for url in _expand(pattern, option, access))
-    indexes = {url: _read_index(url, option, access) for url in dict.fromkeys(beside(url, INDEX) for url in urls)}
-    shards = []
-    for url in urls:
-        index_url = beside(url, INDEX)
-        entry = indexes[index_url].get(file_name(url))
-        if entry is None:
+    urls = expand_patterns(patterns, option, access)
+    addresses = {url: beside(url, INDEX) for url in urls}
+    indexes = [read_index(address, option, access) for address in dict.fromkeys(addresses.values())]
+    number_of = {index.url: number for number, index in enumerate(indexes)}
+    place_of = [{name: place for place, name in enumerate(index.names[:])} for index in indexes]
+    index_of, places = [], []
+    for url, address in addresses.items():
+        index_of.append(number_of[address])
+        place = place_of[index_of[-1]].get(file_name(url))
+        if place is None:
             raise UserError(
-                f"{option}: {url} is not listed in {index_url}. The two do not belong together: "
+                f"{option}: {url} is not listed in {address}. The two do not belong together: "
                 "prepare the folder again (python -m data.prepare)."
             )
+        places.append(place)
+    shards = ShardList(urls, indexes, index_of, places)
+    for url, size in zip(urls, shards.sizes().tolist(), strict=True):
         if not is_remote(url):
-            _check_size(url, entry["bytes"], option)
-        offsets = tuple(entry.get("offsets", ()))
-        shards.append(Shard(url, entry["frames"], entry["bytes"], entry.get("sha256", ""), offsets))
+            _check_size(url, size, option)
     return shards
 
 
@@ -80,99 +91,29 @@ def _in_words(value: Any) -> str:
     return "/".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
 
 
-def _without_repeats(urls: Iterable[str]) -> list[str]:
-    """Each shard once, under its first path."""
-    first: dict[str, str] = {}
-    for url in urls:
-        first.setdefault(url if is_remote(url) else os.path.realpath(url), url)
-    return list(first.values())
+def read_index(url: str, option: str, access: Access) -> ShardIndex:
+    """What an index says, checked; `option` is what it was given as, for messages.
 
-
-def missing_shards(patterns: str | Sequence[str], option: str) -> str | None:
-    """What is wrong with patterns of which no local shard is there; None if nothing is, or if they are elsewhere.
-
-    Reads no index: a check of every split before a training has begun.
+    Raises:
+        UserError: there is none, or it contradicts itself.
     """
-    try:
-        for pattern in _as_list(patterns):
-            if scheme(pattern) == "":
-                _expand(pattern, option, Access())
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def _as_list(patterns: str | Sequence[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _expand(pattern: str, option: str, access: Access) -> list[str]:
-    """The paths or addresses that a pattern stands for."""
-    kind = scheme(pattern)
-    if kind not in ("", "http", "https", "s3", "pipe"):
-        raise UserError(f"{option}={pattern}: only paths, http(s):// and s3:// addresses can be read.")
-    if kind == "pipe" and not access.allow_pipe:
-        raise UserError(
-            f"{option}={pattern} would run a command. Set data.allow_pipe=true if it comes from you and is meant; else give "
-            "paths, http(s):// or s3:// addresses."
-        )
-    if not kind and to_path(pattern).is_file():  # a name with braces in it
-        return [str(to_path(pattern))]
-    try:
-        urls = list(braceexpand.braceexpand(pattern))
-    except ValueError as error:
-        raise UserError(f"{option}={pattern}: the braces do not pair up.") from error
-    found = [match for url in urls for match in _glob(url, option, access)]
-    missing = [path for path in found if not is_remote(path) and not Path(path).is_file()]
-    if missing or not found:
-        what = "nothing has such a name"
-        if missing:
-            what = f"{missing[0]} {'is a folder' if Path(missing[0]).is_dir() else 'does not exist'}"
-        raise UserError(
-            f"{option}={pattern} matches no shard: {what}{'' if kind else f' (looked for from {Path.cwd()})'}. "
-            "Give a brace pattern, a glob, a list or an http(s) or s3 address of .tar files, as `python -m data.prepare` "
-            "writes them."
-        )
-    return found
-
-
-def _glob(pattern: str, option: str, access: Access) -> list[str]:
-    """The sorted files that match; one without wildcards stands for itself, there or not."""
-    kind = scheme(pattern)
-    if kind == "pipe" and not file_name(pattern):
-        raise UserError(
-            f"{option}={pattern}: the command does not name a .tar file, beside which its {INDEX} would lie."
-        )
-    if not kind:
-        return glob_files(pattern)
-    wildcards = {"http": "*", "https": "*", "pipe": ""}.get(kind, WILDCARDS)
-    if not any(character in pattern for character in wildcards):
-        return [pattern]
-    if kind in ("http", "https"):
-        raise UserError(
-            f"{option}={pattern}: http servers do not list files. Use braces: shard-{{000000..000007}}.tar."
-        )
-    try:
-        return glob_s3(pattern, access.timeout)
-    except UserError:
-        raise
-    except Exception as error:  # botocore's and aiohttp's errors have no common class
-        raise UserError(f"{option}={pattern} cannot be listed: {type(error).__name__}: {error}") from error
-
-
-def _read_index(url: str, option: str, access: Access) -> dict[str, dict[str, Any]]:
-    """The shards of a folder by name."""
     try:
         with open_file(url, access) as file:
             text = file.read(MAX_INDEX_BYTES + 1)
         if len(text) > MAX_INDEX_BYTES:
             raise ValueError(f"it has more than {MAX_INDEX_BYTES} bytes")
         index = read_json(text)
-        if index.get("version") != INDEX_VERSION:
-            raise UserError(f"{option}: {url} has version {index.get('version')}; this program reads {INDEX_VERSION}.")
+        del text
+        if index.get("version") not in (INDEX_VERSION, TABLE_VERSION):
+            raise UserError(
+                f"{option}: {url} has version {index.get('version')}; this program reads {INDEX_VERSION} and "
+                f"{TABLE_VERSION}."
+            )
         shards = {entry["name"]: entry for entry in index["shards"]}
         for entry in shards.values():
             _check_entry(entry)
+        columns = _columns_of(shards) if index["version"] == INDEX_VERSION else _map_table(url, index, shards, access)
+        found = _index_of(url, shards, columns)
     except OSError as error:
         raise UserError(
             f"{option}: {url} cannot be read ({error}). It lies beside the shards that `python -m data.prepare` wrote."
@@ -181,24 +122,78 @@ def _read_index(url: str, option: str, access: Access) -> dict[str, dict[str, An
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{option}: {url} is not an index of shards ({error!r}). Prepare the folder again.") from error
-    if not is_remote(url) and (gone := [name for name in shards if not Path(beside(url, name)).is_file()]):
-        raise UserError(f"{option}: {url} lists {gone[0]}, which is not there ({len(gone)} shards are missing).")
-    return shards
+    if not is_remote(url):
+        there = set(os.listdir(Path(url).parent))  # noqa: PTH208
+        if gone := [name for name in shards if name not in there]:
+            raise UserError(f"{option}: {url} lists {gone[0]}, which is not there ({len(gone)} shards are missing).")
+    return found
+
+
+def _index_of(url: str, shards: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column]) -> ShardIndex:
+    entries = shards.values()
+    return ShardIndex(
+        url=url,
+        names=Strings.of(shards),
+        bytes=np.array([entry["bytes"] for entry in entries], np.int64),
+        sha256=Strings.of(entry.get("sha256", "") for entry in entries),
+        ends=np.cumsum([entry["samples"] for entry in entries], dtype=np.int64),
+        columns=columns,
+    )
+
+
+def _columns_of(shards: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
+    """The columns of version 1, of those that all shards have."""
+    entries = shards.values()
+    columns: dict[str, Column] = {
+        "frames": np.array([frames for entry in entries for frames in entry["frames"].values()], "uint32"),
+        "key": Strings.of(key for entry in entries for key in entry["frames"]),
+    }
+    for column, name in OPTIONAL_COLUMNS.items():
+        if all(column in entry for entry in entries):
+            columns[name] = np.array([value for entry in entries for value in entry[column]], COLUMN_KINDS[name])
+    return columns
+
+
+def _map_table(
+    url: str, index: Mapping[str, Any], shards: Mapping[str, Mapping[str, Any]], access: Access
+) -> dict[str, Column]:
+    """The columns of version 2, mapped; those of a remote index are fetched once for each machine."""
+    kinds, files = index["columns"], index["files"]
+    if missing := {"frames", "key"} - kinds.keys():
+        raise ValueError(f"it has no column {min(missing)}")
+    columns = {}
+    for name, kind in kinds.items():
+        if not COLUMN_NAME.fullmatch(name) or kind not in (*NUMBERS, STRING) or COLUMN_KINDS.get(name, kind) != kind:
+            raise ValueError(f"{name!r} is no column of {kind!r}")
+        paths = {}
+        for file in files_of(name, kind):
+            address = beside(url, f"{TABLE}/{file}")
+            size, sha256 = files[file]["bytes"], files[file]["sha256"]
+            if not _is_count(size) or not SHA256.fullmatch(sha256):
+                raise ValueError(f"it does not say what {file} is")
+            paths[file] = fetch(address, access, size, sha256) if is_remote(address) else Path(address)
+        columns[name] = map_column(name, kind, sum(entry["samples"] for entry in shards.values()), paths)
+    return columns
 
 
 def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Refuse an entry of either version that contradicts itself; only one of version 1 lists its samples."""
     name, frames = entry["name"], entry["frames"]
     if not SHARD_NAME.fullmatch(name) or name in (".", "..", INDEX):
         raise ValueError(f"{name!r} is not a name of a shard")
-    if not _is_count(entry["bytes"]) or entry["samples"] != len(frames):
+    if not _is_count(entry["bytes"]) or not _is_count(entry["samples"]):
+        raise ValueError(f"the entry of {name} contradicts itself")
+    if not SHA256.fullmatch(entry.get("sha256", "0" * 64)):
+        raise ValueError(f"{name} has no SHA-256 of 64 hexadecimal digits")
+    if not isinstance(frames, Mapping):
+        return
+    if entry["samples"] != len(frames):
         raise ValueError(f"the entry of {name} contradicts itself")
     for column in OPTIONAL_COLUMNS:
         if column in entry and (type(entry[column]) is not list or len(entry[column]) != len(frames)):
             raise ValueError(f"{name} has {column} that are not one for each sample")
     if not all(_is_count(offset) and offset < entry["bytes"] for offset in entry.get("offsets", ())):
         raise ValueError(f"{name} has offsets beyond its end")
-    if not SHA256.fullmatch(entry.get("sha256", "0" * 64)):
-        raise ValueError(f"{name} has no SHA-256 of 64 hexadecimal digits")
     if wrong := [key for key in frames if not KEY.fullmatch(key)]:
         raise ValueError(f"{name} has the key {wrong[0]!r}")
     if not all(_is_count(n) and 0 < n <= MAX_FRAMES for n in frames.values()):
@@ -210,7 +205,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_size(path: str, expected: int, option: str) -> None:
-    size = Path(path).stat().st_size
+    size = os.stat(path).st_size  # noqa: PTH116
     if size != expected:
         raise UserError(
             f"{option}: {path} has {size} bytes, its {INDEX} says {expected}. The shard is damaged or was exchanged: "

@@ -9,7 +9,10 @@ from typing import Any
 
 import webdataset as wds
 
-from data.shards.format import INDEX, INDEX_VERSION
+from data.shards.format import INDEX
+from data.shards.index import read_index
+from data.shards.index_writer import write_index, write_json
+from data.storage.remote import Access
 from tae.runtime.files import file_sha256, flush
 
 INDEX_COLUMNS = {
@@ -36,7 +39,7 @@ class ShardWriter:
         self.folder = folder
         self.shard_bytes = shard_bytes
         self.num_samples = 0
-        self._index: dict[str, Any] = {"version": INDEX_VERSION, "split": split, "recipe": dict(recipe)}
+        self._header: dict[str, Any] = {"split": split, "recipe": dict(recipe)}
         self._samples: dict[str, dict[str, Any]] = {}  # of the shard that is being written
         self._tar: wds.TarWriter | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,15 +80,15 @@ class ShardWriter:
         """Finish the last shard and write the index."""
         if self._tar is not None:
             self._finish_shard()
-        _write_json(self.folder / INDEX, self._index | {"shards": self._finished})
+        write_index(self.folder, self._header, self._finished)
         for entry in self._finished:
             self._entry_of(entry["name"]).unlink(missing_ok=True)
 
     def _find_finished(self) -> list[dict[str, Any]]:
         """What an earlier writer has finished: its index, or the entries that were to become one."""
-        index = self.folder / INDEX
-        if index.exists():
-            return json.loads(index.read_text())["shards"]
+        if (self.folder / INDEX).exists():
+            index = read_index(str(self.folder / INDEX), "output", Access())
+            return [index.entry(place) for place in range(len(index.names))]
         names = map(_name, itertools.count())
         done = itertools.takewhile(lambda name: self._entry_of(name).exists() and (self.folder / name).exists(), names)
         return [json.loads(self._entry_of(name).read_text()) for name in done]
@@ -115,16 +118,9 @@ class ShardWriter:
         self._finished.append(entry)
         self._held.update(self._samples)
         self._samples = {}
-        _write_json(self._entry_of(self._name), self._finished[-1])
+        write_json(self._entry_of(self._name), self._finished[-1])
         self._partial.rename(self.folder / self._name)
 
 
 def _name(number: int) -> str:
     return f"shard-{number:06d}.tar"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    flush(partial)
-    partial.rename(path)

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from data.shards.index import missing_shards
+from data.shards.patterns import missing_shards
 from tae.losses.lpips import check_available
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture

@@ -57,9 +57,30 @@ def test_its_state_is_bounded_and_goes_on(count: FaultCount, tmp_path: Path) -> 
     for number in range(3000):
         count.add(9, faults(f"s{number}", 1))
     state = json.loads(json.dumps(count.state_dict()))
-    assert len(state["recent"]) <= JUDGED_FROM / 10
+    assert len(json.dumps(state)) < 1_000
     resumed = FaultCount("train", FaultPolicy(0.01, tmp_path))
     resumed.load_state_dict(state)
     assert resumed.state_dict() == count.state_dict()
     assert (resumed.taken, resumed.failed) == (1_030_000, 3000)
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3000
+
+
+def test_its_state_is_small_when_everything_fails(tmp_path: Path) -> None:
+    """And each failure is still of its own shard and time."""
+    count = FaultCount("train", FaultPolicy(1.0, tmp_path))
+    for number in range(3000):
+        count.add(0, faults(f"s3://bucket/a/long/name/shard-{number:06d}.tar", 1))
+    assert len(json.dumps(count.state_dict())) < 9_000
+    resumed = FaultCount("train", FaultPolicy(0.01, tmp_path))
+    resumed.load_state_dict(json.loads(json.dumps(count.state_dict())))
+    resumed.failed = 0  # so that the recent past alone counts
+    with pytest.raises(UserError, match=r"1000 of the last 1000 clips .* from 1000 shards"):
+        resumed.check()
+
+
+def test_a_state_that_lists_shards_by_name_is_read(count: FaultCount) -> None:
+    state = {"taken": 2_000, "failed": 200, "recent": [[1_900 + number // 2, f"s{number}"] for number in range(200)]}
+    count.load_state_dict(state)
+    count.failed = 0
+    with pytest.raises(UserError, match="of the last 1000 clips of train could not be decoded, from 200 shards"):
+        count.check()

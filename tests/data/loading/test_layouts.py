@@ -1,7 +1,7 @@
 """Any shards over any ranks and workers: equal steps, every clip once, exact resume. Reading and decoding are left out."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from data.loading.samples import Sample
 from data.loading.stream import ClipStream, DecodedClip, WorkerItem
 from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.order import Layout
+from data.sampling.table import ClipTable
 from data.shards.format import Shard
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=6)  # clips of each shard
@@ -34,7 +35,7 @@ PLAN = settings(max_examples=80, deadline=None, suppress_health_check=[HealthChe
 def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams give the number of each clip in the place of its frames."""
 
-    def samples(clips: Sequence[Clip], *_: Any) -> Iterator[Sample]:
+    def samples(clips: Iterable[Clip], *_: Any) -> Iterator[Sample]:
         return (Sample(clip, fault="broken" if clip.number in BROKEN else "") for clip in clips)
 
     def decode(_: ClipStream, sample: Sample, epoch: int | None, place: torch.Tensor) -> DecodedClip:
@@ -46,20 +47,19 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClipStream, "_decode", decode)
 
 
-def make_clips(sizes: list[int]) -> list[Clip]:
-    shards = [Shard(f"s{i}", {f"{i}_{j}": 9 for j in range(n)}) for i, n in enumerate(sizes)]
-    return [Clip(n, key, shard) for n, (key, shard) in enumerate((k, s) for s in shards for k in s.frames)]
+def make_clips(sizes: list[int]) -> ClipTable:
+    return ClipTable.of([Shard(f"s{i}", {f"{i}_{j}": 9 for j in range(n)}) for i, n in enumerate(sizes)])
 
 
 def make_stream(
-    clips: list[Clip], layout: Layout, batch: int, buffer: int | None, lanes: int = 1,
+    clips: ClipTable, layout: Layout, batch: int, buffer: int | None, lanes: int = 1,
     starts: list[tuple[int, int]] | None = None,
 ) -> ClipStream:  # fmt: skip
     sampling = Sampling(Window(1, 1, 8), batch, buffer, interleave=lanes)
     return ClipStream(clips=clips, sampling=sampling, layout=layout, starts=starts or [(0, 0)] * layout.num_workers)
 
 
-def make_loader(clips: list[Clip], batch: int, buffer: int, folder: Path, rank: int, ranks: int) -> ClipLoader:
+def make_loader(clips: ClipTable, batch: int, buffer: int, folder: Path, rank: int, ranks: int) -> ClipLoader:
     sampling, faults = Sampling(Window(1, 1, 8), batch, buffer), FaultPolicy(0.0, folder)
     return ClipLoader(
         name="train", clips=clips, sampling=sampling, faults=faults, num_workers=0, rank=rank, world_size=ranks

@@ -1,0 +1,70 @@
+"""The index of a folder of shards to disk: a list of its samples, or a table where there are many."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.shards.columns import TableWriter
+from data.shards.format import COLUMN_KINDS, INDEX, INDEX_VERSION, OPTIONAL_COLUMNS, TABLE, TABLE_VERSION
+from tae.runtime.files import write_text
+
+MAX_LISTED = 100_000  # samples, whose list everybody can read; a table takes a thousandth of the time and memory
+
+
+def write_index(folder: Path, header: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write `index.json`, and the table that belongs to it where there are more than MAX_LISTED samples.
+
+    Args:
+        header: split and recipe.
+        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count) and columns of its samples.
+    """
+    if sum(entry["samples"] for entry in entries) <= MAX_LISTED:
+        write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header) | {"shards": list(entries)})
+        return
+    present = [column for column in OPTIONAL_COLUMNS if all(column in entry for entry in entries)]
+    kinds = {name: COLUMN_KINDS[name] for name in ("frames", "key", *(OPTIONAL_COLUMNS[column] for column in present))}
+    rows = (
+        {"frames": list(entry["frames"].values()), "key": list(entry["frames"])}
+        | {OPTIONAL_COLUMNS[column]: entry[column] for column in present}
+        for entry in entries
+    )
+    write_table(folder, header, entries, kinds, rows)
+
+
+def write_table(
+    folder: Path,
+    header: Mapping[str, Any],
+    shards: Iterable[Mapping[str, Any]],
+    kinds: Mapping[str, str],
+    rows: Iterable[Mapping[str, Sequence[Any] | np.ndarray]],
+) -> None:
+    """Write an index of version 2: the columns, then `index.json`, which says what they are.
+
+    Args:
+        shards: of each shard `name`, `samples`, `bytes` and, where known, `sha256`.
+        kinds: of the columns, see `data.shards.columns`; `frames` and `key` at least.
+        rows: of each shard its samples' values in every column.
+    """
+    table = TableWriter(folder / TABLE, kinds)
+    entries = []
+    try:
+        for shard, columns in zip(shards, rows, strict=True):
+            table.append(columns)
+            frames = int(np.sum(columns["frames"], dtype=np.int64))
+            entries.append({name: shard[name] for name in ("name", "samples", "bytes", "sha256") if name in shard})
+            entries[-1]["frames"] = frames
+        files = table.close()
+    except BaseException:
+        table.discard()
+        raise
+    samples = sum(entry["samples"] for entry in entries)
+    index = {"version": TABLE_VERSION} | dict(header) | {"samples": samples, "columns": dict(kinds), "files": files}
+    write_json(folder / INDEX, index | {"shards": entries})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
