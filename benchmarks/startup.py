@@ -21,7 +21,16 @@ from tae.runtime.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 ANSWERS = {"--help": ["--help"], "--cfg job": ["--cfg", "job"], "typo": ["no_such_key=1"], "nothing given": []}
-NEEDS_SOURCE = {"encode", "export", "inspect", "prepare", "reconstruct", "verify"}  # the others would begin their work
+# The others would begin their work.
+NEEDS_SOURCE = {
+    "encode",
+    "export",
+    "index",
+    "inspect",
+    "prepare",
+    "reconstruct",
+    "verify",
+}
 
 
 def cpu_seconds(arguments: Sequence[str], fails: bool, folder: Path) -> float:

@@ -1,6 +1,6 @@
 """The contract between a loader and whatever trains or measures."""
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -12,9 +12,11 @@ class Batch(TypedDict):
     keys:   of the b clips, each the name of its sample in the shards
     fps:    frames a second of each
     labels: of each, "" where it has none
+    metadata: what `data.metadata` names, of each clip; None where it does not say. Left out where nothing is named
     """
 
     frames: Tensor
     keys: list[str]
     fps: list[float]
     labels: NotRequired[list[str]]
+    metadata: NotRequired[dict[str, list[Any]]]

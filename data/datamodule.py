@@ -18,6 +18,7 @@ from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.table import ClipTable
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.windows import EvalWindow, ShortClip, window_span
+from data.shards.columns import Strings
 from data.shards.index import find_shards, read_recipe
 from data.shards.table import Selection, ShardList, select
 from data.storage.address import is_remote
@@ -29,6 +30,7 @@ from tae.runtime.paths import to_path
 from tae.runtime.schema import check_arguments
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
+Bounds = Sequence[float | None]  # lowest and highest value of a column
 SPLITS = ("train", "val", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
 
@@ -72,6 +74,10 @@ class ClipDataModule(LightningDataModule):
         eval_window: which frames of a file validation and evaluation take, the `central` or the `first` ones.
         interpolation: of the scaling to `resolution`, antialiased.
         allow_pipe: let `shards` hold `pipe:COMMAND`.
+        index: folder or address of the shards' index, where `python -m data.index` wrote it elsewhere.
+        filter: for each column of numbers in the index the lowest and highest value of the clips that are used; None has no
+            bound.
+        metadata: fields of the samples' metadata that batches have as `metadata`; `caption` may be in a `.txt`.
 
     Raises:
         UserError: an argument is out of its range; in `setup`, shards that are missing or do not fit their index,
@@ -102,6 +108,9 @@ class ClipDataModule(LightningDataModule):
         interleave: AtLeastOne = 1,
         eval_window: EvalWindow = "central",
         interpolation: Interpolation = "bicubic",
+        index: str | None = None,
+        filter: Mapping[str, Bounds] | None = None,
+        metadata: Sequence[str] = (),
     ) -> None:
         check_arguments(ClipDataModule, locals())
         super().__init__()
@@ -130,6 +139,9 @@ class ClipDataModule(LightningDataModule):
         self.decode_timeout = decode_timeout
         cache = None if cache_dir is None else ShardCache(to_path(cache_dir), round(cache_gb * 1e9))
         self.access = Access(read_tries, read_timeout, cache, allow_pipe)
+        self.index = index
+        self.bounds = check_bounds(filter or {})
+        self.metadata = tuple(metadata)
         self.clips: dict[str, ClipTable] = {}
         self._named: dict[str, ClipTable] = {}  # those of evaluations, each under a name of its own
         self._training: list[ClipLoader] = []
@@ -168,7 +180,7 @@ class ClipDataModule(LightningDataModule):
         option, patterns = f"data.shards.{split}", self.shards[split]
         return {
             "shards": [patterns] if isinstance(patterns, str) else list(patterns or ()),
-            "split": read_recipe(find_shards(patterns or (), option, self.access)[0], self.access),
+            "split": read_recipe(find_shards(patterns or (), option, self.access, self.index), self.access),
             "num_frames": self.window.num_frames,
             "frame_stride": self.window.frame_stride,
             "resolution": self.window.resolution,
@@ -193,7 +205,7 @@ class ClipDataModule(LightningDataModule):
         return ClipLoader(
             name=split,
             clips=clips,
-            sampling=Sampling(self.window, self.batch_size, shuffle_buffer, self.seed, self.interleave),
+            sampling=Sampling(self.window, self.batch_size, shuffle_buffer, self.seed, self.interleave, self.metadata),
             faults=FaultPolicy(self.max_skipped, self.output_dir, self.decode_timeout),
             num_workers=self.num_workers,
             rank=rank,
@@ -221,16 +233,22 @@ class ClipDataModule(LightningDataModule):
         option = f"data.shards.{split}"
         patterns = self.shards[split]
         assert patterns is not None
-        shards = find_shards(patterns, option, self.access)
+        shards = find_shards(patterns, option, self.access, self.index)
         self._check_cache(shards)
+        self._check_columns(shards)
         span = window_span(self.window.num_frames, self.window.frame_stride)
-        selection = Selection(1 if self.short_clip == "repeat_last" else span)
+        selection = Selection(1 if self.short_clip == "repeat_last" else span, self.bounds)
         try:
             found = select(shards, selection)
             enough = found if selection.shortest == span else select(shards, replace(selection, shortest=span))
         except ValueError as error:
             raise UserError(f"{option}: {error}. Prepare the folder again.") from error
-        in_all, short = int(shards.samples().sum()), int(shards.samples().sum() - enough.counts.sum())
+        in_all = int(shards.samples().sum()) - found.outside
+        short = in_all - int(enough.counts.sum())
+        if found.outside:
+            rank_zero_info(f"{split}: data.filter leaves out {found.outside} of {in_all + found.outside} clips.")
+            if not in_all:
+                raise UserError(f"{option}: data.filter leaves out all {found.outside} clips. Allow more.")
         if not found.counts.any():
             raise UserError(
                 f"{option}: no clip is long enough. A window spans {span} frames (data.num_frames="
@@ -241,6 +259,16 @@ class ClipDataModule(LightningDataModule):
             fate = "left out" if self.short_clip == "skip" else "filled up with their last frame"
             rank_zero_info(f"{split}: {short} of {in_all} clips have fewer than {span} frames and are {fate}.")
         return ClipTable(shards, found.counts, selection)
+
+    def _check_columns(self, shards: ShardList) -> None:
+        """Refuse a filter by a column that an index does not have, or that holds text."""
+        for index in shards.indexes:
+            numbers = [name for name, column in index.columns.items() if not isinstance(column, Strings)]
+            if missing := [name for name in self.bounds if name not in numbers]:
+                raise UserError(
+                    f"data.filter.{missing[0]}: {index.url} has no such column of numbers; it has {', '.join(numbers)}. "
+                    "`python -m data.index columns=[...]` makes columns of the metadata of shards of others."
+                )
 
     def _check_cache(self, shards: ShardList) -> None:
         """Make the cache's folder, if there is anything to keep in it."""
@@ -257,6 +285,21 @@ class ClipDataModule(LightningDataModule):
             cache.prepare()
         except OSError as error:
             raise UserError(f"data.cache_dir={cache.folder} cannot be used: {error}. Choose another folder.") from error
+
+
+def check_bounds(bounds: Mapping[str, Bounds]) -> dict[str, tuple[float | None, float | None]]:
+    """The lowest and the highest value of each column.
+
+    Raises:
+        UserError: they are not two, or the first is above the second.
+    """
+    checked: dict[str, tuple[float | None, float | None]] = {}
+    for name, pair in bounds.items():
+        low, high = pair if len(pair) == 2 else (1.0, 0.0)
+        if low is not None and high is not None and not low <= high:
+            raise UserError(f"filter.{name}={list(pair)}: give the lowest and the highest value, null for no bound.")
+        checked[name] = (low, high)
+    return checked
 
 
 def check_shared_memory(needed: int) -> None:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ LESS = {
     "reconstruct": {"trainer.accelerator": "cpu"},
     "prepare": {"workers": "2", "min_shot": "8"},
     "verify": {"workers": "2"},
+    "index": {"workers": "2"},
     "synthetic": {"clip_frames": "10", "clip_size": "32"},
 }  # fmt: skip
 
@@ -176,6 +178,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips(folder / "UCF-101", names)
     for name in ("film.mp4", "my film (1), cut=2 & more.mp4"):
         shutil.copy(folder / "videos" / "clip0.mp4", folder / name)
+    (folder / "webdataset").mkdir()
+    with tarfile.open(folder / "webdataset" / "00000.tar", "w") as tar:  # as others write them
+        for video in sorted((folder / "videos").iterdir()):
+            tar.add(video, video.name)
+            tar.addfile(tarfile.TarInfo(f"{video.stem}.txt"))
     run_line("python train.py output_dir=outputs/run", folder)
     return folder
 

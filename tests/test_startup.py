@@ -84,7 +84,11 @@ def helps() -> tuple[dict[str, str], set[str]]:
 )
 def test_a_command_answers_before_anything_heavy_is_imported(arguments: list[str], answer: str, tmp_path: Path) -> None:
     """A setting that is missing too; the commands that need none would begin their work."""
-    names = {"encode", "export", "prepare", "reconstruct", "verify", "inspect"} if "default" in answer else COMMANDS
+    names = (
+        {"encode", "export", "prepare", "reconstruct", "verify", "index", "inspect"}
+        if "default" in answer
+        else COMMANDS
+    )
     answers, modules = helps() if arguments == ["--help"] else let_answer(arguments, names, tmp_path)
     assert len(answers) == len(names)
     assert {call: text for call, text in answers.items() if answer not in text} == {}

@@ -272,7 +272,10 @@ class ClipLoader:
             "list of shards": self._shard_hashes[0],
         }
         interleave = self.sampling.interleave  # named where it is used, as older checkpoints do not know it
-        return summary if interleave == 1 else summary | {"data.interleave": interleave}
+        summary |= {} if interleave == 1 else {"data.interleave": interleave}
+        assert isinstance(self.clips, ClipTable)
+        bounds = self.clips.selection.bounds
+        return summary | ({"data.filter": str({name: list(bound) for name, bound in bounds.items()})} if bounds else {})
 
     def _content_summary(self) -> dict[str, Any]:
         """What else a batch depends on."""
@@ -326,7 +329,8 @@ def _with_frames(item: WorkerItem, readers: Sequence[BatchReader]) -> WorkerItem
 
 def _batch(item: WorkerItem) -> Batch:
     assert isinstance(item.frames, Tensor)  # a number only on its way through shared memory
-    return {"frames": item.frames, "keys": item.keys, "fps": item.fps, "labels": item.labels}
+    batch: Batch = {"frames": item.frames, "keys": item.keys, "fps": item.fps, "labels": item.labels}
+    return batch | {"metadata": item.metadata} if item.metadata else batch  # type: ignore[return-value]
 
 
 def _prepare_worker(worker: int) -> None:

@@ -3,13 +3,14 @@
 import hashlib
 import math
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data.sampling.clip import Clip
 from data.shards.format import VIDEO_EXTENSIONS, read_json
+from data.shards.metadata import read_metadata, with_caption
 from data.shards.reader import open_samples
 from data.storage.address import is_remote
 from data.storage.remote import Access
@@ -26,6 +27,7 @@ class Sample:
     reader: str = ""  # the one that preparation found right, if the shard says so
     fault: str = ""
     label: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_samples(clips: Iterable[Clip], access: Access | None = None) -> Generator[Sample, None, None]:
@@ -120,11 +122,15 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
     videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
     if len(videos) != 1:
         return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
+    known = clip.shard.known.get(clip.key)
     try:
-        metadata = read_json(sample["json"])
-        fps, expected = float(metadata["fps"]), metadata.get("sha256")
-        # Our own words: shards that others wrote do not have them.
-        seekable, reader = bool(metadata.get("seekable", True)), str(metadata.get("reader", ""))
+        if known is None:
+            metadata = read_json(sample["json"])
+            fps, expected = float(metadata["fps"]), metadata.get("sha256")
+            # Our own words, which older shards do not have.
+            seekable, reader = bool(metadata.get("seekable", True)), str(metadata.get("reader", ""))
+        else:  # of shards of others, whose metadata may say anything
+            metadata, (fps, reader), expected, seekable = read_metadata(sample), known, None, True
         label = "" if metadata.get("label") is None else str(metadata["label"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
@@ -132,4 +138,4 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
         return Sample(clip, fault=f"its metadata states {fps} frames a second")
     if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
         return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")
-    return Sample(clip, videos[0], fps, seekable, reader, label=label)
+    return Sample(clip, videos[0], fps, seekable, reader, label=label, metadata=with_caption(metadata, sample))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class WorkerItem:
     keys: list[str]
     fps: list[float]
     labels: list[str]
+    metadata: dict[str, list[Any]]
     faults: list[dict[str, str]]
     worker: int
     position: tuple[int, int]
@@ -164,7 +166,8 @@ class ClipStream(IterableDataset):
                     rows[~number if square.backwards else number] = square(image)
         except DecodeError as error:
             return DecodedClip(clip, fault=str(error))
-        return DecodedClip(clip, sample.fps / window.frame_stride, label=sample.label)
+        metadata = tuple(sample.metadata.get(name) for name in self.sampling.metadata)
+        return DecodedClip(clip, sample.fps / window.frame_stride, label=sample.label, metadata=metadata)
 
     def _seed(self, epoch: int, clip: Clip) -> tuple[int, ...]:
         """Of a clip's window, crop and augmentation; another one each time that it is taken in an epoch."""
@@ -189,6 +192,7 @@ class DecodedClip:
     fps: float = 0.0
     fault: str = ""
     label: str = ""
+    metadata: tuple[Any, ...] = ()
 
 
 class _Batch:
@@ -197,6 +201,7 @@ class _Batch:
     def __init__(self, sampling: Sampling, worker: int, writer: BatchWriter | None) -> None:
         self.size = sampling.batch_size
         self.window = sampling.window
+        self.metadata = sampling.metadata
         self.worker = worker
         self.writer = writer
         self.memory: Tensor | None = None
@@ -225,6 +230,7 @@ class _Batch:
             keys=[clip.clip.name for clip in self.clips],
             fps=[clip.fps for clip in self.clips],
             labels=[clip.label for clip in self.clips],
+            metadata={name: [clip.metadata[i] for clip in self.clips] for i, name in enumerate(self.metadata)},
             faults=self.faults,
             worker=self.worker,
             position=position,

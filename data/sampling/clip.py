@@ -63,6 +63,7 @@ class Sampling:
             random windows.
         seed: of order, windows and crops.
         interleave: places of the epoch's row of shards that each reader reads from in turns; 1 reads shard after shard.
+        metadata: fields of the samples' metadata that batches have too.
     """
 
     window: Window
@@ -70,3 +71,4 @@ class Sampling:
     shuffle_buffer: int | None = None
     seed: int = 0
     interleave: int = 1
+    metadata: tuple[str, ...] = ()

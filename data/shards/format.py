@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 INDEX = "index.json"
@@ -42,6 +42,8 @@ class Shard:
     """One tar file and what its index says: `frames[key]` frames in sample `key`, in the order of the file.
 
     offsets: where each sample begins, in the same order; empty where the index does not say.
+    known:   rate and reader (`data.decode`) of each sample by its key, where the index knows them and the samples' own
+             metadata may not, in shards of others; otherwise empty.
     """
 
     url: str
@@ -49,6 +51,7 @@ class Shard:
     bytes: int | None = None
     sha256: str = ""
     offsets: tuple[int, ...] = ()
+    known: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
     def begin_of(self, keys: Collection[str]) -> int:
         """A position in the file before which none of these samples lies."""

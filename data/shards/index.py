@@ -27,7 +27,6 @@ from data.shards.format import (
     SHARD_NAME,
     TABLE,
     TABLE_VERSION,
-    Shard,
     read_json,
 )
 from data.shards.patterns import expand_patterns
@@ -36,9 +35,12 @@ from data.storage.address import beside, file_name, is_remote
 from data.storage.fetched import fetch
 from data.storage.remote import Access, open_file
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 
 
-def find_shards(patterns: str | Sequence[str], option: str, access: Access | None = None) -> ShardList:
+def find_shards(
+    patterns: str | Sequence[str], option: str, access: Access | None = None, index: str | None = None
+) -> ShardList:
     """Resolve `data.shards.*` and check it against the indexes, without opening a shard.
 
     Args:
@@ -46,24 +48,29 @@ def find_shards(patterns: str | Sequence[str], option: str, access: Access | Non
             these; where `access` allows it also `pipe:COMMAND`, whose command names the shard, so that the same command
             with `index.json` in its place prints the index.
         option: the option's name, for messages.
+        index: folder or address of the index, where it does not lie beside the shards.
 
     Raises:
         UserError: nothing matches, a file or an index is missing, or the two do not fit together.
     """
     access = access or Access()
     urls = expand_patterns(patterns, option, access)
-    addresses = {url: beside(url, INDEX) for url in urls}
+    elsewhere = None if index is None else f"{index if is_remote(index) else to_path(index)}/{INDEX}"
+    addresses = {url: elsewhere or beside(url, INDEX) for url in urls}
     indexes = [read_index(address, option, access) for address in dict.fromkeys(addresses.values())]
     number_of = {index.url: number for number, index in enumerate(indexes)}
     place_of = [{name: place for place, name in enumerate(index.names[:])} for index in indexes]
     index_of, places = [], []
     for url, address in addresses.items():
         index_of.append(number_of[address])
-        place = place_of[index_of[-1]].get(file_name(url))
+        name = file_name(url)
+        if elsewhere:
+            name = url if is_remote(url) else os.path.realpath(url)
+        place = place_of[index_of[-1]].get(name)
         if place is None:
             raise UserError(
                 f"{option}: {url} is not listed in {address}. The two do not belong together: "
-                "prepare the folder again (python -m data.prepare)."
+                "prepare the folder again (python -m data.prepare), or index it (python -m data.index)."
             )
         places.append(place)
     shards = ShardList(urls, indexes, index_of, places)
@@ -73,9 +80,9 @@ def find_shards(patterns: str | Sequence[str], option: str, access: Access | Non
     return shards
 
 
-def read_recipe(shard: Shard, access: Access) -> str:
-    """How the folder of a shard was split, as its index says: "test of ucf101 (split group, seed 0)"."""
-    with open_file(beside(shard.url, INDEX), access) as file:
+def read_recipe(shards: ShardList, access: Access) -> str:
+    """How the first of some shards was split, as its index says: "test of ucf101 (split group, seed 0)"."""
+    with open_file(shards.indexes[shards.index_of[0]].url, access) as file:
         index = read_json(file.read(MAX_INDEX_BYTES))
     recipe = index.get("recipe")
     name = str(index.get("split", "not stated"))
@@ -109,14 +116,15 @@ def read_index(url: str, option: str, access: Access) -> ShardIndex:
                 f"{option}: {url} has version {index.get('version')}; this program reads {INDEX_VERSION} and "
                 f"{TABLE_VERSION}."
             )
-        shards = {entry["name"]: entry for entry in index["shards"]}
+        shards = {str(entry.get("url", entry["name"])): entry for entry in index["shards"]}
         for entry in shards.values():
             _check_entry(entry)
         columns = _columns_of(shards) if index["version"] == INDEX_VERSION else _map_table(url, index, shards, access)
         found = _index_of(url, shards, columns)
     except OSError as error:
         raise UserError(
-            f"{option}: {url} cannot be read ({error}). It lies beside the shards that `python -m data.prepare` wrote."
+            f"{option}: {url} cannot be read ({error}). It lies beside the shards that `python -m data.prepare` wrote; "
+            "shards of others get one by `python -m data.index shards=PATTERN`."
         ) from error
     except UserError:
         raise
@@ -124,7 +132,7 @@ def read_index(url: str, option: str, access: Access) -> ShardIndex:
         raise UserError(f"{option}: {url} is not an index of shards ({error!r}). Prepare the folder again.") from error
     if not is_remote(url):
         there = set(os.listdir(Path(url).parent))  # noqa: PTH208
-        if gone := [name for name in shards if name not in there]:
+        if gone := [name for name, entry in shards.items() if name not in there and "url" not in entry]:
             raise UserError(f"{option}: {url} lists {gone[0]}, which is not there ({len(gone)} shards are missing).")
     return found
 

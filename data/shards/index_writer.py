@@ -11,6 +11,7 @@ from data.shards.columns import TableWriter
 from data.shards.format import COLUMN_KINDS, INDEX, INDEX_VERSION, OPTIONAL_COLUMNS, TABLE, TABLE_VERSION
 from tae.runtime.files import write_text
 
+ENTRY = ("name", "url", "samples", "bytes", "sha256")
 MAX_LISTED = 100_000  # samples, whose list everybody can read; a table takes a thousandth of the time and memory
 
 
@@ -44,7 +45,7 @@ def write_table(
     """Write an index of version 2: the columns, then `index.json`, which says what they are.
 
     Args:
-        shards: of each shard `name`, `samples`, `bytes` and, where known, `sha256`.
+        shards: of each shard `name`, `samples`, `bytes` and, where known, `sha256`; `url` where the index lies elsewhere.
         kinds: of the columns, see `data.shards.columns`; `frames` and `key` at least.
         rows: of each shard its samples' values in every column.
     """
@@ -54,7 +55,7 @@ def write_table(
         for shard, columns in zip(shards, rows, strict=True):
             table.append(columns)
             frames = int(np.sum(columns["frames"], dtype=np.int64))
-            entries.append({name: shard[name] for name in ("name", "samples", "bytes", "sha256") if name in shard})
+            entries.append({name: shard[name] for name in ENTRY if name in shard})
             entries[-1]["frames"] = frames
         files = table.close()
     except BaseException:

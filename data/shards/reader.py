@@ -8,10 +8,18 @@ from typing import Any, BinaryIO
 from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES, VIDEO_EXTENSIONS, Shard
 from data.storage.remote import Access, open_file
 
+TEXTS = {"json", "txt"}
+READ = VIDEO_EXTENSIONS | TEXTS
+
 
 @contextmanager
-def open_samples(shard: Shard, wanted: set[str], access: Access | None = None) -> Iterator[Iterator[dict[str, Any]]]:
-    """Iterate over the wanted samples of a shard: dicts with `__key__`, the video under its extension, and `json`.
+def open_samples(
+    shard: Shard, wanted: set[str] | None, access: Access | None = None
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Iterate over the wanted samples of a shard, or over all.
+
+    A sample is a dict with `__key__`, the video under its extension, `json` and `txt` where it has them, and `__offset__`,
+    where it begins. The key is all of a member's name before its last extension.
 
     The other members are passed over without being read. A sample that breaks a bound has `__fault__` in the place of
     what breaks it.
@@ -20,7 +28,7 @@ def open_samples(shard: Shard, wanted: set[str], access: Access | None = None) -
         OSError, tarfile.TarError, ValueError: while iterating; the shard is damaged or cannot be reached.
     """
     with open_file(shard.url, access or Access(), shard.bytes, shard.sha256) as file:
-        file.seek(shard.begin_of(wanted))
+        file.seek(0 if wanted is None else shard.begin_of(wanted))
         yield _read_samples(file, shard, wanted)
 
 
@@ -47,20 +55,21 @@ class _Headers:
         return data
 
 
-def _read_samples(file: BinaryIO, shard: Shard, wanted: set[str]) -> Iterator[dict[str, Any]]:
+def _read_samples(file: BinaryIO, shard: Shard, wanted: set[str] | None) -> Iterator[dict[str, Any]]:
     """Members of one key stand together; "r:" because what compressed data unpacks to has no bound."""
     sample: dict[str, Any] = {}
     with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         for member in _members(tar, file):
-            key, _, extension = member.name.partition(".")
+            key, _, extension = member.name.rpartition(".")
             extension = extension.lower()
-            if key not in wanted or extension not in VIDEO_EXTENSIONS | {"json"}:
+            if (wanted is not None and key not in wanted) or extension not in READ:
                 continue
             if sample and sample["__key__"] != key:
                 yield sample
                 sample = {}
-            sample["__key__"] = key
-            limit = MAX_JSON_BYTES if extension == "json" else MAX_VIDEO_BYTES
+            sample.setdefault("__key__", key)
+            sample.setdefault("__offset__", member.offset)
+            limit = MAX_JSON_BYTES if extension in TEXTS else MAX_VIDEO_BYTES
             if reason := _why_not(member, shard, extension in sample, limit):
                 sample["__fault__"] = f"{member.name}: {reason}"
                 continue

@@ -18,7 +18,8 @@ class ShardIndex:
 
     Args:
         url: of the index.
-        names, bytes, sha256: of each shard; -1 bytes and an empty hash are unknown.
+        names: of each shard; where the index lies elsewhere, their addresses.
+        bytes, sha256: of each shard; -1 bytes and an empty hash are unknown.
         ends: row after the last sample of each shard.
         columns: of the samples: `frames` and `key`, and where it has them `offset`, `fps`, `width`, `height` and others.
     """
@@ -107,12 +108,17 @@ class ShardList(Sequence[Shard]):
         if len(set(keys)) < len(keys):  # no index should say that; all but the first will be found missing
             first = {key: i for i, key in reversed(list(enumerate(keys)))}
             keys = [key if first[key] == i else f"{key}\0{i}" for i, key in enumerate(keys)]
+        known = {}
+        if "reader" in index.columns:
+            facts = zip(index.column("fps", rows), index.column("reader", rows), strict=True)
+            known = dict(zip(keys, facts, strict=True))
         return Shard(
             url=self.urls[number],
             frames=dict(zip(keys, index.column("frames", rows), strict=True)),
             bytes=None if index.bytes[place] < 0 else int(index.bytes[place]),
             sha256=index.sha256[place],
             offsets=tuple(index.column("offset", rows)),
+            known=known,
         )
 
     def samples(self) -> np.ndarray:

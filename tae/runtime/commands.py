@@ -11,6 +11,7 @@ COMMANDS = {
     "encode": ("tae.encode", "eval"),
     "evaluate": ("tae.evaluate", "eval"),
     "export": ("tae.export", "eval"),
+    "index": ("data.index", "data"),
     "inspect": ("data.inspect", "data"),
     "plan": ("tae.plan", "eval"),
     "prepare": ("data.prepare", "data"),

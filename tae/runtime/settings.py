@@ -146,6 +146,18 @@ class Verify(Section):
     dask_address: str | None
 
 
+class Index(Section):
+    shards: str | list[str]
+    output: str | None
+    columns: list[str]
+    timeout: AboveZero
+    read_tries: AtLeastOne
+    read_timeout: AboveZero
+    engine: Literal["local", "dask"]
+    workers: AtLeastOne | None
+    dask_address: str | None
+
+
 class Inspect(Section):
     shards: str
     sheets: str
@@ -242,6 +254,6 @@ class Weights(Section):
 
 
 COMMAND_SETTINGS: dict[str, type[Section]] = {
-    "train": Train, "evaluate": Evaluate, "prepare": Prepare, "verify": Verify, "inspect": Inspect,
+    "train": Train, "evaluate": Evaluate, "prepare": Prepare, "verify": Verify, "index": Index, "inspect": Inspect,
     "synthetic": Synthetic, "encode": Encode, "reconstruct": Reconstruct, "export": Export, "plan": Plan, "weights": Weights,
 }  # fmt: skip

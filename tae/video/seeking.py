@@ -60,6 +60,11 @@ class PacketReader:
             if packet.is_keyframe and packet.pts is not None
         )
 
+    @property
+    def has_times(self) -> bool:
+        """Whether frames are known by their times; otherwise they are counted from the start."""
+        return bool(self._index_of)
+
     def close(self) -> None:
         """Free the memory now; the decoding generator and this object refer to each other."""
         self._running.close()

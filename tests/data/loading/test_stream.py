@@ -189,7 +189,7 @@ def test_evaluation_can_be_repeated_and_narrowed(make_module: Make) -> None:
 
 def test_a_batch_is_what_the_contract_says(make_module: Make) -> None:
     batch = next(iter(make_module(frame_stride=2, num_frames=8).train_dataloader()))
-    assert set(batch) == {"frames", "keys", "fps"}
+    assert set(batch) == {"frames", "keys", "fps", "labels"}
     assert batch["frames"].shape == (2, 8, 16, 16, 3)
     assert batch["frames"].dtype == torch.uint8
     assert batch["fps"] == [12.0, 12.0]

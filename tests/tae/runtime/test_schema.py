@@ -166,6 +166,7 @@ def test_every_command_accepts_its_own_defaults(command: str) -> None:
     required = {
         "prepare": ["source=x"],
         "verify": ["shards=x"],
+        "index": ["shards=x"],
         "inspect": ["shards=x"],
         "encode": ["source=x"],
         "reconstruct": ["source=x"],

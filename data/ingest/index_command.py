@@ -1,0 +1,39 @@
+"""The command that indexes shards of others: from its config to the indexes, and what was left out."""
+
+import os
+
+from omegaconf import DictConfig, OmegaConf
+
+from data.ingest.indexing import REJECTED, folders_of, index_shards
+from data.processes.pool import Engine
+from data.shards.format import INDEX
+from data.shards.patterns import expand_patterns
+from data.storage.address import is_remote
+from data.storage.remote import Access
+from tae.runtime.paths import to_path
+from tae.runtime.schema import check_config
+from tae.runtime.settings import Index
+
+REASONS_SHOWN = 5
+
+
+def index_command(cfg: DictConfig) -> None:
+    """Index `cfg.shards`: beside the shards, a folder after the other, or all of them in `cfg.output`."""
+    check_config(cfg, Index)
+    access = Access(cfg.read_tries, cfg.read_timeout)
+    patterns = cfg.shards if isinstance(cfg.shards, str) else OmegaConf.to_container(cfg.shards)
+    urls = expand_patterns(patterns, "shards", access)
+    engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
+    if cfg.output is None:
+        folders = folders_of(urls)
+    else:
+        folders = {to_path(cfg.output): [url if is_remote(url) else os.path.realpath(url) for url in urls]}
+    for folder, members in folders.items():
+        found = index_shards(members, folder, cfg.output is not None, cfg.columns, access, cfg.timeout, engine)
+        print(f"{folder / INDEX}: {found.samples} samples in {found.shards} shards")
+        for reason, count in found.rejected.most_common(REASONS_SHOWN):
+            print(f"left out: {count} samples: {reason}")
+        if found.rejected:
+            print(f"each of them: {folder / REJECTED}")
+    if cfg.output is not None:
+        print(f"train on them with data.index={cfg.output}")

@@ -1,0 +1,269 @@
+"""An index for shards that others wrote: WebDataset tar files of `<key>.mp4` beside `<key>.txt` and `<key>.json`.
+
+Nothing in the shards is changed. A key is a member's whole name without its last extension: it may have dots and slashes.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.decode import DecodeError, as_path, open_video
+from data.processes.pool import Engine, Failure, run_isolated
+from data.shards.columns import STRING
+from data.shards.format import COLUMN_KINDS, COLUMN_NAME, VIDEO_EXTENSIONS, Shard
+from data.shards.index_writer import write_table
+from data.shards.metadata import CAPTION, read_metadata, with_caption
+from data.shards.reader import open_samples
+from data.storage.address import file_name, is_remote
+from data.storage.remote import READ_BLOCK, Access, open_file
+from tae.runtime.errors import UserError
+from tae.runtime.files import replacing, write_text
+from tae.runtime.progress import progress_bar
+from tae.video.facts import VideoError
+from tae.video.seeking import PacketReader
+
+WORK = ".indexing"  # folder of what is done, until the index is written
+REJECTED = "rejected.csv"
+ROW_KINDS = COLUMN_KINDS | {"reader": STRING}
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """A shard to look through, and where to write what is in it."""
+
+    url: str
+    result: Path
+    columns: tuple[str, ...]
+    access: Access
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What an index was made of."""
+
+    shards: int
+    samples: int
+    rejected: Counter[str]  # by reason
+
+
+def index_shards(
+    urls: Sequence[str], folder: Path, elsewhere: bool, columns: Sequence[str], access: Access, timeout: float,
+    engine: Engine,
+) -> Indexed:  # fmt: skip
+    """Write the index of shards, and `rejected.csv` (shard, key, reason) beside it.
+
+    May be stopped at any moment and called again with the same arguments: shards that were looked through are not read
+    again, as long as their size is the same.
+
+    Args:
+        urls: of the shards, in the order of the index.
+        folder: of the index.
+        elsewhere: the shards are not in this folder: the index has their addresses.
+        columns: of the samples' metadata that the table is to have too; `caption` may be in a `.txt`.
+        timeout: seconds for one shard.
+
+    Raises:
+        UserError: a shard cannot be read, no sample is usable, or the folder cannot be written.
+    """
+    if wrong := [name for name in columns if not COLUMN_NAME.fullmatch(name) or name in ROW_KINDS]:
+        raise UserError(
+            f"columns={wrong[0]} is not allowed: small letters, digits and _, and none of {', '.join(ROW_KINDS)}."
+        )
+    work = folder / WORK
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "lock", blocking=False):
+            settings = json.dumps({"columns": list(columns)})
+            if (work / "settings").exists() and (work / "settings").read_text() != settings:
+                for result in work.glob("*.json"):
+                    result.unlink()
+            write_text(work / "settings", settings)
+            tasks = [
+                IndexTask(url, work / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json", tuple(columns), access)
+                for url in urls
+            ]
+            look_through(tasks, timeout, engine)
+            found = merge(tasks, folder, elsewhere, columns)
+            shutil.rmtree(work)
+    except Timeout as error:
+        raise UserError(f"{folder} is being indexed by another process. Wait for it.") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}. Give another one: output=DIR.") from error
+    return found
+
+
+def look_through(tasks: Sequence[IndexTask], timeout: float, engine: Engine) -> None:
+    """Have every shard looked through that was not yet, or is of another size by now."""
+    waiting = [task for task in tasks if not _is_done(task)]
+    with progress_bar("shards") as progress:
+        bar = progress.add_task("indexing", total=len(tasks), completed=len(tasks) - len(waiting))
+        for task, result in run_isolated(index_shard, waiting, timeout, engine) if waiting else ():
+            if isinstance(result, Failure):
+                raise UserError(f"{task.url} cannot be indexed: looking through it {result.reason}.")
+            progress.advance(bar)
+
+
+def _is_done(task: IndexTask) -> bool:
+    if not task.result.exists():
+        return False
+    size = json.loads(task.result.read_text())["bytes"]
+    return is_remote(task.url) or Path(task.url).stat().st_size == size
+
+
+def index_shard(task: IndexTask) -> None:
+    """Look through one shard: a row for each usable sample, and for the others the reason why they are not.
+
+    Raises:
+        UserError: it is no tar file, or cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    rejected: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    try:
+        size, sha256 = _measure(task)
+        with open_samples(Shard(task.url, {}, size), None, task.access) as samples:
+            for sample in samples:
+                key = sample["__key__"]
+                row = "its key was there before" if key in seen else _row_of(sample, task.columns)
+                seen.add(key)
+                if isinstance(row, str):
+                    rejected.append((key, row))
+                else:
+                    rows.append({"key": key, "offset": sample["__offset__"]} | row)
+    except Exception as error:  # whatever a damaged file provokes in tarfile
+        raise UserError(f"{task.url} cannot be read as a shard: {error or type(error).__name__}.") from error
+    write_text(task.result, json.dumps({"bytes": size, "sha256": sha256, "rows": rows, "rejected": rejected}))
+
+
+def _measure(task: IndexTask) -> tuple[int, str]:
+    """Size and hash of a shard."""
+    digest, size = hashlib.sha256(), 0
+    with open_file(task.url, task.access) as file:
+        while block := file.read(READ_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _row_of(sample: dict[str, Any], columns: Sequence[str]) -> dict[str, Any] | str:
+    """What the table says of a sample, or why it cannot be used."""
+    if fault := sample.get("__fault__"):
+        return fault
+    videos = [content for extension, content in sample.items() if extension in VIDEO_EXTENSIONS]
+    if len(videos) != 1:
+        return f"{len(videos)} video files under one key, one is expected"
+    try:
+        facts = probe(videos[0])
+    except (VideoError, DecodeError) as error:
+        return error.reason if isinstance(error, VideoError) else str(error)
+    metadata = with_caption(read_metadata(sample), sample)
+    return facts | {name: metadata.get(name) for name in columns}
+
+
+def probe(video: bytes) -> dict[str, Any]:
+    """Frames, rate and size of a video file, and the reader that finds its frames; decodes one frame.
+
+    Raises:
+        VideoError, DecodeError: it cannot be used.
+    """
+    with as_path(video) as path:
+        packets = PacketReader(path)
+        try:
+            facts, reader, frames = packets.facts, "pyav", len(packets)
+            rate, (height, width) = float(facts.rate), facts.size
+            if not packets.has_times and facts.plain:
+                reader = "decord"
+        finally:
+            packets.close()
+    if reader == "decord":
+        with open_video(video, reader) as file:
+            frames, rate = len(file), file.fps
+    if not 0 < rate < 1000:
+        raise DecodeError(f"states an impossible frame rate ({rate:g})")
+    if frames < 1:
+        raise DecodeError("no frame decodes")
+    return {"frames": frames, "fps": rate, "width": width, "height": height, "reader": reader}
+
+
+def merge(tasks: Sequence[IndexTask], folder: Path, elsewhere: bool, columns: Sequence[str]) -> Indexed:
+    """Write the index from what was found in each shard."""
+    kinds = ROW_KINDS | {name: _kind(name, tasks) for name in columns}
+    reasons: Counter[str] = Counter()
+    samples = 0
+    with replacing(folder / REJECTED) as partial, partial.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text)
+        writer.writerow(["shard", "key", "reason"])
+        for task, found in _results(tasks):
+            writer.writerows([task.url, *row] for row in found["rejected"])
+            reasons.update(reason for _, reason in found["rejected"])
+            samples += len(found["rows"])
+    if not samples:
+        example = f": {reasons.most_common(1)[0][0]}" if reasons else ", as they hold none"
+        raise UserError(f"No sample of the shards is usable{example}. See {folder / REJECTED}.")
+    shards = (
+        {"name": file_name(task.url), "samples": len(found["rows"]), "bytes": found["bytes"], "sha256": found["sha256"]}
+        | ({"url": task.url} if elsewhere else {})
+        for task, found in _results(tasks)
+    )
+    rows = (
+        {name: [_value(row[name], kind) for row in found["rows"]] for name, kind in kinds.items()}
+        for _, found in _results(tasks)
+    )
+    write_table(folder, {"split": "not stated", "recipe": {"dataset": "shards of others"}}, shards, kinds, rows)
+    return Indexed(len(tasks), samples, reasons)
+
+
+def _results(tasks: Iterable[IndexTask]) -> Iterator[tuple[IndexTask, dict[str, Any]]]:
+    """One after the other, so that memory does not grow with the number of shards."""
+    return ((task, json.loads(task.result.read_text())) for task in tasks)
+
+
+def _kind(name: str, tasks: Sequence[IndexTask]) -> str:
+    """Numbers where all values that are there are numbers.
+
+    Raises:
+        UserError: none is there.
+    """
+    present = False
+    for _, found in _results(tasks):
+        for row in found["rows"]:
+            value = row[name]
+            present |= value is not None
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                return STRING
+    if not present:
+        raise UserError(f"columns: no sample has {name!r} in its metadata (.json, or .txt for {CAPTION}).")
+    return "float64"
+
+
+def _value(value: Any, kind: str) -> Any:
+    if kind != STRING:
+        return math.nan if value is None else value
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value)
+
+
+def folders_of(urls: Sequence[str]) -> dict[Path, list[str]]:
+    """Local shards by their folders, where their indexes belong.
+
+    Raises:
+        UserError: a shard is elsewhere.
+    """
+    folders: dict[Path, list[str]] = {}
+    for url in urls:
+        if is_remote(url):
+            raise UserError(
+                f"{url} is not on this machine, and its index cannot be written beside it. Give output=DIR."
+            )
+        folders.setdefault(Path(url).parent, []).append(url)
+    return folders
