@@ -2,7 +2,7 @@
 
 import os
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from data.ingest.indexing import REJECTED, folders_of, index_shards
 from data.processes.pool import Engine
@@ -21,8 +21,7 @@ def index_command(cfg: DictConfig) -> None:
     """Index `cfg.shards`: beside the shards, a folder after the other, or all of them in `cfg.output`."""
     check_config(cfg, Index)
     access = Access(cfg.read_tries, cfg.read_timeout)
-    patterns = cfg.shards if isinstance(cfg.shards, str) else OmegaConf.to_container(cfg.shards)
-    urls = expand_patterns(patterns, "shards", access)
+    urls = expand_patterns(cfg.shards if isinstance(cfg.shards, str) else list(cfg.shards), "shards", access)
     engine = Engine(cfg.engine, cfg.workers, cfg.dask_address)
     if cfg.output is None:
         folders = folders_of(urls)

@@ -146,7 +146,7 @@ class ShardList(Sequence[Shard]):
         return self._of_each_shard([index.bytes for index in self.indexes], np.int64)
 
     def _of_each_shard(self, of_indexes: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-        values = np.zeros(len(self), dtype)
+        values: np.ndarray = np.zeros(len(self), dtype)
         for number, of_index in enumerate(of_indexes):
             mine = self.index_of == number
             values[mine] = of_index[self.places[mine]]
