@@ -19,9 +19,14 @@ OPTIONS = {
     "schedule": ("scheduler=one_cycle", "scheduler=constant"),
     "logger": ("logger=[csv,tensorboard]", "logger=csv"),
     "objective": ("loss.reconstruction.weight=0", "loss.reconstruction.weight=1"),  # perceptual is 0 in the demo
+    "average": ("ema.decay=0.9", "ema.decay=null"),
+    "adversary": ("adversary=patch", "adversary=none"),
+    "trained": ("trainable=temporal", "trainable=all"),
 }
+SMALL_ADVERSARY = ("frame_channels=4", "clip_channels=4", "layers=2", "alone=1", "ramp=1")
+
 # Few runs in which every pair of choices meets.
-RUNS = ("0000000", "0000111", "0111000", "1011011", "1101101", "1110110")
+RUNS = ("0000000000", "0000111111", "0111000111", "1011011100", "1101101010", "1110110001")
 TINY = (
     "init_from=null",
     "model.base_channels=4",
@@ -44,7 +49,10 @@ TINY = (
 
 
 def choices(run: str) -> list[str]:
-    return [values[int(choice)] for values, choice in zip(OPTIONS.values(), run, strict=True)]
+    chosen = [values[int(choice)] for values, choice in zip(OPTIONS.values(), run, strict=True)]
+    if "adversary=patch" in chosen:  # which refuses an objective that looks at no reconstruction
+        chosen += [*(f"adversary.{setting}" for setting in SMALL_ADVERSARY), "loss.reconstruction.weight=1"]
+    return chosen
 
 
 def test_every_pair_of_choices_is_in_a_run() -> None:

@@ -7,7 +7,20 @@ from tae.losses.outlier import outlier_rate
 from tae.losses.term import Context, Term, check_weight
 from tae.runtime.errors import UserError
 
-RESERVED = ("loss", "outlier_rate", "psnr")  # what a training step logs beside its terms
+# What a training step logs beside its terms.
+RESERVED = (
+    *(
+        "loss",
+        "outlier_rate",
+        "psnr",
+        "gradient_norm",
+        "adversarial",
+        "adversarial_weight",
+        "logits_real",
+        "logits_fake",
+    ),
+    *("discriminator_loss", "discriminator_accuracy", "discriminator_gradient_norm"),
+)
 
 
 class Objective:

@@ -5,11 +5,12 @@ the planner and for benchmarks.
 """
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tae.adversarial.adversary import PatchAdversary
 from tae.losses.objective import Objective
 from tae.losses.term import Context, Output
 from tae.model.average import WeightAverage
@@ -24,10 +25,19 @@ class StepLoss(NamedTuple):
     output: Output
 
 
-def compute_loss(model: nn.Module, objective: Objective, clip: Tensor, step: int = 0) -> StepLoss:
-    """Encode, sample and decode a clip (b, 3, t, h, w) in [-1, 1], and take the objective of what comes back."""
+def compute_loss(
+    model: nn.Module, objective: Objective, clip: Tensor, step: int = 0, adversary: PatchAdversary | None = None
+) -> StepLoss:
+    """Encode, sample and decode a clip (b, 3, t, h, w) in [-1, 1], and take the objective of what comes back.
+
+    An adversary is trained on the same decoding, and its term is in the total; it is updated by its own `update`.
+    """
     output = model(clip)
     total, terms = objective(Context(clip, output, model, step))
+    if adversary is not None:
+        last_layer = cast(Tensor, model.last_layer)
+        total, figures = adversary(clip, output.reconstruction, total, last_layer, step)
+        terms |= figures
     return StepLoss(total, terms, output)
 
 
@@ -46,6 +56,8 @@ def training_step(
     frames: Tensor,
     precision: AbstractContextManager,
     average: WeightAverage | None = None,
+    adversary: PatchAdversary | None = None,
+    step: int = 0,
 ) -> None:
     """A whole step, as the Trainer takes it.
 
@@ -53,10 +65,13 @@ def training_step(
         frames: (b, t, h, w, 3) uint8.
         precision: what the forward pass runs in, such as torch.autocast.
         average: of the model's weights.
+        adversary: trained with it, as at `step`.
     """
     clip = frames_to_clip(frames)
     with precision:
-        total = compute_loss(model, objective, clip).total
+        total = compute_loss(model, objective, clip, step, adversary).total
     update(model, optimizer, total)
+    if adversary is not None:
+        adversary.update()
     if average is not None:
         average.update(1)

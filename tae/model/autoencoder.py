@@ -208,6 +208,12 @@ class TemporalAutoencoder(
         return (self.latent_channels, math.ceil(num_frames / self.time_factor), *space)
 
     @property
+    def last_layer(self) -> Tensor:
+        """The last weight of the decoder that is trained, by which gradients of several losses are compared."""
+        last = self.decoder.conv_out
+        return last.spatial.weight if last.spatial.weight.requires_grad else last.temporal.weight
+
+    @property
     def gradient_checkpointing(self) -> bool:
         """Whether the residual blocks of the largest resolutions are computed again in the backward pass.
 

@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from tae.adversarial.adversary import PatchAdversary
 from tae.losses import Objective
 from tae.losses.step import training_step
 from tae.model.autoencoder import TemporalAutoencoder
@@ -47,6 +48,7 @@ class Planner:
         device: "cuda" or "cpu".
         autocast: what convolutions run in, None for float32.
         ema_decay: of a moving average of the weights, None for none.
+        make_adversary: builds the adversary, None where there is none.
     """
 
     make_model: Callable[[], TemporalAutoencoder]
@@ -54,20 +56,22 @@ class Planner:
     device: str
     autocast: torch.dtype | None
     ema_decay: float | None = None
+    make_adversary: Callable[[], PatchAdversary] | None = None
 
-    def step(self, shape: Shape, loss: Objective) -> Cost:
-        """A whole training step: forward, losses, backward, clipping, update."""
+    def step(self, shape: Shape, loss: Objective, with_adversary: bool = False) -> Cost:
+        """A whole training step: forward, losses, backward, clipping, update; with the adversary as in its last phase."""
         with self.rehearsal() as (meter, model):
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = self.make_optimizer(trained)
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()  # from now on its moments are there, as in every step but the first
-            optimizer.zero_grad()
+            make_moments(optimizer)
+            adversary = self.make_adversary() if with_adversary and self.make_adversary is not None else None
+            if adversary is not None:
+                make_moments(adversary.optimizer)
             average = None if self.ema_decay is None else WeightAverage(model, self.ema_decay)
             meter.start()
             frames = torch.empty(*shape, 3, dtype=torch.uint8)
-            training_step(model, loss, optimizer, frames, self.precision(), average)
+            step = 0 if adversary is None else adversary.start + adversary.alone + adversary.ramp
+            training_step(model, loss, optimizer, frames, self.precision(), average, adversary, step)
             return meter.cost
 
     @torch.no_grad()
@@ -108,6 +112,15 @@ class Planner:
 
     def precision(self) -> torch.autocast:
         return torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
+
+
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Take a first step: from then on the moments are there, as in every step but the first."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def fake_clip(shape: Shape) -> Tensor:
@@ -185,6 +198,7 @@ def make_planner(cfg: DictConfig) -> Planner:
         device=cfg.device,
         autocast=AUTOCAST[cfg.trainer.precision],
         ema_decay=cfg.ema.decay,
+        make_adversary=None if cfg.adversary is None else partial(instantiate, cfg.adversary),
     )
 
 
@@ -210,7 +224,11 @@ def rehearse(name: str, task: Callable[[], Cost]) -> Cost:
 def tasks_of(planner: Planner, losses: dict[str, Objective]) -> dict[str, Callable[[Shape], Cost]]:
     """What is planned, by name."""
     tasks: dict[str, Callable[[Shape], Cost]] = {"encoding": planner.encode, "decoding": planner.decode}
-    return tasks | {f"training step, {name}": partial(planner.step, loss=loss) for name, loss in losses.items()}
+    steps = {f"training step, {name}": partial(planner.step, loss=loss) for name, loss in losses.items()}
+    if planner.make_adversary is not None:
+        name, own = list(steps.items())[-1]
+        steps[f"{name} and adversary"] = partial(own, with_adversary=True)
+    return tasks | steps
 
 
 def find_largest(

@@ -47,6 +47,7 @@ class Train(Section):
     scheduler: Built | None = None
     trainable: Trained
     ema: Average
+    adversary: Built | None = None
     trainer: Built
     callbacks: Mapping[str, Built] | None = None
     logger: Mapping[str, Built] | None = None
@@ -241,6 +242,7 @@ class Plan(Section):
     optimizer: Built
     trainable: Trained
     ema: Average
+    adversary: Built | None = None
     trainer: Autocast
     data: Clip
     device: Literal["cuda", "cpu"]

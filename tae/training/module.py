@@ -8,11 +8,13 @@ from typing import Any, Self
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
+from tae.adversarial.adversary import PatchAdversary
 from tae.evaluation.validation import Validation
 from tae.losses import Objective
 from tae.losses.step import compute_loss
@@ -23,10 +25,11 @@ from tae.model.checkpoint_file import model_weights
 from tae.model.encoder_identity import encoder_sha256
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.trainable import is_frozen
+from tae.runtime.console import say
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
 from tae.runtime.lightning_internals import is_logged_step
-from tae.training.nonfinite import ADVICE, FiniteFlag, StepRecord, written
+from tae.training.nonfinite import ADVICE, StepRecord, written
 
 
 class AutoencoderModule(L.LightningModule):
@@ -41,6 +44,7 @@ class AutoencoderModule(L.LightningModule):
         seed: of the posterior's noise.
         config: the resolved configuration, as plain values, to be carried in every checkpoint.
         output_dir: where a stopped run leaves its evidence.
+        adversary: trained beside the model, or None.
     """
 
     def __init__(
@@ -53,16 +57,24 @@ class AutoencoderModule(L.LightningModule):
         seed: int,
         config: Mapping[str, Any],
         output_dir: str | Path,
+        adversary: PatchAdversary | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
+        self.adversary = adversary
+        self.adversary_state: dict[str, Any] | None = None  # of a checkpoint, until the device is known
         self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
         self.metrics = metrics
+        if adversary is not None and not loss.uses_reconstruction:
+            raise UserError(
+                "An adversary judges reconstructions, which no term of the loss with a weight looks at: give "
+                "loss.reconstruction.weight a value above 0, or set adversary=none."
+            )
         if not loss.uses_reconstruction:  # DDP would wait for the decoder's gradients, which never come
             model.decoder.requires_grad_(False)
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
@@ -80,6 +92,11 @@ class AutoencoderModule(L.LightningModule):
         """Reconstruct (b, 3, t, h, w) from the posterior's mode."""
         return self.model(clip, sample_posterior=False).reconstruction
 
+    def on_fit_start(self) -> None:
+        if self.adversary is not None:
+            self.adversary.prepare(self.device, scaled=self.scaler is not None, state=self.adversary_state)
+            self.adversary_state = None
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the posterior's noise a function of seed, process and batch, so that a resumed run draws the same."""
         self.between_steps = True
@@ -88,9 +105,12 @@ class AutoencoderModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
-        total, terms, out = compute_loss(self.model, self.loss, frames_to_clip(batch["frames"]), step)
+        total, terms, out = compute_loss(self.model, self.loss, frames_to_clip(batch["frames"]), step, self.adversary)
         self.judge_last_step()
-        self.unjudged = StepRecord(step, batch["keys"], total.detach(), terms)
+        self.unjudged = StepRecord(step, batch["keys"], terms)
+        self.unjudged.watch("loss", total.detach())
+        if "discriminator_loss" in terms:
+            self.unjudged.watch("discriminators' loss", terms["discriminator_loss"])
         if is_logged_step(self.trainer):  # Lightning would record every step's figures and throw the others away
             self.log_step(batch["frames"], out.reconstruction, total, terms)
         return total
@@ -101,9 +121,16 @@ class AutoencoderModule(L.LightningModule):
         self.log_dict(
             {f"train/{name}": value for name, value in figures.items()}, prog_bar=True, batch_size=len(frames)
         )
+        for text in self.adversary.warnings() if self.adversary is not None else ():
+            rank_zero_only(say)(f"warning: {text}")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The gradients of all batches of the step are there: the discriminators are updated with the model."""
         self.between_steps = False
+        norm = None if self.adversary is None else self.adversary.update()
+        if norm is not None:
+            self.watch_gradient("discriminators' gradient", norm)
+            self.log("train/discriminator_gradient_norm", norm)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -118,9 +145,19 @@ class AutoencoderModule(L.LightningModule):
             if gradient_clip_val:
                 nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
             norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        # fp16's scaler finds gradients that are not finite by itself, and leaves such a step out.
-        if self.unjudged is not None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            self.unjudged.gradient_is_finite = FiniteFlag(norm)
+        self.watch_gradient("gradient", norm)
+        if self.adversary is not None:
+            self.log("train/gradient_norm", norm)
+
+    @property
+    def scaler(self) -> Any:
+        """What scales the loss under fp16, else None."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def watch_gradient(self, what: str, norm: Tensor) -> None:
+        """A gradient that is not finite stops the run; fp16's scaler finds it by itself, and leaves such a step out."""
+        if self.unjudged is not None and self.scaler is None:
+            self.unjudged.watch(what, norm)
 
     def judge_last_step(self, together: bool = False) -> None:
         """Stop on a loss or a gradient that was not finite, and say which clips gave it.
@@ -160,7 +197,7 @@ class AutoencoderModule(L.LightningModule):
         """The message of a step whose loss or gradient was not finite."""
         terms = ", ".join(f"{name}={value}" for name, value in written(step.terms).items())
         others = ""
-        if what == "gradient" and self.trainer.world_size > 1:
+        if what.endswith("gradient") and self.trainer.world_size > 1:
             others = " Another process' loss may have caused it: see the files of the others beside it."
         return (
             f"The {what} is not finite at step {step.number} ({terms}); nothing that came of it was saved. The clips of "
@@ -215,9 +252,12 @@ class AutoencoderModule(L.LightningModule):
         checkpoint["architecture"] = self.model.architecture
         checkpoint["config"] = dict(self.config)
         checkpoint["between_steps"] = self.between_steps
+        if self.adversary is not None:
+            checkpoint["adversary"] = self.adversary.state_dict()
         checkpoint["starting_weights"] = self.model.starting_weights
         # Of the weights that are loaded for use, which may be their moving average. Whoever has latents looks for it.
         checkpoint["encoder"] = encoder_sha256(self.model.architecture, model_weights(checkpoint, "ema"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.starting_weights = checkpoint.get("starting_weights")
+        self.adversary_state = checkpoint.get("adversary")

@@ -30,28 +30,28 @@ class FiniteFlag:
 
 
 class StepRecord:
-    """What has to be known of a step if its loss or its gradient turns out not to be finite.
+    """What has to be known of a step if a loss or a gradient of it turns out not to be finite.
 
     Args:
         number: of the step.
         keys: of its clips.
-        loss: a scalar, wherever it was computed.
-        terms: its parts.
+        terms: of the loss.
     """
 
-    def __init__(self, number: int, keys: Sequence[str], loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+    def __init__(self, number: int, keys: Sequence[str], terms: Mapping[str, Tensor]) -> None:
         self.number = number
         self.keys = keys
         self.terms = terms
-        self.loss_is_finite = FiniteFlag(loss)
-        self.gradient_is_finite: FiniteFlag | None = None  # not known before the step is made
+        self._watched: dict[str, FiniteFlag] = {}
+
+    def watch(self, what: str, value: Tensor) -> None:
+        """Have a scalar looked at, wherever it was computed; what comes first is named first."""
+        self._watched[what] = FiniteFlag(value)
 
     @property
     def not_finite(self) -> str | None:
-        """What was not finite, the loss or the gradient."""
-        if not self.loss_is_finite:
-            return "loss"
-        return "gradient" if self.gradient_is_finite is not None and not self.gradient_is_finite else None
+        """What was not finite: "loss", "gradient", or the same of the discriminators."""
+        return next((what for what, is_finite in self._watched.items() if not is_finite), None)
 
 
 def written(terms: Mapping[str, Tensor]) -> dict[str, str]:

@@ -26,7 +26,7 @@ FREE = (
     "trainer.default_root_dir",
 )
 LAST = "last.ckpt"
-FIXED = ("model.", "optimizer.", "scheduler", "trainable", "ema.")
+FIXED = ("model.", "optimizer.", "scheduler", "trainable", "ema.", "adversary")
 EXTENDABLE = "scheduler.total_steps"
 ADDED = {"trainable": "all", "model.trainable": "all"}  # settings of later versions, with what earlier ones did
 RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints
@@ -94,8 +94,8 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
     if refused := [lines[name] for name in changed if name.startswith(FIXED) and name not in longer]:
         raise UserError(
             f"{source} was written with other settings: {', '.join(refused)}. A resumed run has its checkpoint's model, "
-            "optimizer, schedule and moving average: give them as they were, or start a new run from the weights with "
-            "init_from."
+            "optimizer, schedule, moving average and adversary: give them as they were, or start a new run from the weights "
+            "with init_from."
         )
     for line in lines.values():
         say(f"resume: {line}")

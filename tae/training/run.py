@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.datamodule import ClipDataModule
+from tae.adversarial.adversary import PatchAdversary
 from tae.evaluation.run import build_metrics, measure
 from tae.model.checkpoint_file import read_checkpoint
 from tae.model.pretrained import LoadedModel, load_model
@@ -77,6 +79,7 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
         seed=cfg.seed,
         config=plain(cfg),
         output_dir=cfg.output_dir,
+        adversary=build_adversary(cfg),
     )
     before = validation_psnr(trainer, module, data) if cfg.validate_first and resume_from is None else None
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
@@ -94,6 +97,13 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
     close_loggers(trainer.loggers, document["metrics"], trainer.global_step)
     return document
+
+
+def build_adversary(cfg: DictConfig) -> PatchAdversary | None:
+    """The adversary, if there is to be one; whether there is does not change what else the seed gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return instantiate(cfg.adversary)
 
 
 def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: ClipDataModule) -> float | None:

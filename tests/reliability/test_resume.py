@@ -29,6 +29,14 @@ RUN = (
 )
 
 
+# Of an adversary's phases: before it starts, alone, on the ramp and after.
+EVERYTHING = (
+    *("ema.decay=0.9", "adversary=patch", "adversary.start=2", "adversary.alone=2", "adversary.ramp=2"),
+    *("adversary.frame_channels=4", "adversary.clip_channels=4", "adversary.layers=2"),
+    *("adversary.r1=1", "adversary.lecam=1e-3"),
+)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("synthetic")
@@ -46,9 +54,10 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_every_checkpoint_of_a_run(
     accumulate: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, their average, optimizer, one-cycle schedule, position and best score, whatever the generators stood at."""
+    """Weights, their average, discriminators, optimizer, one-cycle schedule, position and best score, whatever the state of
+    the random generators."""
     output, moments = tmp_path / "run", tmp_path / "moments"
-    run = (*RUN, "ema.decay=0.9", f"trainer.accumulate_grad_batches={accumulate}")
+    run = (*RUN, *EVERYTHING, f"trainer.accumulate_grad_batches={accumulate}")
     save = LastCheckpoint.save
 
     def save_and_keep(self: LastCheckpoint, trainer: Any) -> None:

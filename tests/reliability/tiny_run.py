@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[int, 
     return process.returncode, output, errors
 
 
-def assert_same_state(one: Path, other: Path) -> None:
+def assert_same_state(one: Path, other: Path, apart: Collection[str] = ()) -> None:
     """Weights, optimizer, schedule, position in the data and progress of two checkpoints are equal to the last bit."""
     states = [torch.load(path, weights_only=True) for path in (one, other)]
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "between_steps"):
         assert equal(states[0][part], states[1][part]), f"{part} differs"
-    for part in ("raw_weights",):
+    for part in {"raw_weights", "adversary"} - set(apart):
         assert (part in states[0]) == (part in states[1]), f"{part} is in one only"
         assert equal(states[0].get(part), states[1].get(part)), f"{part} differs"
     positions, best = ([state["loops"]["fit_loop"]["state_dict"] for state in states], [score(s) for s in states])

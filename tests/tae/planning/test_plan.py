@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -128,6 +129,18 @@ def test_what_is_frozen_needs_less() -> None:
     everything = step_peak("data.resolution=128")
     assert step_peak("data.resolution=128", "trainable=decoder") < 0.7 * everything
     assert step_peak("data.resolution=128", "trainable=temporal") < everything
+
+
+def test_an_adversary_is_planned_in_its_last_phase() -> None:
+    """Its networks, their moments and a step that trains them; the step without it is as it was."""
+    costs = plan(config("adversary=patch", "data.resolution=32"))["costs"]
+    step, with_adversary = (costs[f"training step, without LPIPS{more}"] for more in ("", " and adversary"))
+    assert step == plan(config("data.resolution=32"))["costs"]["training step, without LPIPS"]
+    cfg = config("adversary=patch")
+    parameters = sum(p.numel() for p in instantiate(cfg.adversary).networks.parameters())
+    # Weights, gradients and two moments of four bytes each, less what is not there yet at the peak.
+    assert with_adversary.peak_bytes - step.peak_bytes > 3 * 4 * parameters
+    assert with_adversary.flops > 1.1 * step.flops
 
 
 MEASURE = """
