@@ -4,13 +4,13 @@
         --test 'datasets/tiny/ucf101/test/*.tar'
 
 Each block of 8x8x8x3 values becomes its coefficients on the first 16 principal components of the training clips' blocks,
-as many numbers as the model's latent has for the block. No linear codec that treats blocks one by one has a smaller mean
-squared error on the clips it is fitted on. All codecs see the same test clips, by the protocol of `tae.evaluation.protocol`,
-and are measured together. `--ckpt` takes several, also `diffusers:CLASS:FOLDER`; the first one's latents set the rate.
+as many numbers as the model's latent has for the block (`tae.metrics.linear_codec`). All codecs see the same test clips, by
+the protocol of `tae.evaluation.protocol`, and are measured together. `--ckpt` takes several, also
+`diffusers:CLASS:FOLDER`; the first one's latents set the rate.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,49 +25,11 @@ from data.datamodule import ClipDataModule
 from tae.evaluation.peers import is_other, load_other
 from tae.evaluation.results import measured, of_the_set
 from tae.metrics.baseline import trilinear_baseline
+from tae.metrics.linear_codec import BLOCK, BlockSums, LinearCodec
 from tae.metrics.metric import Candidate, Measured, Measurement, Metric
 from tae.metrics.registry import METRICS, MORE_METRICS, SLOW_METRICS
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.pretrained import load_model
-
-BLOCK = 8  # frames, rows and columns
-
-
-def to_blocks(clip: Tensor) -> Tensor:
-    """(b, 3, t, h, w), all sides multiples of 8, to (blocks, 1536)."""
-    blocks = clip.unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK).unfold(4, BLOCK, BLOCK)
-    return blocks.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, 3 * BLOCK**3)
-
-
-def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `to_blocks`; `shape` is the clip's."""
-    batch, channels, *extent = shape
-    grid = [side // BLOCK for side in extent]
-    parts = blocks.reshape(batch, *grid, channels, BLOCK, BLOCK, BLOCK)
-    return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(shape)
-
-
-class LinearCodec:
-    """Principal components of the blocks of some clips.
-
-    Args:
-        clips: (b, 3, t, h, w) each.
-        numbers: components kept for each block.
-    """
-
-    def __init__(self, clips: Iterable[Tensor], numbers: int) -> None:
-        size = 3 * BLOCK**3
-        count, total, products = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
-        for clip in clips:
-            blocks = to_blocks(clip).double()
-            count, total, products = count + len(blocks), total + blocks.sum(0), products + blocks.T @ blocks
-        self.mean = total / count
-        _, vectors = torch.linalg.eigh(products / count - torch.outer(self.mean, self.mean))
-        self.components = vectors[:, -numbers:]  # eigh sorts upwards
-
-    def __call__(self, clip: Tensor) -> Tensor:
-        centred = to_blocks(clip).double() - self.mean
-        return from_blocks(centred @ self.components @ self.components.T + self.mean, clip.shape).to(clip.dtype)
 
 
 def means(clips: list[Measured], metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -109,7 +71,10 @@ def main() -> None:
     models = {name: (load_other(name) if is_other(name) else load_model(name)).model for name in arguments.ckpt}
     first: Any = next(iter(models.values()))
     endless = (frames_to_clip(batch["frames"]) for _ in iter(int, 1) for batch in data.train_dataloader())
-    linear = LinearCodec(islice(endless, arguments.fit_clips), first.latent_channels)
+    sums = BlockSums()
+    for clip in islice(endless, arguments.fit_clips):
+        sums.add(clip)
+    linear = LinearCodec(sums, first.latent_channels)
     codecs: dict[str, Callable[[Tensor], Tensor]] = {
         "trilinear": lambda clip: trilinear_baseline(clip, first.time_factor, first.space_factor),
         "linear": linear,

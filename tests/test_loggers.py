@@ -49,6 +49,9 @@ FIGURES = {
     "val/ssim",
     "test/psnr",
     "test/ssim",
+    "latents/effective_rank",
+    "latents/equivariance_flip",
+    "latents/psnr_at_noise_0.1",
 }
 
 # W&B's own: it leaves its connection and log file to the garbage collector.

@@ -18,9 +18,11 @@ from torch import Tensor
 from tae.evaluation.pictures import enlargement, latent_picture, mosaic_columns, places, side_by_side
 from tae.evaluation.report import measurement, model_lines, readable, verdicts
 from tae.evaluation.results import ClipFrames, EvaluationResult, measured
+from tae.latents.report import report_lines
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.frame import psnr
-from tae.metrics.metric import Definition
+from tae.metrics.metric import Definition, NotMeasured
+from tae.metrics.temporal import flicker_of_steps, tpsnr_of_steps
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.runtime.files import replacing, write_text
 from tae.video.reader import VideoReader
@@ -72,6 +74,8 @@ def write_clips(
             "width": clip.original.shape[2],
             "psnr": psnr(clip.original, clip.reconstruction).tolist(),
             "trilinear_psnr": psnr(clip.original, baseline).tolist(),
+            "motion": motion_over_time(clip.original, clip.reconstruction),
+            "trilinear_motion": motion_over_time(clip.original, baseline),
             "latents": None,
         }
         if clip.latents is not None:
@@ -82,6 +86,36 @@ def write_clips(
         entries.append(entry)
     write_text(folder / SHOWN_CLIPS, json.dumps(entries, indent=1) + "\n")
     return entries
+
+
+def motion_over_time(original: Tensor, reconstruction: Tensor) -> dict[str, list[float]]:
+    """PSNR of motion in dB and flicker in levels of 255, of each step between frames; none for a clip of one frame."""
+    try:
+        tpsnr, flicker = (of_steps(original, reconstruction) for of_steps in (tpsnr_of_steps, flicker_of_steps))
+    except NotMeasured:
+        return {"tpsnr": [], "flicker": []}
+    return {"tpsnr": tpsnr.tolist(), "flicker": (255 * flicker).tolist()}
+
+
+def latents_charts(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the page draws of a latents report."""
+    if report is None:
+        return None
+    spectrum, noise = report["spectrum"], report["decode_noise"]
+    return {
+        "space": spectrum["space"] and spectrum["space"]["bands"],
+        "pictures": spectrum["pictures"] and spectrum["pictures"]["bands"],
+        "noise": noise and list(zip(noise["scale"], noise["psnr"], strict=True)),
+        "std": report["std"],
+        "posterior_std": report["posterior_std"],
+    }
+
+
+def latents_table(reports: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
+    """[name, text of each run ...] of every line that a latents report of any run has."""
+    texts = [{} if report is None else dict(report_lines(report)) for report in reports]
+    names = dict.fromkeys(name for of_run in texts for name in of_run)
+    return [[name, *(of_run.get(name, "") for of_run in texts)] for name in names]
 
 
 def metric_columns(metrics: Mapping[str, Definition]) -> list[dict[str, Any]]:
@@ -125,6 +159,7 @@ def evaluation_page(
         "note": None,
         "error": None,
         "curve": [list(point) for point in curve],
+        "latents": latents_charts(document.get("latents")),
     }
     return {
         "title": f"Evaluation of {checkpoint['path']}",
@@ -135,6 +170,8 @@ def evaluation_page(
         "baseline": measured(document["baselines"]["trilinear"]),
         "advantage": result.advantage(),
         "settings": None,
+        "latents": latents_table([document.get("latents")]),
+        "rates": None,
         "rows": [
             {
                 "key": clip.key,
@@ -199,6 +236,7 @@ def page_clip(
         ],
         "psnr": [None if entry is None else [short(value) for value in entry["psnr"]] for entry in of_runs],
         "baseline_psnr": [short(value) for value in clip["trilinear_psnr"]],
+        "motion": page_motion(clip, of_runs),
         "latents": [
             None
             if entry is None or entry["latents"] is None
@@ -206,6 +244,16 @@ def page_clip(
             for entry, folder in zip(of_runs, folders, strict=True)
         ],
     }
+
+
+def page_motion(
+    clip: Mapping[str, Any], of_runs: Sequence[Mapping[str, Any] | None]
+) -> dict[str, list[list[float | None] | None]] | None:
+    """{measure: [values of each run ..., of the baseline]}; None for clips that an older version wrote."""
+    if "motion" not in clip:
+        return None
+    each = [*(None if entry is None else entry.get("motion") for entry in of_runs), clip["trilinear_motion"]]
+    return {name: [values and [short(value) for value in values[name]] for values in each] for name in clip["motion"]}
 
 
 def read_pictures(path: Path, height: int, width: int) -> tuple[Tensor, Tensor]:

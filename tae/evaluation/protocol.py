@@ -44,6 +44,7 @@ class Evaluation(L.LightningModule):
         num_clips: as in `tae.metrics.metric.Measurement`.
         sample_seed: decode a sample of the posterior, of noise that depends on this seed and the clip's key alone; None
             decodes its mode.
+        about_latents: sum up what the latents report is made from.
     """
 
     predicts = "reconstructing clips to look at"
@@ -54,12 +55,14 @@ class Evaluation(L.LightningModule):
         metrics: Mapping[str, Metric] = METRICS,
         num_clips: int | None = None,
         sample_seed: int | None = None,
+        about_latents: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.factors: tuple[int, int] = (model.time_factor, model.space_factor)  # type: ignore[assignment]
         self.measure = Measurement(complete(metrics), num_clips)
         self.sample_seed = sample_seed
+        self.about_latents = about_latents
         self.latents = LatentSums()  # of all processes, once the test has ended
         self._clips: list[ClipResult] = []
         self._result: EvaluationResult | None = None
@@ -96,7 +99,8 @@ class Evaluation(L.LightningModule):
             self._clips.append(
                 ClipResult(key, original.shape[1], fps, ours.values, theirs.values, ours.kept, theirs.kept)
             )
-        self._add_latents(out, clip, batch)
+        if self.about_latents:
+            self._add_latents(out, clip, batch)
 
     def _add_latents(self, out: "Reconstructed", clip: Tensor, batch: Batch) -> None:
         """Count the posteriors' means (where a model shows no posterior, the latents) for the latents report."""
@@ -232,13 +236,13 @@ def evaluate_model(
     Raises:
         UserError: no clip, a clip met twice, or a reconstruction that is not finite.
     """
-    evaluation = Evaluation(model, metrics, num_clips, sample_seed)
+    evaluation = Evaluation(model, metrics, num_clips, sample_seed, about_latents)
     trainer.test(evaluation, clips, verbose=False)
     shown = evaluation.result.shown(others_shown)
     batches = trainer.predict(evaluation, chosen_clips([clip.key for clip in shown.values()])) or []
     frames = {clip.key: clip for clip in gather([clip for batch in batches for clip in batch])}
     result = evaluation.result
-    if about_latents and evaluation.latents.clips:
+    if evaluation.latents.clips:
         result = replace(result, latents=report_on(trainer, evaluation, chosen_clips))
     return result, {role: frames[clip.key] for role, clip in shown.items()}
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tae.evaluation.published import TABLES
 from tae.evaluation.results import EvaluationResult, Interval, measured
-from tae.latents.report import report_lines
+from tae.latents.report import report_lines, terminal_table
 from tae.metrics.metric import Definition
 from tae.metrics.registry import protocol
 from tae.runtime.console import plain_console
@@ -31,6 +31,7 @@ def write_report(
     data: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    linear_codec: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write metrics.json, per_clip.csv and report.md, and return what metrics.json holds.
 
@@ -45,9 +46,17 @@ def write_report(
         model: {"class": ..., "input": what it takes, "latents": shape, "compression": values in a clip for each in them};
             without the last two where it has none to look at.
         training: {"steps": ..., "seconds_per_step": ...} where the evaluation ends a training run.
+        linear_codec: PSNR of principal components at several rates, as `tae.evaluation.floor` measures it.
     """
     document = metrics_document(
-        result, checkpoint=checkpoint, config=config, skipped=skipped, data=data, model=model, training=training
+        result,
+        checkpoint=checkpoint,
+        config=config,
+        skipped=skipped,
+        data=data,
+        model=model,
+        training=training,
+        linear_codec=linear_codec,
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_per_clip(output_dir / "per_clip.csv", result)
@@ -65,6 +74,7 @@ def metrics_document(
     data: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    linear_codec: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json: valid JSON, so what has no number is null and says why."""
     metrics = result.metrics()
@@ -86,6 +96,8 @@ def metrics_document(
         document["model"] = dict(model)
     if training is not None:
         document["training"] = dict(training)
+    if linear_codec is not None:
+        document["linear_codec"] = dict(linear_codec)
     if result.latents is not None:
         document["latents"] = result.latents
     return _finite(document)
@@ -156,18 +168,18 @@ def print_report(
         table.add_row(*(cell.replace(" [", "\n[") for cell in row))  # narrow terminals: the interval below its mean
     console.print(table)
     if result.latents is not None:
-        print_latents(result.latents, console)
+        console.print(terminal_table(result.latents))
     for line in [measurement_text(document), *reasons(result), *verdicts(document, result)]:
         console.print(line)
     console.print(f"Report: {output_dir / 'index.html'}", soft_wrap=True)
 
 
-def print_latents(report: Mapping[str, Any], console: Console) -> None:
-    """The latents report on the terminal."""
-    table = Table("latents", "", title="latents report, see docs/latents-report.md", show_header=False)
-    for name, text in report_lines(report):
-        table.add_row(name, text)
-    console.print(table)
+def phases_line(document: Mapping[str, Any]) -> list[str]:
+    """PSNR by place in a latent frame, where it was measured."""
+    phases = document["metrics"].get("psnr_phase", {}).get("phases")
+    if not phases:
+        return []
+    return [f"PSNR (dB) by place in a latent frame: {', '.join(f'{value:.2f}' for value in phases)}."]
 
 
 def latents_section(document: Mapping[str, Any]) -> list[str]:
@@ -237,6 +249,7 @@ def _markdown(document: Mapping[str, Any], result: EvaluationResult, roles: Sequ
         markdown_table(["metric", "model", "trilinear", "difference"], _table_rows(result)),
         "Mean over frames, in brackets the 95 % interval by bootstrap over clips. Every metric is taken per frame on uint8 "
         "RGB, the posterior's mode decoded. ↑ higher is better, ↓ lower is better.",
+        *phases_line(document),
         markdown_table(["measured on", ""], measurement(document)),
         *reasons(result),
         "## Clips to look at",

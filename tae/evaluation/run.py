@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.datamodule import ClipDataModule
 from data.loading.faults import JUDGED_FROM
 from tae.evaluation.estimate import in_words, seconds_for
+from tae.evaluation.floor import evenly_spaced, linear_codec_curve
 from tae.evaluation.page import evaluation_page, write_clips, write_page
 from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
 from tae.evaluation.plain_videos import check_source, prepare_source
@@ -148,6 +149,11 @@ def measure(
         sample_seed=cfg.seed if samples_posterior(cfg) else None,
         about_latents=cfg.report.latents,
     )
+    linear_codec = None
+    if cfg.report.linear_codec:
+        chosen = evenly_spaced([clip.key for clip in result.clips])
+        loader = data.eval_dataloader("test", only=chosen)
+        linear_codec = linear_codec_curve(loader, chosen, trainer.strategy.root_device)
     skipped = sorted(gather(clips.skipped), key=lambda fault: fault["key"])  # each process met only its own
     document: dict[str, Any] = {}
     if trainer.is_global_zero:
@@ -168,6 +174,7 @@ def measure(
             data=data.describe("test")
             | {"precision": str(cfg.trainer.precision), "posterior": "sampled" if samples_posterior(cfg) else "mode"},
             training=training,
+            linear_codec=linear_codec,
         )
         write_page(
             output_dir,

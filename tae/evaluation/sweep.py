@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from tae.evaluation.page import write_page
+from tae.evaluation.page import latents_table, write_page
 from tae.evaluation.report import interval_text, markdown_table, measurement_text
 from tae.evaluation.results import Interval
-from tae.evaluation.sweep_page import comparison_page, short_labels
+from tae.evaluation.sweep_page import comparison_page, rates, short_labels
 from tae.evaluation.sweep_runs import Run, common_baseline, differing, measured_by, read_runs, run_label
+from tae.latents.report import report_scalars
 from tae.metrics.metric import Definition
 from tae.runtime.console import plain_console
 from tae.runtime.files import replacing, write_text
@@ -48,14 +49,17 @@ def _csv_rows(runs: Sequence[Run]) -> list[list[Any]]:
         found = [metrics.get(name, {}) for name in names]
         return [number for value in found for number in (value.get("mean"), *(value.get("ci95") or (None, None)))]
 
-    rows: list[list[Any]] = [["run", *keys, *bounds, "compression", "s/step", "status"]]
-    for run in runs:
+    about_latents = [report_scalars(run.latents) if run.latents else {} for run in runs]
+    latents = list(dict.fromkeys(name for of_run in about_latents for name in of_run))
+    header = ["run", *keys, *bounds, *(f"latents_{name}" for name in latents), "compression", "s/step", "status"]
+    rows: list[list[Any]] = [header]
+    for run, of_run in zip(runs, about_latents, strict=True):
         settings = [run.overrides.get(key) for key in keys]
-        rows.append(
-            [run.folder.name, *settings, *numbers(run.metrics), run.compression, run.seconds_per_step, _status(run)]
-        )
+        row = [run.folder.name, *settings, *numbers(run.metrics), *(of_run.get(name) for name in latents)]
+        rows.append([*row, run.compression, run.seconds_per_step, _status(run)])
     if baseline := common_baseline(runs):
-        rows.append(["trilinear", *[None] * len(keys), *numbers(baseline), None, None, "baseline"])
+        blank = [None] * len(latents)
+        rows.append(["trilinear", *[None] * len(keys), *numbers(baseline), *blank, None, None, "baseline"])
     return rows
 
 
@@ -83,6 +87,10 @@ def _markdown(runs: Sequence[Run], folder: Path) -> str:
     reports = "\n".join(f"- {run.folder.name}: {_report_link(run, folder)}" for run in runs)
     table = markdown_table(header, rows)
     picture = "![The runs' metrics](comparison.png)"
+    latents = latents_table([run.latents for run in runs])
+    if latents:
+        names = [run.folder.name for run in runs]
+        about += f"## Latents\n\n{markdown_table(['', *names], latents)}\n\n"
     return f"# Comparison of {len(runs)} runs\n\n{table}\n\n{about}{picture}\n\n{reports}\n"
 
 
@@ -112,8 +120,8 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
     labels = [fill(label, LABEL_WIDTH) for label in short_labels([run_label(run, differing(runs)) for run in runs])]
     colours = [f"C{i % 10}" for i in range(len(runs))]
     metrics = measured_by(runs)
-    curves = any(run.curve for run in runs)
-    count = len(metrics) + curves
+    curves, plotted = any(run.curve for run in runs), rates(runs)
+    count = len(metrics) + curves + (plotted is not None)
     if not count:
         return
     across = min(count, PANELS_IN_ROW)
@@ -125,7 +133,9 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
         _bars(axis, [run.metrics.get(name) for run in runs], metric, colours)
         axis.set_yticks(range(len(runs)), labels if i % across == 0 else [""] * len(runs))
     if curves:
-        _curves(axes[count - 1], runs, labels, colours)
+        _curves(axes[len(metrics)], runs, labels, colours)
+    if plotted is not None:
+        _rates(axes[count - 1], plotted, colours)
     for axis in axes[count:]:
         axis.set_axis_off()
     with replacing(path) as partial:
@@ -148,6 +158,20 @@ def _bars(axis: Any, values: Sequence[Interval | None], metric: Definition, colo
     axis.margins(x=0.3)
     axis.set_xlim(left=min(0.0, axis.get_xlim()[0]) if min(means) < 0 else 0.0)  # also where all are 0
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _rates(axis: Any, plotted: Mapping[str, Any], colours: Sequence[str]) -> None:
+    """Models as dots above the lines of linear codecs."""
+    for floor, style in zip(plotted["floors"], ("s--", ".-"), strict=False):
+        axis.plot(*zip(*floor["points"], strict=True), style, color="grey", label=floor["label"])
+    for model in plotted["models"]:
+        axis.plot(model["rate"], model["psnr"], "o", color=colours[model["run"]])
+    axis.set_xscale("log")
+    axis.set_title("PSNR (dB) by numbers in the latents")
+    axis.set_xlabel("numbers for each value of the clip")
+    axis.grid(alpha=0.3)
+    if plotted["floors"]:
+        axis.legend(fontsize="small")
 
 
 def _curves(axis: Any, runs: Sequence[Run], labels: Sequence[str], colours: Sequence[str]) -> None:

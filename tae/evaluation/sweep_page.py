@@ -5,7 +5,17 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tae.evaluation.page import SHOWN_CLIPS, details, facts, metric_columns, page_clip, read_pictures, short
+from tae.evaluation.page import (
+    SHOWN_CLIPS,
+    details,
+    facts,
+    latents_charts,
+    latents_table,
+    metric_columns,
+    page_clip,
+    read_pictures,
+    short,
+)
 from tae.evaluation.pictures import mosaic, mosaic_columns, reduced, reduction
 from tae.evaluation.report import latents_text
 from tae.evaluation.results import summarise
@@ -43,17 +53,47 @@ def comparison_page(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
                 "metrics": run.metrics,
                 "error": run.error,
                 "curve": run.curve,
+                "latents": latents_charts(run.latents),
             }
             for run, label in zip(runs, labels, strict=True)
         ],
         "baseline": common_baseline(runs),
         "advantage": None,
         "settings": {"rows": _different_settings(runs)},
+        "latents": latents_table([run.latents for run in runs]),
+        "rates": rates(runs),
         "rows": [_page_row(key, measurements, list(measured_by(runs))) for key in sorted(set().union(*measurements))],
         "clips": _write_clips(folder, runs, labels),
         "skipped": [],
         "details": details(first) if "environment" in first else [],
     }
+
+
+def rates(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Numbers in the latents for each value of a clip, and PSNR: of the models, and of linear codecs as the floor."""
+    models = [
+        {"run": i, "rate": 1 / run.compression, "psnr": run.metrics["psnr"]["mean"]}
+        for i, run in enumerate(runs)
+        if run.compression and "psnr" in run.metrics
+    ]
+    if not models:
+        return None
+    floors = []
+    trilinear = sorted(
+        {
+            (run.baseline_rate, run.baseline["psnr"]["mean"])
+            for run in runs
+            if run.baseline_rate and "psnr" in run.baseline
+        }
+    )
+    if trilinear:
+        floors.append({"label": "trilinear", "points": trilinear})
+    linear = next((run.document["linear_codec"] for run in runs if run.document.get("linear_codec")), None)
+    if linear and linear["psnr"]:
+        floors.append(
+            {"label": "principal components", "points": list(zip(linear["rate"], linear["psnr"], strict=True))}
+        )
+    return {"models": models, "floors": floors}
 
 
 def short_labels(labels: Sequence[str]) -> list[str]:

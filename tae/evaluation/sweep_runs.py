@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,21 @@ class Run:
     def compression(self) -> float | None:
         """Values of a clip for each value of its latents."""
         return self.document.get("model", {}).get("compression")
+
+    @property
+    def latents(self) -> dict[str, Any] | None:
+        """Its latents report."""
+        return self.document.get("latents")
+
+    @property
+    def baseline_rate(self) -> float | None:
+        """Numbers that the trilinear baseline keeps for each value of a clip."""
+        data, model = self.document.get("data", {}), self.document.get("model", {})
+        if not {"num_frames", "resolution"} <= data.keys() or "time_factor" not in model:
+            return None
+        frames, size = data["num_frames"], data["resolution"]
+        kept = math.ceil(frames / model["time_factor"]) * math.ceil(size / model["space_factor"]) ** 2
+        return kept / (frames * size**2)
 
     @property
     def seconds_per_step(self) -> float | None:

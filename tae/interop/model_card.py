@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 from tae.evaluation.report import baseline_grid, interval_text, markdown_table
 from tae.evaluation.results import measured
+from tae.latents.report import report_lines
 from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
 from tae.model.pretrained import LoadedModel
@@ -80,6 +81,12 @@ def model_card(
             f"## Latents\n\nOver {stats.num_clips:,} clips, samples of the posterior have mean 0 and variance 1 after "
             f"`(latents - {stats.shift:.5f}) * {stats.scale:.5f}` (`shift_factor`, `scaling_factor`; `{STATS}` has each "
             f"channel). Outlier rate {stats.outlier_rate:.3%}."
+        )
+    if metrics is not None and "latents" in metrics:
+        sections.append(
+            "## Latents for a generator\n\n"
+            + markdown_table(["", ""], report_lines(metrics["latents"]))
+            + "\n\nOn the clips of the evaluation above. What each means: docs/latents-report.md of the software."
         )
     if graphs:
         sections.append(

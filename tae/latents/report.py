@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from tae.latents.probes import NOISE, TRANSFORMS, Probed
@@ -154,11 +155,12 @@ def probes_report(probed: Sequence[Probed], reasons: dict[str, str]) -> dict[str
 def report_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, value) in words, for tables; what could not be told is left out."""
     lines = [
-        ("latents of", f"{report['clips']:,} clips, {report['positions']:,} positions, {len(report['mean'])} channels"),
+        ("measured on", f"{report['clips']:,} clips, {report['positions']:,} positions"),
+        ("channels", str(len(report["mean"]))),
         ("mean of each channel", _range(report["mean"])),
         ("deviation of each channel", _range(report["std"])),
         ("of it the posterior's", _range(report["posterior_std"])),
-        (f"effective rank of the {len(report['mean'])} channels", _number(report["effective_rank"])),
+        ("effective rank", _number(report["effective_rank"])),
         ("condition number", _number(report["condition_number"])),
         (
             "energy of the first 4, 8 principal channels",
@@ -172,8 +174,8 @@ def report_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     viv = report["velocity_variance"]
     lines += [
         ("distance to the pictures' spectrum (dB)", _number(report["spectrum"]["distance"])),
-        (f"velocity variance, {viv['clips']:,} clips", _number(viv["set"])),
-        (f"velocity variance within {viv['labels']:,} labels", _number(viv["within_labels"])),
+        ("velocity variance (VIV)", _with(_number(viv["set"]), f"{viv['clips']:,} clips")),
+        ("velocity variance within labels", _with(_number(viv["within_labels"]), f"{viv['labels']:,} labels")),
         ("correlation within 2x2x2 neighbourhoods", _number(report["neighbour_correlation"])),
     ]
     if report["equivariance"] is not None:
@@ -189,8 +191,45 @@ def report_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in lines if text]
 
 
+def report_scalars(report: Mapping[str, Any]) -> dict[str, float]:
+    """{name: number} of what is one number, for loggers and tables; what could not be told is left out."""
+    spectrum, viv, noise = report["spectrum"], report["velocity_variance"], report["decode_noise"]
+    found = {
+        "effective_rank": report["effective_rank"],
+        "condition_number": report["condition_number"],
+        **{f"principal_energy_{count}": share for count, share in (report["principal_energy"] or {}).items()},
+        **{
+            f"{name}_{part}": spectrum[name][part]
+            for name in ("space", "time")
+            for part in ("above_quarter", "above_half")
+            if spectrum[name] is not None
+        },
+        "spectrum_distance": spectrum["distance"],
+        "velocity_variance": viv["set"],
+        "velocity_variance_within_labels": viv["within_labels"],
+        "neighbour_correlation": report["neighbour_correlation"],
+        **{f"equivariance_{name}": value for name, value in (report["equivariance"] or {}).items()},
+    }
+    if noise is not None:
+        found |= {f"psnr_at_noise_{s:g}": value for s, value in zip(noise["scale"], noise["psnr"], strict=True)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def terminal_table(report: Mapping[str, Any]) -> Table:
+    """The report for a terminal."""
+    table = Table("", "", title="latents report (docs/latents-report.md)", show_header=False)
+    for line in report_lines(report):
+        table.add_row(*line)
+    return table
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def _with(text: str, of: str) -> str:
+    """A number and what it is of."""
+    return f"{text} ({of})" if text else ""
 
 
 def _range(values: Sequence[float] | None) -> str:

@@ -8,10 +8,13 @@ from omegaconf import DictConfig
 
 from tae.latents.encoding import LatentEncoding, print_encoding, settings_of, settle
 from tae.latents.file import DTYPES
+from tae.latents.folder_report import write_folder_report
+from tae.latents.report import terminal_table
 from tae.latents.sources import Reading, batched, find_sources
 from tae.latents.stats import LatentStats
 from tae.latents.writer import finish
 from tae.model.pretrained import load_model
+from tae.runtime.console import plain_console
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar
@@ -59,4 +62,6 @@ def encode(cfg: DictConfig) -> LatentStats | None:
     checkpoint = {"path": loaded.source, "sha256": loaded.sha256, "encoder": loaded.encoder}
     stats, rejected = finish(output, settings, len(shards), checkpoint, rejected)
     print_encoding(stats, rejected, output)
+    if cfg.report.latents:
+        plain_console().print(terminal_table(write_folder_report(output)))
     return stats

@@ -25,7 +25,12 @@ def tpsnr(original: Tensor, reconstruction: Tensor) -> float:
     Frames that are wrong in the same way all along do not lower it; wrong or missing motion does. The peak is 255, as
     for `psnr`.
     """
-    return psnr(*(_steps(frames, "PSNR of motion") for frames in (original, reconstruction))).mean().item()
+    return tpsnr_of_steps(original, reconstruction).mean().item()
+
+
+def tpsnr_of_steps(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """`tpsnr` of each of the t - 1 steps, (t - 1,) in dB."""
+    return psnr(*(_steps(frames, "PSNR of motion") for frames in (original, reconstruction)))
 
 
 def flicker(original: Tensor, reconstruction: Tensor) -> float:
@@ -37,6 +42,13 @@ def flicker(original: Tensor, reconstruction: Tensor) -> float:
     dx, dy = (_steps(frames, "flicker").abs() for frames in (original, reconstruction))
     still = dx <= STILL
     return ((dy - dx) * still).sum().item() / max(int(still.sum()), 1) / 255
+
+
+def flicker_of_steps(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """`flicker` of each of the t - 1 steps, (t - 1,) in [0, 1]; 0 where nothing is still in a step."""
+    dx, dy = (_steps(frames, "flicker").abs().flatten(1) for frames in (original, reconstruction))
+    still = dx <= STILL
+    return ((dy - dx) * still).sum(1) / still.sum(1).clamp_min(1) / 255
 
 
 class PhasePSNR:

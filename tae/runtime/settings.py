@@ -26,6 +26,11 @@ class Average(Section):
 
 class Report(Section):
     latents: bool
+    linear_codec: bool
+
+
+class EncodeReport(Section):
+    latents: bool
 
 
 class Devices(Section):
@@ -188,6 +193,7 @@ class Encode(Section):
     interlaced: Interlaced
     dtype: Dtype
     clips_per_shard: AtLeastOne
+    report: EncodeReport
     num_workers: NotNegative
     tiling: Built
     trainer: Devices

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from PIL import Image
 
+from tae.evaluation.results import measured
+from tae.latents.report import report_scalars
 from tae.runtime.config import plain
 from tae.runtime.environment import environment
 from tae.runtime.errors import UserError, first_line
@@ -98,11 +100,19 @@ def _remember(logger: WandbLogger, record: Path) -> None:
     write_text(record, f"{logger.version}\n")
 
 
-def close_loggers(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]], step: int) -> None:
-    """Log the final evaluation's means as test/NAME, and end what has an end."""
-    means = {f"test/{name}": value["mean"] for name, value in metrics.items() if value["mean"] is not None}
+def close_loggers(loggers: Sequence[Logger], document: Mapping[str, Any], step: int) -> None:
+    """Log the final evaluation's means as test/NAME, its latents report as latents/NAME, and end what has an end.
+
+    Args:
+        loggers: of the run.
+        document: what the evaluation's metrics.json holds.
+        step: of the training's end.
+    """
+    figures = {f"test/{name}": value["mean"] for name, value in measured(document["metrics"]).items()}
+    if "latents" in document:
+        figures |= {f"latents/{name}": value for name, value in report_scalars(document["latents"]).items()}
     for logger in loggers:
-        logger.log_metrics(means, step)
+        logger.log_metrics(figures, step)
         logger.save()
         logger.finalize("success")
         if isinstance(logger, WandbLogger):

@@ -95,7 +95,7 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
             "validation_psnr_best": None if best is None else as_float(best.best_model_score),
         },
     )
-    close_loggers(trainer.loggers, document["metrics"], trainer.global_step)
+    close_loggers(trainer.loggers, document, trainer.global_step)
     return document
 
 

@@ -3,12 +3,17 @@
  *
  *   title, lead    text; facts, details: [[name, text], ...]; skipped: [text, ...]
  *   metrics        [{name, label, higher, digits, percent}]: the columns of numbers
- *   runs           [{label, href, note, metrics: {name: {mean, ci95}}, error, curve: [[step, PSNR], ...]}]
+ *   runs           [{label, href, note, metrics: {name: {mean, ci95, phases?}}, error, curve: [[step, PSNR], ...],
+ *                    latents: what the charts of the latents report need, or null}]
  *   baseline       {name: {mean, ci95}} or null; advantage: the same, of a single run over it, or null
  *   settings       {rows: [[key, value of each run...], ...]} or null
+ *   latents        [[name, text of each run...], ...]: the latents report
+ *   rates          {models: [{run, rate, psnr}], floors: [{label, points: [[rate, PSNR], ...]}]} or null: numbers for each
+ *                    value of a clip, against dB
  *   rows           [{key, frames, runs: [{name: value} or null for each run], baseline: {name: value} or null}]
  *   clips          [{name, key, fps, frames, video, height, width, pictures: [{label, run, x, y}], psnr: [[dB, ...] or null
- *                    for each run], baseline_psnr: [dB, ...], latents: [{picture, channels, frames, height, width,
+ *                    for each run], baseline_psnr: [dB, ...], motion: {tpsnr, flicker: [[value of a step, ...] or null for
+ *                    each run, the baseline last]}, latents: [{picture, channels, frames, height, width,
  *                    outliers} or null for each run]}]
  *
  * Every picture of a clip lies in one video, so that they cannot run apart: what is shown are parts of the same frame.
@@ -143,33 +148,43 @@ function ticks(low, high, count) {
   return { at: found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
-/** Lines over x. `onpick(x)` makes it a place to choose x from; `mark(x)` draws the chosen one. */
-function chart(label, series, { xLabel, onpick = null }) {
+/** Lines over x, or, where a series has `dots`, its points. `onpick(x)` makes it a place to choose x from; `mark(x)` draws
+ * the chosen one. `whole` writes whole numbers alone on the axis; `log` makes it logarithmic, in steps of 1, 2, 5, 10. */
+function chart(label, series, { xLabel, onpick = null, whole = true, log = false }) {
   const box = h("div", { class: `chart ${onpick ? "" : "still"}` });
   const points = series.flatMap((line) => line.points);
   const [xs, ys] = [points.map(([x]) => x), points.map(([, y]) => y)];
-  const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
+  const scale = log ? Math.log10 : (v) => v;
+  const widen = log ? 1.25 : 1;
+  const [x0, x1] = [Math.min(...xs) / widen, Math.max(...xs) * widen];
   const pad = (Math.max(...ys) - Math.min(...ys)) * 0.06 || 0.5;
   const [y0, y1] = [Math.min(...ys) - pad, Math.max(...ys) + pad];
-  const height = 230, left = 46, right = 12, top = 10, bottom = 38;
+  const sides = ticks(y0, y1, 5);
+  const height = 230, left = 18 + 7 * Math.max(...sides.at.map((v) => axisText(v, sides.digits).length)), right = 12, top = 10, bottom = 38;
   let cursor = null, marked = null, width = 0;
-  const x = (v) => left + ((width - left - right) * (v - x0)) / (x1 - x0 || 1);
+  const x = (v) => left + ((width - left - right) * (scale(v) - scale(x0))) / (scale(x1) - scale(x0) || 1);
   const y = (v) => height - bottom - ((height - top - bottom) * (v - y0)) / (y1 - y0);
 
   function draw() {
     width = box.clientWidth;
     if (!width) return;
     const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-    const vertical = ticks(y0, y1, 5), horizontal = ticks(x0, x1, Math.max(2, Math.min(8, width / 80)));
-    for (const v of vertical.at) {
+    const horizontal = log ? powers(x0, x1, width / 60) : ticks(x0, x1, Math.max(2, Math.min(8, width / 80)));
+    for (const v of sides.at) {
       svg.append(s("line", { x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: "var(--line)" }),
-        s("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, v.toFixed(vertical.digits)));
+        s("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, axisText(v, sides.digits)));
     }
     for (const v of horizontal.at) {
-      if (Number.isInteger(v)) svg.append(s("text", { x: x(v), y: height - bottom + 18, "text-anchor": "middle" }, String(v)));
+      if (whole && !Number.isInteger(v)) continue;
+      const text = log || whole ? String(v) : v.toFixed(horizontal.digits);
+      svg.append(s("text", { x: x(v), y: height - bottom + 18, "text-anchor": "middle" }, text));
     }
     svg.append(s("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
     for (const line of series) {
+      if (line.dots) {
+        for (const [px, py] of line.points) svg.append(s("circle", { cx: x(px), cy: y(py), r: 5, fill: line.colour }, s("title", {}, `${line.label}: ${py.toFixed(2)}`)));
+        continue;
+      }
       const path = line.points.map(([px, py], i) => `${i ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`).join("");
       svg.append(s("path", { d: path, fill: "none", stroke: line.colour, "stroke-width": 2, "stroke-linejoin": "round",
         "stroke-dasharray": line.dashed ? "5 4" : "none" }));
@@ -198,14 +213,35 @@ function chart(label, series, { xLabel, onpick = null }) {
   return { box, mark };
 }
 
+/** 1, 2 and 5 times each power of ten between two numbers, the powers alone where there is no room for more. */
+function powers(low, high, room) {
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
+    for (const factor of [1, 2, 5]) {
+      const value = Number(`${factor}e${power}`);
+      if (value >= low && value <= high) found.push(value);
+    }
+  }
+  const alone = found.filter((value) => Number.isInteger(Math.log10(value)));
+  return { at: found.length > room && alone.length > 1 ? alone : found };
+}
+
+const axisText = (value, digits) => value.toFixed(digits).replace("-", "−");
+
+/** A chart with its heading and, where there are several lines, their names. */
+function figure(title, label, series, options) {
+  const made = chart(label, series, options);
+  return { node: h("figure", {}, h("h3", {}, title), made.box, series.length > 1 ? legend(series) : null), mark: made.mark };
+}
+
 function legend(series) {
   return h("div", { class: "legend" }, ...series.map((line) => h("span", {},
-    h("span", { class: `swatch ${line.dashed ? "dashed" : ""}`, style: `border-color: ${line.colour}` }), line.label)));
+    h("span", { class: line.dots ? "dot" : `swatch ${line.dashed ? "dashed" : ""}`, style: `border-color: ${line.colour}` }), line.label)));
 }
 
 /* ---------- the clips ---------- */
 
-function viewer() {
+function viewer(motion) {
   const video = h("video", { muted: true, playsinline: true, loop: true, preload: "auto", hidden: true });
   video.muted = true;
   const root = h("div", { class: "card", id: "viewer" }, video);
@@ -215,6 +251,10 @@ function viewer() {
   /* What stays while clips change. */
   const picker = select("Clip", data.clips.map((item) => (/^clip\d+$/.test(item.name) ? item.key : `${item.name}: ${item.key}`)), show);
   picker.node.id = "clip";
+  let captions = [], named = data.metrics[0];
+  const ofClips = data.metrics.filter((metric) => data.rows.some((row) => row.runs.some((values) => values && values[metric.name] != null)));
+  const metricChoice = select("Metric", ofClips.map((metric) => metric.label), (i) => { named = ofClips[i]; caption(); });
+  metricChoice.node.id = "caption-metric";
   const play = h("button", { class: "primary", id: "play", click: toggle }, "Play");
   const back = h("button", { id: "back", "aria-label": "One frame back", click: () => step(-1) }, "◀ frame");
   const forward = h("button", { id: "forward", "aria-label": "One frame forward", click: () => step(1) }, "frame ▶");
@@ -271,13 +311,15 @@ function viewer() {
       choice.node.value = value;
     }
     canvases = clip.pictures.map((picture) => h("canvas", { role: "img", "aria-label": picture.label }));
+    captions = clip.pictures.map(() => h("span", { class: "soft" }));
+    caption();
     pictures.replaceChildren(...clip.pictures.map((picture, i) => h("figure", {}, canvases[i], h("figcaption", {},
-      h("span", {}, picture.run == null || !several ? null : swatch(picture.run), picture.label),
-      picture.run == null ? null : h("span", { class: "soft" }, meanPsnr(clip.psnr[picture.run]))))),
+      h("span", {}, picture.run == null || !several ? null : swatch(picture.run), picture.label), captions[i]))),
       h("figure", {}, difference, h("figcaption", {}, differenceCaption, gainSlider)));
     for (const canvas of [...canvases, difference, wipeCanvas]) [canvas.width, canvas.height] = [clip.width, clip.height];
     wipeCanvas.style.maxWidth = `calc(72vh * ${clip.width / clip.height})`;
     psnrChart = chartOfFrames();
+    if (motion) motion.show(clip, (value) => { pause(); seek(value - 1); });
     const run = clip.latents[latentRun] ? latentRun : clip.latents.findIndex(Boolean);
     latentBox.hidden = run < 0;
     if (run >= 0) { latentRun = run; latentChoice.node.value = run; loadLatents(); }
@@ -285,6 +327,15 @@ function viewer() {
     video.playbackRate = speeds[Number(speed.node.value)];
     for (const row of document.querySelectorAll("tr[data-key]")) row.classList.toggle("shown", row.dataset.key === clip.key);
     note();
+  }
+
+  /** The chosen metric of each picture's whole clip. */
+  function caption() {
+    const row = data.rows.find((item) => item.key === clip.key);
+    clip.pictures.forEach(({ run }, i) => {
+      const value = run != null && row && row.runs[run] && named && row.runs[run][named.name];
+      captions[i].textContent = run == null ? "" : value == null ? "" : `${named.label} ${number(value, named)}`;
+    });
   }
 
   function chartOfFrames() {
@@ -370,6 +421,7 @@ function viewer() {
     slider.setAttribute("aria-valuetext", `frame ${frame + 1} of ${clip.frames}`);
     readout.textContent = `frame ${frame + 1} / ${clip.frames} · ${(frame / clip.fps).toFixed(2)} s`;
     psnrChart.mark(frame + 1);
+    if (motion) motion.mark(frame + 1);
     drawLatents();
   }
 
@@ -415,7 +467,7 @@ function viewer() {
   });
 
   root.append(
-    h("div", { class: "bar" }, picker.label,
+    h("div", { class: "bar" }, picker.label, ofClips.length > 1 ? metricChoice.label : null,
       h("button", { id: "previous", click: () => show((data.clips.indexOf(clip) + data.clips.length - 1) % data.clips.length) }, "Previous clip"),
       h("button", { id: "next", click: () => show((data.clips.indexOf(clip) + 1) % data.clips.length) }, "Next clip")),
     pictures,
@@ -434,9 +486,82 @@ function viewer() {
   return { root, show };
 }
 
-function meanPsnr(values) {
-  const known = values.filter((value) => value != null);
-  return known.length ? `${(known.reduce((sum, value) => sum + value, 0) / known.length).toFixed(2)} dB` : "";
+/* ---------- motion ---------- */
+
+/** What changes between frames, of the clip that is shown, and PSNR by place in a latent frame, of all clips. */
+function motionOf() {
+  if (!data.clips.some((clip) => clip.motion)) return null;
+  const root = h("div", { class: "card", id: "motion" }), name = h("p", { class: "small soft" }), charts = h("div", { class: "halves" });
+  const phases = phasePlot();
+  let drawn = [];
+  root.append(name, charts);
+
+  function show(clip, onpick) {
+    const lines = (values) => values.map((steps, i) => {
+      const ours = i < data.runs.length;
+      return steps && { label: ours ? data.runs[i].label : "trilinear baseline", colour: ours ? colour(i) : "var(--soft)", dashed: !ours,
+        points: steps.map((value, t) => [t + 2, value]).filter(([, value]) => value != null) };
+    }).filter((line) => line && line.points.length);
+    const made = (title, label, values) => {
+      const series = lines(values);
+      return series.length ? figure(title, label, series, { xLabel: "frame", onpick }) : null;
+    };
+    drawn = [
+      made("PSNR of motion over time (dB)", "PSNR of the change from the frame before, in dB", clip.motion.tpsnr),
+      made("Flicker over time (levels of 255)", "How much more still values change than in the original", clip.motion.flicker),
+    ].filter(Boolean);
+    name.textContent = drawn.length ? `Over time: ${clip.key}, the clip above.` : `${clip.key} has one frame, in which nothing moves.`;
+    charts.replaceChildren(...drawn.map((item) => item.node), ...(phases ? [phases] : []));
+  }
+
+  return { root, show, mark: (frame) => drawn.forEach((item) => item.mark(Math.max(frame, 2))) };
+}
+
+function phasePlot() {
+  const of = (metrics) => metrics && metrics.psnr_phase && metrics.psnr_phase.phases;
+  const line = (phases, label, paint, dashed) => ({ label, colour: paint, dashed, points: phases.map((value, i) => [i + 1, value]) });
+  const series = data.runs.map((run, i) => of(run.metrics) && line(of(run.metrics), run.label, colour(i), false)).filter(Boolean);
+  if (!series.length) return null;
+  if (of(data.baseline)) series.push(line(of(data.baseline), "trilinear baseline", "var(--soft)", true));
+  return figure("PSNR by place in a latent frame (dB), all clips", "PSNR by place in a latent frame", series, { xLabel: "frame of a latent frame" }).node;
+}
+
+/* ---------- latents ---------- */
+
+function latentsOf() {
+  const known = data.runs.map((run, i) => ({ ...run, i })).filter((run) => run.latents);
+  if (!known.length) return null;
+  const line = (run, points) => ({ label: run.label, colour: colour(run.i), points });
+  const bands = (values) => values.map((value, i) => [(i + 1) / values.length, 100 * value]);
+  const spectra = known.filter((run) => run.latents.space).map((run) => line(run, bands(run.latents.space)));
+  const pictures = known.find((run) => run.latents.pictures);
+  if (pictures && spectra.length) spectra.push({ label: "pictures, averaged down to the latents' grid", colour: "var(--soft)", dashed: true, points: bands(pictures.latents.pictures) });
+  const noise = known.filter((run) => run.latents.noise).map((run) => line(run, run.latents.noise));
+  const spread = known.flatMap((run) => [
+    line(run, run.latents.std.map((value, i) => [i + 1, value])),
+    ...(run.latents.posterior_std ? [{ ...line(run, run.latents.posterior_std.map((value, i) => [i + 1, value])), label: `${several ? `${run.label}, ` : ""}of it the posterior's`, dashed: true }] : []),
+  ]);
+  if (!several) spread[0].label = "deviation";
+  return h("div", {},
+    h("div", { class: "scroll" }, h("table", { id: "latents-report" },
+      several ? h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ...data.runs.map((run, i) => h("th", { scope: "col" }, swatch(i), run.label)))) : null,
+      h("tbody", {}, ...data.latents.map(([name, ...texts]) => h("tr", {}, h("th", { scope: "row" }, name), ...texts.map((text, i) => h("td", { "data-column": several && data.runs[i].label }, text || "–"))))))),
+    h("div", { class: "halves" },
+      spectra.length ? figure("Spectrum in space (% of what is not constant)", "Share of energy by frequency", spectra, { xLabel: "frequency, up to a part of the band", whole: false }).node : null,
+      noise.length ? figure("PSNR with noise on the latents (dB)", "PSNR by standard deviations of noise", noise, { xLabel: "standard deviations of noise", whole: false }).node : null,
+      figure("Deviation of each channel", "Deviation of each channel", spread, { xLabel: "channel" }).node));
+}
+
+/* ---------- rate and distortion ---------- */
+
+function rateAndDistortion() {
+  const { models, floors } = data.rates;
+  const series = [
+    ...floors.map((floor, i) => ({ label: floor.label, colour: "var(--soft)", dashed: i > 0, points: floor.points })),
+    ...models.map(({ run, rate, psnr }) => ({ label: data.runs[run].label, colour: colour(run), dots: true, points: [[rate, psnr]] })),
+  ];
+  return h("div", { class: "card", id: "rates" },
+    figure("PSNR (dB) against numbers in the latents for each value of the clip", "Rate and distortion", series, { xLabel: "numbers for each value, logarithmic", whole: false, log: true }).node);
 }
 
 /* ---------- every clip's numbers ---------- */
@@ -446,17 +571,18 @@ function clipTable(open) {
   const playable = new Map(data.clips.map((clip, i) => [clip.key, i]));
   let metric = data.metrics[0], sorted = { column: 0, descending: false };
   const filter = h("input", { type: "search", id: "filter", "aria-label": "Show clips whose name contains", placeholder: "Name contains …", input: fill });
-  const metricChoice = select("Metric", data.metrics.map((item) => item.label), (i) => { metric = data.metrics[i]; build(); });
+  const ofClips = data.metrics.filter((item) => data.rows.some((row) => row.runs.some((values) => values && values[item.name] != null)));
+  const metricChoice = select(several ? "Metric" : "Beside the baseline", ofClips.map((item) => item.label), (i) => { metric = ofClips[i]; build(); });
   metricChoice.node.id = "metric";
   const head = h("tr"), body = h("tbody"), count = h("span", { class: "small soft", role: "status" });
   let columns = [], lines = [];
 
   function columnsOfOne() {
     return [
-      ...data.metrics.map((item) => ({ label: item.label, metric: item, value: (row) => row.runs[0] && row.runs[0][item.name] })),
-      ...(data.baseline ? [
+      ...ofClips.map((item) => ({ label: item.label, metric: item, value: (row) => row.runs[0] && row.runs[0][item.name] })),
+      ...(data.baseline && data.baseline[metric.name] ? [
         { label: `trilinear ${metric.label}`, metric, value: (row) => row.baseline && row.baseline[metric.name] },
-        { label: `${metric.label} above it`, metric, sign: true, value: (row) => row.baseline && row.runs[0] && row.runs[0][metric.name] - row.baseline[metric.name] },
+        { label: `${metric.label} above it`, metric, sign: true, value: (row) => (row.baseline && row.runs[0] && row.baseline[metric.name] != null && row.runs[0][metric.name] != null ? row.runs[0][metric.name] - row.baseline[metric.name] : null) },
       ] : []),
     ];
   }
@@ -510,7 +636,7 @@ function clipTable(open) {
   }
 
   build();
-  root.append(h("div", { class: "bar", style: "margin-bottom: 12px" }, filter, several ? metricChoice.label : null, count),
+  root.append(h("div", { class: "bar", style: "margin-bottom: 12px" }, filter, several || data.baseline ? metricChoice.label : null, count),
     h("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Every clip" }, h("table", { id: "clips" }, h("thead", {}, head), body)));
   return root;
 }
@@ -528,8 +654,22 @@ function build() {
   if (data.settings) section("Settings that differ", settings());
   const curves = data.runs.map((run, i) => ({ label: run.label, colour: colour(i), points: run.curve })).filter((line) => line.points.length);
   if (curves.length) section("Validation PSNR during training (dB)", h("div", { class: "card" }, chart("Validation PSNR in dB over steps", curves, { xLabel: "step" }).box, legend(curves)));
+  if (data.rates) {
+    section("Rate and distortion", rateAndDistortion(), h("p", { class: "small soft", style: "margin-top: 10px" },
+      "A point is a model on all clips. Grey: codecs that are linear, which a model has to beat: trilinear on each model's own grid; principal components of 8×8×8 blocks, fitted on other clips of the same set."));
+  }
   let view = null;
-  if (data.clips.length) { view = viewer(); section("Clips", view.root); }
+  if (data.clips.length) {
+    const motion = motionOf();
+    view = viewer(motion);
+    section("Clips", view.root);
+    if (motion) {
+      section("Motion", motion.root, h("p", { class: "small soft", style: "margin-top: 10px" },
+        "Motion: the change from the frame before, against the original's. Flicker: how much more the values change that are still in the original. A latent frame stands for several frames; its places are often not equally good, seen as a pulse."));
+    }
+  }
+  const latents = latentsOf();
+  if (latents) section("Latents", latents);
   if (data.rows.length) {
     section("Every clip", clipTable((index) => {
       view.show(index);

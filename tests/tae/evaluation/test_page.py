@@ -18,6 +18,9 @@ from tae.evaluation.report import write_report
 from tae.evaluation.results import ClipFrames, ClipResult, EvaluationResult
 from tae.evaluation.sweep import write_comparison
 from tae.evaluation.sweep_page import short_labels
+from tae.latents.probes import Probed
+from tae.latents.report import latents_report
+from tae.latents.sums import LatentSums
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
@@ -72,7 +75,10 @@ def write_run(folder: Path, run: int = 0, **setting: Any) -> Path:
         )
         for name, key in zip(("worst", "median", "best"), keys, strict=True)
     }
-    result = EvaluationResult(rows)
+    sums = LatentSums()
+    sums.add(latents, torch.full_like(latents, 0.1), torch.rand(3, FRAMES, SIZE, SIZE))
+    probed = Probed(keys[0], {"flip": 0.25}, [30.0, 29.0, 28.0, 27.0, 26.0])
+    result = EvaluationResult(rows, latents=latents_report(sums, [probed]))
     document = write_report(
         folder,
         result,
@@ -80,6 +86,23 @@ def write_run(folder: Path, run: int = 0, **setting: Any) -> Path:
         checkpoint={"path": f"run {run}", "sha256": "ab" * 32},
         config={"output_dir": str(folder), "data": {"cache": f"{folder}/cache"}, **setting},
         skipped=[{"key": "v_bad", "reason": "<b>cannot</b> decode"}],
+        data={
+            "shards": ["a"],
+            "split": "test",
+            "num_frames": FRAMES,
+            "frame_stride": 1,
+            "resolution": SIZE,
+            "precision": "32",
+        },
+        model={
+            "class": "A",
+            "input": "any",
+            "time_factor": 8,
+            "space_factor": 8,
+            "latents": [16, 1, 8, 8],
+            "compression": 96.0 / (1 + run),
+        },
+        linear_codec={"rate": [1 / 1536, 1 / 96, 1 / 6], "psnr": [15.0, 20.0, 28.0]},
     )
     write_page(folder, evaluation_page(document, result, write_clips(folder, shown, 8, 8)))
     return folder
@@ -173,6 +196,50 @@ def test_it_needs_no_network(evaluation: Path, sweep: Path) -> None:
     for folder in (evaluation, sweep):
         addresses = set(re.findall(r"https?://[^\s\"'`]+", (folder / "index.html").read_text()))
         assert addresses == {"http://www.w3.org/2000/svg"}, "the name of SVG's elements, which nothing fetches"
+
+
+def test_what_moves_is_drawn_over_time_and_leads_to_the_frame(page: Page) -> None:
+    """One section follows the clip of the other."""
+    assert page.texts("#motion h3") == ["PSNR of motion over time (dB)", "Flicker over time (levels of 255)"]
+    assert "trilinear baseline" in page.element("#motion .legend").text
+    page.script("const x = arguments[0]; x.scrollIntoView({block: 'center'})", page.element("#motion svg"))
+    curve = page.element("#motion svg")
+    webdriver.ActionChains(page.browser).move_to_element_with_offset(
+        curve, curve.size["width"] // 2 - 14, 0
+    ).click().perform()
+    page.at(FRAMES - 1)
+    page.press("n")
+    page.until(lambda: "v_b, the clip above" in page.element("#motion p").text)
+
+
+def test_the_latents_report_is_a_table_and_three_charts(page: Page) -> None:
+    lines = {row.split("\n")[0] for row in page.texts("#latents-report tbody tr")}
+    assert any(line.startswith("equivariance error, flip 0.25") for line in lines)
+    assert len(page.browser.find_elements(By.CSS_SELECTOR, "#latents-report")) == 1
+    headings = page.texts("section h3")
+    assert {"Spectrum in space (% of what is not constant)", "PSNR with noise on the latents (dB)"} <= set(headings)
+
+
+def test_a_caption_names_the_metric_that_was_chosen(page: Page) -> None:
+    caption = ".pictures figure:nth-child(2) figcaption"
+    assert "PSNR (dB) 20.00" in page.element(caption).text
+    page.script(
+        "const x = arguments[0]; x.value = 1; x.dispatchEvent(new Event('change'))", page.element("#caption-metric")
+    )
+    assert "SSIM 0.8000" in page.element(caption).text
+
+
+def test_a_sweep_shows_rates_above_linear_codecs(browser: webdriver.Chrome, sweep: Path) -> None:
+    page = Page(browser, sweep)
+    titles = page.script("return [...document.querySelectorAll('#rates circle title')].map((x) => x.textContent)")
+    assert [float(title.split(": ")[1]) for title in titles] == [21.0, 22.0], (
+        "trilinear has one point: a line of no length"
+    )
+    assert {"trilinear", "principal components"} <= set(page.texts("#rates .legend span"))
+    rates = page.script("return JSON.parse(document.getElementById('data').textContent).rates")
+    assert [model["rate"] for model in rates["models"]] == [1 / 96, 2 / 96]
+    assert rates["floors"][0]["points"] == [[1 / 512, 19.0]], "three numbers for 8x8x8 values of three colours"
+    assert len(page.texts("#latents-report tbody tr")) > 8
 
 
 def test_names_from_outside_stay_text(page: Page) -> None:

@@ -88,6 +88,11 @@ def test_every_video_is_encoded_or_listed(checkpoint: Path, videos: Path, tmp_pa
     stats = main(config(ckpt=checkpoint, source=videos, output=tmp_path, clips_per_shard=2, dtype="fp32"))
     samples, rejected = samples_of(tmp_path), rejected_of(tmp_path)
     assert stats.num_clips == len(samples) == 5
+    report = json.loads((tmp_path / "latents_report.json").read_text())
+    assert report["clips"] == 5
+    assert report["mean"] == pytest.approx(stats.mean, abs=1e-6)
+    assert report["posterior_std"] == pytest.approx(stats.posterior_std, rel=1e-6)
+    assert report["equivariance"] is report["spectrum"]["distance"] is None, "the frames are not there any more"
     assert set(rejected) == {"broken.mp4", "tiny.mkv"}
     assert "frames of 6x16 are too small" in rejected["tiny.mkv"]
     for tensors, metadata in samples.values():

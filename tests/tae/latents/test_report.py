@@ -261,11 +261,11 @@ def test_the_report_is_plain_and_says_what_it_lacks():
     }  # fmt: skip
     lines = dict(report_lines(report))
     assert "energy above 1/4, 1/2 of the band in time" not in lines
-    assert lines["latents of"] == "1 clips, 4 positions, 2 channels"
+    assert lines["measured on"] == "1 clips, 4 positions"
 
 
 def test_constant_latents_end_in_no_division_by_zero():
     report = latents_report(sums_of([torch.full((2, 2, 4, 4), 0.3).double()] * 8))
     assert json.dumps(report, allow_nan=False)
     assert report["effective_rank"] is report["neighbour_correlation"] is report["spectrum"]["space"] is None
-    assert "effective rank of the 2 channels" not in dict(report_lines(report))
+    assert "effective rank" not in dict(report_lines(report))
