@@ -162,7 +162,8 @@ def _bars(axis: Any, values: Sequence[Interval | None], metric: Definition, colo
 
 def _rates(axis: Any, plotted: Mapping[str, Any], colours: Sequence[str]) -> None:
     """Models as dots above the lines of linear codecs."""
-    for floor, style in zip(plotted["floors"], ("s--", ".-"), strict=False):
+    for floor in plotted["floors"]:
+        style = ".-" if floor["line"] else "s"  # each model's own grid: points that no line joins
         axis.plot(*zip(*floor["points"], strict=True), style, color="grey", label=floor["label"])
     for model in plotted["models"]:
         axis.plot(model["rate"], model["psnr"], "o", color=colours[model["run"]])

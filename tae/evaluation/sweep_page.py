@@ -87,11 +87,15 @@ def rates(runs: Sequence[Run]) -> dict[str, Any] | None:
         }
     )
     if trilinear:
-        floors.append({"label": "trilinear", "points": trilinear})
+        floors.append({"label": "trilinear", "line": False, "points": trilinear})
     linear = next((run.document["linear_codec"] for run in runs if run.document.get("linear_codec")), None)
     if linear and linear["psnr"]:
         floors.append(
-            {"label": "principal components", "points": list(zip(linear["rate"], linear["psnr"], strict=True))}
+            {
+                "label": "principal components",
+                "line": True,
+                "points": list(zip(linear["rate"], linear["psnr"], strict=True)),
+            }
         )
     return {"models": models, "floors": floors}
 

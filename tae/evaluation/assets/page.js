@@ -8,7 +8,7 @@
  *   baseline       {name: {mean, ci95}} or null; advantage: the same, of a single run over it, or null
  *   settings       {rows: [[key, value of each run...], ...]} or null
  *   latents        [[name, text of each run...], ...]: the latents report
- *   rates          {models: [{run, rate, psnr}], floors: [{label, points: [[rate, PSNR], ...]}]} or null: numbers for each
+ *   rates          {models: [{run, rate, psnr}], floors: [{label, line, points: [[rate, PSNR], ...]}]} or null: numbers for each
  *                    value of a clip, against dB
  *   rows           [{key, frames, runs: [{name: value} or null for each run], baseline: {name: value} or null}]
  *   clips          [{name, key, fps, frames, video, height, width, pictures: [{label, run, x, y}], psnr: [[dB, ...] or null
@@ -557,7 +557,7 @@ function latentsOf() {
 function rateAndDistortion() {
   const { models, floors } = data.rates;
   const series = [
-    ...floors.map((floor, i) => ({ label: floor.label, colour: "var(--soft)", dashed: i > 0, points: floor.points })),
+    ...floors.map(({ label, line, points }) => ({ label, colour: "var(--soft)", dashed: line, dots: !line, points })),
     ...models.map(({ run, rate, psnr }) => ({ label: data.runs[run].label, colour: colour(run), dots: true, points: [[rate, psnr]] })),
   ];
   return h("div", { class: "card", id: "rates" },
