@@ -29,6 +29,11 @@ def test_blocks_come_back(size: tuple[int, int, int]) -> None:
     assert torch.equal(from_blocks(to_blocks(clip), clip.shape), clip)
 
 
+def test_blocks_are_the_clip_cut_up() -> None:
+    clip = torch.arange(2 * 3 * 8 * 16 * 24).reshape(2, 3, 8, 16, 24)
+    assert torch.equal(to_blocks(clip)[4], clip[0, :, :8, 8:16, 8:16].flatten()), "row 1, column 1 of the first clip"
+
+
 def test_the_error_is_what_the_remaining_components_hold() -> None:
     """By the singular values of the blocks, which no other linear codec of as many numbers can better."""
     clips, sums = [smooth_clip(seed) for seed in range(3)], BlockSums()
