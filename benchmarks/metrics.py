@@ -5,9 +5,11 @@
 
 Each row is one metric of a model and its baseline together, as an evaluation measures them; networks are loaded before. The
 last rows are whole evaluations of a clip: encoding, decoding, and the metrics. Where weights are missing, so are their rows.
+On a CPU the seconds are those that all its threads work, which other programs on the machine do not change.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, interleaved, publish, seconds
+from benchmarks.common import RESULTS, publish, seconds
 from data.batch import Batch
 from data.drawing import draw_clip
 from tae.evaluation.protocol import Evaluation
@@ -28,6 +30,15 @@ from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.pretrained import load_model
 
 FPS = 25.0
+
+
+def cost(function: Callable[[], Any], device: str) -> float:
+    """Seconds of one call: of the GPU, or of the processor's work."""
+    if device == "cuda":
+        return seconds(function, device)
+    before = time.process_time()
+    function()
+    return time.process_time() - before
 
 
 def read_batch(frames: int, size: int, device: str) -> Batch:
@@ -53,7 +64,7 @@ def time_metrics(model: Any, batch: Batch, device: str, repeats: int) -> dict[st
         call = partial(measure.of_each, original, candidates)
         call()
         if name not in measure.reasons:
-            found[name] = median(seconds(call, device) for _ in range(repeats))
+            found[name] = median(cost(call, device) for _ in range(repeats))
     return found
 
 
@@ -67,8 +78,11 @@ def time_evaluations(model: Any, batch: Batch, device: str, repeats: int) -> dic
 
     first = {name: metric for name, metric in METRICS.items() if name not in SLOW_METRICS}
     fast = first | {name: metric for name, metric in MORE_METRICS.items() if name not in SLOW_METRICS}
-    times = interleaved({"tae-eval-1": step_of(first), "fast": step_of(fast)}, device, warmup=1, repeats=repeats)
-    return {name: median(values) for name, values in times.items()}
+    steps = {"tae-eval-1": step_of(first), "fast": step_of(fast)}
+    for step in steps.values():
+        step()  # what is made once
+    times = [{name: cost(step, device) for name, step in steps.items()} for _ in range(repeats)]
+    return {name: median(of_round[name] for of_round in times) for name in steps}
 
 
 def main() -> None:

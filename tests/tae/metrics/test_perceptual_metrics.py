@@ -90,10 +90,11 @@ def test_dists_equals_its_definition() -> None:
     assert sum(CHANNELS) == 1475
 
 
-@pytest.mark.parametrize("metric", [FrameDISTS(), LPIPS("alex")])
-def test_missing_weights_name_the_command(metric, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+@pytest.mark.parametrize(("metric", "names"), [(FrameDISTS(), "vgg,dists"), (LPIPS("alex"), "alex")])
+def test_missing_weights_name_the_command(metric, names: str, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """With all that is missing, so that it has to be run once."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(NotMeasured, match=r"python -m tae\.weights get="):
+    with pytest.raises(NotMeasured, match=rf"python -m tae\.weights get={names}`"):
         metric(smooth(1, 32), smooth(1, 32))
 
 
