@@ -28,7 +28,14 @@ FREE = (
 LAST = "last.ckpt"
 FIXED = ("model.", "optimizer.", "scheduler", "trainable", "ema.", "adversary")
 EXTENDABLE = "scheduler.total_steps"
-ADDED = {"trainable": "all", "model.trainable": "all"}  # settings of later versions, with what earlier ones did
+# Settings of later versions, with what earlier ones did.
+ADDED: dict[str, Any] = {
+    **{"trainable": "all", "model.trainable": "all"},
+    **{"loss.wavelet._target_": "Wavelet", "loss.wavelet.weight": 0.0, "loss.wavelet.levels": 1},
+    **{"loss.temporal._target_": "Temporal", "loss.temporal.weight": 0.0},
+    **{"loss.local_correlation._target_": "LocalCorrelation", "loss.local_correlation.weight": 0.0},
+    **{"loss.local_correlation.threshold": 0.75},
+}
 RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints
 
 
@@ -84,7 +91,7 @@ def check_resumable(checkpoint: Mapping[str, Any], config: Mapping[str, Any], so
     Raises:
         UserError: a setting differs where the checkpoint would win (optimizer, schedule) or would not fit (model).
     """
-    was, now = ADDED | flat(checkpoint["config"]), flat(config)
+    was, now = ADDED | flat(checkpoint["config"]), ADDED | flat(config)
     was = {name: RENAMED.get(value, value) if name.endswith("_target_") else value for name, value in was.items()}
     changed = [name for name in sorted(was | now) if was.get(name) != now.get(name) and not name.startswith(FREE)]
     lines = {name: f"{name} was {was.get(name)!r} and is {now.get(name)!r}" for name in changed}

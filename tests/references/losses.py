@@ -28,3 +28,36 @@ def opl_by_loops(latents: np.ndarray, r: float) -> tuple[float, float]:
                     outliers += distance > allowed
             frame_penalties.append(penalty / (h * w))
     return float(np.mean(frame_penalties)), outliers / (b * t * h * w)
+
+
+def wavelet_by_loops(error: np.ndarray, levels: int) -> float:
+    """Mean over levels and bands of mean |coefficients|, of an error (b, c, t, h, w); each band by its own signs."""
+    low, means = error, []
+    for _ in range(levels):
+        low = np.pad(low, [(0, 0), (0, 0), *((0, extent % 2) for extent in low.shape[2:])], mode="edge")
+        b, c, t, h, w = (extent // (1 if i < 2 else 2) for i, extent in enumerate(low.shape))
+        bands = np.zeros((2, 2, 2, b, c, t, h, w))
+        for st, sy, sx in np.ndindex(2, 2, 2):
+            for k, y, x in np.ndindex(t, h, w):
+                for dk, dy, dx in np.ndindex(2, 2, 2):
+                    sign = (-1) ** (st * dk + sy * dy + sx * dx)
+                    bands[st, sy, sx, :, :, k, y, x] += sign * low[:, :, 2 * k + dk, 2 * y + dy, 2 * x + dx] / 8**0.5
+        means += [np.abs(bands[index]).mean() for index in np.ndindex(2, 2, 2)]
+        low = bands[0, 0, 0]
+    return float(np.mean(means))
+
+
+def local_correlation_by_loops(latents: np.ndarray) -> np.ndarray:
+    """1 - mean variance in 2x2x2 windows / variance of all, of each channel of latents (b, c, t, h, w) of even sizes."""
+    found = []
+    for channel in latents.swapaxes(0, 1):
+        b, t, h, w = channel.shape
+        inside = [
+            channel[n, k : k + 2, y : y + 2, x : x + 2].var()
+            for n in range(b)
+            for k in range(0, t, 2)
+            for y in range(0, h, 2)
+            for x in range(0, w, 2)
+        ]
+        found.append(1 - np.mean(inside) / channel.var())
+    return np.array(found)
