@@ -61,13 +61,13 @@ def make_index(folder: Path, clips: int) -> None:
 
     def rows() -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(0)
-        for number in range(count):
-            yield {
-                "frames": rng.integers(30, 500, CLIPS_PER_SHARD),
-                "key": [f"clip{number:06d}_{i:04d}" for i in range(CLIPS_PER_SHARD)],
-                "offset": np.arange(CLIPS_PER_SHARD) * (SHARD_BYTES // CLIPS_PER_SHARD),
-                "fps": np.full(CLIPS_PER_SHARD, 29.97),
-            }
+        alike = {
+            "key": [f"clip_of_some_video_{i:04d}" for i in range(CLIPS_PER_SHARD)],
+            "offset": np.arange(CLIPS_PER_SHARD) * (SHARD_BYTES // CLIPS_PER_SHARD),
+            "fps": np.full(CLIPS_PER_SHARD, 29.97),
+        }
+        for _ in range(count):
+            yield {"frames": rng.integers(30, 500, CLIPS_PER_SHARD)} | alike
 
     write_table(folder, {"split": "train", "recipe": {}}, shards, kinds, rows())
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import data.shards.index_writer
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
+from data.shards.index_writer import write_index
 from data.shards.writer import ShardWriter
 
 SHARDS = ((5, 20), (3, 24), (1, 9), (4, 20))  # (clips, frames of each): unequal shards, one clip too short for 16
@@ -42,6 +44,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entries.append(json.loads((folder / "part" / "index.json").read_text())["shards"][0] | {"name": name})
     index = {"version": 1, "split": "train", "recipe": {}, "shards": entries}
     (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def table(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shards with their samples in a table."""
+    monkeypatch.setattr(data.shards.index_writer, "MAX_LISTED", 3)
+    folder = tmp_path / "table"
+    folder.mkdir()
+    for shard in shards.glob("*.tar"):
+        (folder / shard.name).symlink_to(shard)
+    write_index(folder, {"split": "train", "recipe": {}}, json.loads((shards / "index.json").read_text())["shards"])
     return folder
 
 

@@ -27,18 +27,6 @@ from tests.references.order import list_hash
 Make = Callable[..., ClipDataModule]
 
 
-@pytest.fixture
-def table(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shards with their samples in a table."""
-    monkeypatch.setattr(data.shards.index_writer, "MAX_LISTED", 3)
-    folder = tmp_path / "table"
-    folder.mkdir()
-    for shard in shards.glob("*.tar"):
-        (folder / shard.name).symlink_to(shard)
-    write_index(folder, {"split": "train", "recipe": {}}, json.loads((shards / "index.json").read_text())["shards"])
-    return folder
-
-
 def of(folder: Path) -> dict[str, Any]:
     return {"shards": dict.fromkeys(("train", "val", "test"), f"{folder}/shard-*.tar")}
 

@@ -17,9 +17,11 @@ import pytest
 
 from data.datamodule import ClipDataModule
 from data.loading.loader import ClipLoader
+from data.shards.index import find_shards
+from data.shards.reader import open_samples
 from data.storage.address import beside, file_name
 from data.storage.cache import ShardCache
-from data.storage.remote import Access, RetriedFile, SourceError, open_file
+from data.storage.remote import READ_BLOCK, Access, RetriedFile, SourceError, open_file
 from tae.runtime.errors import UserError
 from tests.fakes.faulty_server import FaultyServer, serve
 from tests.fakes.processes import running
@@ -273,6 +275,63 @@ def test_s3_gives_what_local_shards_give(
     if "*" in pattern:
         assert keys(cache_dir=tmp_path / "cache") == expected
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3  # the fourth holds no clip that is long enough
+
+
+def test_a_table_is_fetched_once_for_a_machine(
+    make_module: Make, table: Path, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = FaultyServer(table, {"index/frames.npy": ["", "garbage"], "index/key.npy": ["500", "short"]})
+    with serve(server) as address:
+        for workers in (0, 2):
+            loader = remote(make_module, address, num_workers=workers).train_dataloader()
+            assert sorted(keys_of(loader)) == sorted(set(expected))
+        assert server.requests["index/frames.npy"] == 1
+        assert keys_of([*(loader := remote(make_module, address).train_dataloader()), *loader, *loader]) == expected
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(UserError, match=r"frames\.npy is not the file that its index describes, by its hash"):
+            remote(make_module, address).setup("test")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_table_on_s3_gives_what_local_shards_give(
+    make_module: Make, s3: str, table: Path, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = s3fs.S3FileSystem()
+    for path in table.rglob("*"):
+        if path.is_file():
+            store.put_file(str(path.resolve()), f"bucket/table/{path.relative_to(table)}")
+    pattern = "s3://bucket/table/shard-*.tar"
+    loader = make_module(shards={"train": pattern}, batch_size=1).train_dataloader()
+    assert keys_of([*loader, *loader, *loader]) == expected
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_a_part_that_begins_inside_a_remote_shard_reads_its_own_bytes(
+    kind: str, s3: str, write_shard: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 35th to 37th of 40 clips of 500 kB."""
+    import s3fs
+
+    write_shard(tmp_path / "s", {f"clip{number}": (bytes([number]) * 500_000, 9) for number in range(40)})
+    received: list[int] = []
+    receive = RetriedFile._receive
+    monkeypatch.setattr(
+        RetriedFile, "_receive", lambda file, wanted: received.append(len(data := receive(file, wanted))) or data
+    )
+    for path in (tmp_path / "s").iterdir():
+        s3fs.S3FileSystem().put_file(str(path), f"bucket/part/{path.name}")
+    with serve(FaultyServer(tmp_path / "s")) as address:
+        folder = address if kind == "http" else "s3://bucket/part"
+        (shard,) = find_shards(f"{folder}/shard-000000.tar", "x")
+        received.clear()
+        wanted = ["clip35", "clip36", "clip37"]
+        with open_samples(shard, set(wanted)) as samples:
+            assert [sample["__key__"] for sample in islice(samples, 3)] == wanted
+    assert 1_500_000 < sum(received) < 1_500_000 + 2 * READ_BLOCK  # of 20,000,000
 
 
 @contextmanager
