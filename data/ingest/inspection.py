@@ -1,6 +1,5 @@
 """Tables and contact sheets of shards."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
 from data.decode import DecodeError, choose_reader, read_frames
-from data.ingest.verification import find_folders, read_members, shards_of
+from data.ingest.verification import find_folders, read_sample_metadata, shards_of
 from data.shards.format import VIDEO_EXTENSIONS
+from data.shards.metadata import read_metadata
 from data.shards.reader import open_samples
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
@@ -25,12 +25,6 @@ COMMON = 4  # of the values of a column this many are named
 TILE = (240, 180)  # pixels of a picture in the contact sheet
 CAPTION = 16  # pixels of the line below it
 SHEET_COLUMNS = 6
-
-
-def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """The metadata of every sample of a folder of shards, without reading a video."""
-    members = (member for shard in shards_of(folder) for member in read_members(Path(shard.url), wanted=()))
-    return [json.loads(content) for name, content in members if name.endswith(".json")]
 
 
 def samples_table(folders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -52,7 +46,7 @@ def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "hours": f"{sum(seconds) / 3600:.2f}",
         "frames of a clip": _range(frames, "d"),
         "seconds of a clip": _range(seconds, ".1f"),
-        "sizes": _most_common(f"{sample['width']}x{sample['height']}" for sample in samples),
+        "sizes": _most_common(f"{sample.get('width', '?')}x{sample.get('height', '?')}" for sample in samples),
         "frames per second": _most_common(f"{sample['fps']:.4g}" for sample in samples),
         "codecs": _most_common(str(sample.get("codec", "?")) for sample in samples),
         "labels": _most_common(str(sample.get("label") or "none") for sample in samples),
@@ -82,7 +76,9 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
     for shard in shards:
         if wanted := {key for owner, key in chosen if owner.url == shard.url}:
             with open_samples(shard, wanted) as samples:
-                tiles += [_tile(sample, shard.frames[sample["__key__"]]) for sample in samples]
+                tiles += [
+                    _tile(s, shard.frames[s["__key__"]], shard.known.get(s["__key__"], (0, ""))[1]) for s in samples
+                ]
     width, height = TILE[0], TILE[1] + CAPTION
     sheet = Image.new(
         "RGB", (width * min(SHEET_COLUMNS, len(tiles)), height * -(-len(tiles) // SHEET_COLUMNS)), "white"
@@ -92,12 +88,13 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
     return sheet
 
 
-def _tile(sample: Mapping[str, Any], num_frames: int) -> Image.Image:
+def _tile(sample: Mapping[str, Any], num_frames: int, known: str) -> Image.Image:
+    """A sample's middle frame with its key; `known` is its reader by the index."""
     tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION), "white")
     (video,) = (content for name, content in sample.items() if name in VIDEO_EXTENSIONS)
     try:
-        metadata = json.loads(sample["json"])
-        seekable, reader = metadata.get("seekable", True), choose_reader("auto", metadata.get("reader", ""))
+        metadata = read_metadata(sample)
+        seekable, reader = metadata.get("seekable", True), choose_reader("auto", known or metadata.get("reader", ""))
         image = ImageOps.contain(Image.fromarray(read_frames(video, [num_frames // 2], seekable, reader)[0]), TILE)
         tile.paste(image, ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
         caption = sample["__key__"]
@@ -117,7 +114,8 @@ def inspect_shards(cfg: DictConfig) -> None:
     if not folders:
         raise UserError(f"shards={cfg.shards}: the index lists no shard.")
     console = plain_console()
-    console.print(samples_table({folder.name: read_metadata(folder) for folder in folders}))
+    samples = {folder.name: [facts for _, facts in read_sample_metadata(shards_of(folder))] for folder in folders}
+    console.print(samples_table(samples))
     for folder in folders:
         path = to_path(cfg.sheets) / f"{folder.name}.png"
         try:

@@ -1,12 +1,10 @@
 """How well the clips of a folder of shards mix in training, by their labels and groups."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from data.ingest.verification import read_members
+from data.ingest.verification import read_sample_metadata
 from data.sampling.clip import Sampling, Window
 from data.sampling.mixing import chance_in_batches, chance_of_pair
 from data.shards.format import Shard
@@ -22,15 +20,10 @@ def describe_mixing(shards: Sequence[Shard], batch_size: int, shuffle_buffer: in
     Args:
         readers: processes times workers.
     """
-    metadata = {
-        (shard.url, name.partition(".")[0]): json.loads(content)
-        for shard in shards
-        for name, content in read_members(Path(shard.url), wanted=())
-        if name.endswith(".json")
-    }
+    samples = [metadata for _, metadata in read_sample_metadata(shards)]
     counts = np.array([len(shard.frames) for shard in shards])
     for field in MIXED_FIELDS:
-        values = [metadata[shard.url, key].get(field) for shard in shards for key in shard.frames]
+        values = [metadata.get(field) for metadata in samples]
         if len(set(values)) in (1, len(values)):
             continue  # all alike, or all different
         sampling = Sampling(ANY_WINDOW, batch_size, shuffle_buffer)

@@ -6,7 +6,7 @@ python -m data.verify shards=DIR
 import hashlib
 import json
 import tarfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from data.ingest.check import check_video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import INDEX, VIDEO_EXTENSIONS, Shard
 from data.shards.index import find_shards, read_index
+from data.shards.metadata import read_metadata
 from data.shards.table import ShardIndex
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
@@ -35,11 +36,12 @@ SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard, its entry in the index, and whether to decode its videos."""
+    """A shard, its entry in the index, and whether to decode its videos; `foreign` shards were written by others."""
 
     path: Path
     entry: Mapping[str, Any]
     decode: bool
+    foreign: bool = False
 
 
 def find_folders(shards: Path) -> list[Path]:
@@ -96,7 +98,8 @@ def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterat
             yield f"{path}: is not in the index"
     for key in _repeated(key for place in range(len(names)) for key in index.column("key", index.rows(place))):
         yield f"{folder / INDEX}: the key {key} occurs more than once"
-    tasks = (ShardTask(folder / name, index.entry(place), decode) for place, name in enumerate(names))
+    foreign = "reader" in index.columns
+    tasks = (ShardTask(folder / name, index.entry(place), decode, foreign) for place, name in enumerate(names))
     with progress_bar("shards") as progress:
         results = run_isolated(check_shard, tasks, timeout, engine)
         for task, result in progress.track(results, total=len(names), description=f"verifying {folder}"):
@@ -108,11 +111,24 @@ def check_shard(task: ShardTask) -> list[str]:
     """What is wrong with one shard."""
     problems = [] if file_sha256(task.path) == task.entry.get("sha256") else ["its sha256 is not the one in the index"]
     try:
-        problems += _check_members(task)
+        problems += _check_videos(task) if task.foreign else _check_members(task)
         problems += _check_offsets(task)
     except (tarfile.TarError, OSError, EOFError) as error:
         problems.append(f"cannot be read as a tar file: {error}")
     return problems
+
+
+def _check_videos(task: ShardTask) -> Iterator[str]:
+    """Whether a shard of others holds the videos that its index lists; what else is in it is nobody's promise."""
+    missing = dict(task.entry["frames"])
+    wanted = VIDEO_EXTENSIONS if task.decode else ()
+    for name, video in read_members(task.path, wanted):
+        key, _, extension = name.rpartition(".")
+        if extension.lower() in VIDEO_EXTENSIONS and missing.pop(key, None) is not None and task.decode:
+            facts = check_video(video, interlaced="keep")
+            if isinstance(facts, str):
+                yield f"{key}: {facts}"
+    yield from (f"{key}: is in the index, but not in the shard" for key in missing)
 
 
 def _check_members(task: ShardTask) -> Iterator[str]:
@@ -139,7 +155,7 @@ def _check_offsets(task: ShardTask) -> Iterator[str]:
         begins: dict[str, int] = {}
         with tarfile.open(task.path, "r:") as shard:
             for member in shard:
-                begins.setdefault(member.name.partition(".")[0], member.offset)
+                begins.setdefault(member.name.rpartition(".")[0], member.offset)
         for key, offset in zip(task.entry["frames"], task.entry["offsets"], strict=True):
             if begins.get(key, offset) != offset:
                 yield f"{key}: begins at byte {begins[key]}, by the index at {offset}"
@@ -180,7 +196,7 @@ def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iter
     """(name, content) of each file in a shard; only those with a `wanted` extension and the metadata are read."""
     with tarfile.open(path, "r:") as shard:
         for member in shard:
-            extension = member.name.partition(".")[2]
+            extension = member.name.rpartition(".")[2].lower()
             if not member.isfile() or (extension == "json" and member.size > METADATA_BYTES):
                 yield f"{member.name} (no file, or metadata of more than {METADATA_BYTES} bytes)", b""
             elif extension == "json" or extension in wanted:
@@ -189,6 +205,21 @@ def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iter
                 yield member.name, file.read()
             else:
                 yield member.name, b""
+
+
+def read_sample_metadata(shards: Iterable[Shard]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, metadata) of each sample that the index lists; what it knows itself of shards of others is among them."""
+    for shard in shards:
+        texts = {
+            name.rpartition(".")[0]: content
+            for name, content in read_members(Path(shard.url), wanted=())
+            if name.endswith(".json")
+        }
+        for key, frames in shard.frames.items():
+            metadata = read_metadata({"json": texts.get(key, b"{}")})
+            if key in shard.known:
+                metadata |= {"num_frames": frames, "fps": shard.known[key][0]}
+            yield key, metadata
 
 
 def _repeated(keys: Iterator[str]) -> list[str]:

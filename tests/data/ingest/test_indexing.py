@@ -15,6 +15,9 @@ import data.ingest.indexing
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
 from data.ingest.indexing import IndexTask, folders_of, index_shard, index_shards
+from data.ingest.inspection import contact_sheet, describe_samples
+from data.ingest.mixing import describe_mixing
+from data.ingest.verification import ShardTask, check_shard, read_sample_metadata, shards_of, verify
 from data.processes.pool import Engine
 from data.shards.index import find_shards, read_index
 from data.storage.remote import Access
@@ -208,3 +211,27 @@ def test_a_key_that_is_there_twice_counts_once(in_place: None, tmp_path: Path, v
     pack(tmp_path / "s" / "x.tar", [*sample("a", videos[0]), *sample("b", videos[1]), *sample("a", videos[2])])
     found = index(tmp_path / "s")
     assert (found.samples, dict(found.rejected)) == (2, {"its key was there before": 1})
+
+
+def tasks_of(folder: Path) -> list[ShardTask]:
+    indexed = read_index(str(folder / "index.json"), "x", Access())
+    return [ShardTask(folder / name, indexed.entry(i), True, True) for i, name in enumerate(indexed.names)]
+
+
+def test_shards_of_others_are_verified(in_place: None, others: Path) -> None:
+    index(others)
+    assert [check_shard(task) for task in tasks_of(others)] == [[], []]
+    members = [("plain.mp4", b"")]  # and "list", which is missing by now
+    pack(others / "00001.tar", members)
+    problems = check_shard(tasks_of(others)[1])
+    assert any("sha256" in problem for problem in problems)
+    assert any(problem == "list: is in the index, but not in the shard" for problem in problems)
+    assert any("bytes" in problem for problem in verify(others, False, 60, Engine("local", 1)))
+
+
+def test_tables_and_sheets_show_shards_of_others(in_place: None, others: Path) -> None:
+    index(others)
+    facts = [facts for _, facts in read_sample_metadata(shards_of(others))]
+    assert describe_samples(facts)["frames"] == "61"
+    assert contact_sheet(others, 4).size[1] > 100
+    assert list(describe_mixing(shards_of(others), 2, 4, 1)) == []

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from data.drawing import draw_clip, encode_mp4
-from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe_samples, read_metadata
+from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe_samples
 from data.ingest.pipeline import prepare
-from data.ingest.verification import ShardTask, check_shard, find_folders, verify
+from data.ingest.verification import ShardTask, check_shard, find_folders, read_sample_metadata, shards_of, verify
 from data.processes.pool import Engine
 from tae.runtime.errors import UserError
 
@@ -161,7 +161,7 @@ def test_the_command_ends_with_what_is_wrong(prepared: Path, copied: Path) -> No
 
 
 def test_the_table_and_the_picture_show_what_is_there(prepared: Path, tmp_path: Path) -> None:
-    samples = read_metadata(prepared / "train")
+    samples = [facts for _, facts in read_sample_metadata(shards_of(prepared / "train"))]
     column = describe_samples(samples)
     assert (column["clips"], column["frames"]) == ("4", "36")
     assert (column["sizes"], column["codecs"]) == ("44x32 (4)", "h264 (4)")
