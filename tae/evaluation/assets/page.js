@@ -531,7 +531,7 @@ function phasePlot() {
 function latentsOf() {
   const known = data.runs.map((run, i) => ({ ...run, i })).filter((run) => run.latents);
   if (!known.length) return null;
-  const line = (run, points) => ({ label: run.label, colour: colour(run.i), points });
+  const line = (run, points) => ({ label: several ? run.label : "latents", colour: colour(run.i), points });
   const bands = (values) => values.map((value, i) => [(i + 1) / values.length, 100 * value]);
   const spectra = known.filter((run) => run.latents.space).map((run) => line(run, bands(run.latents.space)));
   const pictures = known.find((run) => run.latents.pictures);
