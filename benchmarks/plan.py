@@ -24,7 +24,7 @@ import psutil
 from benchmarks.common import RESULTS, publish
 from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
-from data.loading.stream import plan
+from data.loading.stream import plan_part
 from data.sampling.clip import Sampling, Window
 from data.sampling.order import EpochOrder, Layout
 from data.sampling.table import ClipTable
@@ -83,7 +83,7 @@ def first_clips(clips: ClipTable, layout: Layout, worker: int) -> list[Any]:
     """What a worker plans before it reads its first batches."""
     order = EpochOrder(clips.counts, 0, 0)
     part = layout.part(len(order), worker)
-    return list(islice(plan(clips, order, part, np.zeros(len(part), bool)), BUFFER))
+    return list(islice(plan_part(clips, order, part, np.zeros(len(part), bool)), BUFFER))
 
 
 def memory(kind: str) -> float:

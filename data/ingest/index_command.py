@@ -14,7 +14,7 @@ from tae.runtime.paths import to_path
 from tae.runtime.schema import check_config
 from tae.runtime.settings import Index
 
-REASONS_SHOWN = 5
+FAILURES_SHOWN = 5
 
 
 def index_command(cfg: DictConfig) -> None:
@@ -30,7 +30,7 @@ def index_command(cfg: DictConfig) -> None:
     for folder, members in folders.items():
         found = index_shards(members, folder, cfg.output is not None, cfg.columns, access, cfg.timeout, engine)
         print(f"{folder / INDEX}: {found.samples} samples in {found.shards} shards")
-        for reason, count in found.rejected.most_common(REASONS_SHOWN):
+        for reason, count in found.rejected.most_common(FAILURES_SHOWN):
             print(f"left out: {count} samples: {reason}")
         if found.rejected:
             print(f"each of them: {folder / REJECTED}")

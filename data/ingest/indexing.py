@@ -162,14 +162,14 @@ def _row_of(sample: dict[str, Any], columns: Sequence[str]) -> dict[str, Any] | 
     if len(videos) != 1:
         return f"{len(videos)} video files under one key, one is expected"
     try:
-        facts = probe(videos[0])
+        facts = probe_video(videos[0])
     except (VideoError, DecodeError) as error:
         return error.reason if isinstance(error, VideoError) else str(error)
     metadata = with_caption(read_metadata(sample), sample)
     return facts | {name: metadata.get(name) for name in columns}
 
 
-def probe(video: bytes) -> dict[str, Any]:
+def probe_video(video: bytes) -> dict[str, Any]:
     """Frames, rate and size of a video file, and the reader that finds its frames; decodes one frame.
 
     Raises:

@@ -23,7 +23,7 @@ from tae.runtime.settings import Inspect
 
 COMMON = 4  # of the values of a column this many are named
 TILE = (240, 180)  # pixels of a picture in the contact sheet
-CAPTION = 16  # pixels of the line below it
+CAPTION_HEIGHT = 16  # pixels of the line below it
 SHEET_COLUMNS = 6
 
 
@@ -79,7 +79,7 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
                 tiles += [
                     _tile(s, shard.frames[s["__key__"]], shard.known.get(s["__key__"], (0, ""))[1]) for s in samples
                 ]
-    width, height = TILE[0], TILE[1] + CAPTION
+    width, height = TILE[0], TILE[1] + CAPTION_HEIGHT
     sheet = Image.new(
         "RGB", (width * min(SHEET_COLUMNS, len(tiles)), height * -(-len(tiles) // SHEET_COLUMNS)), "white"
     )
@@ -90,7 +90,7 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
 
 def _tile(sample: Mapping[str, Any], num_frames: int, known: str) -> Image.Image:
     """A sample's middle frame with its key; `known` is its reader by the index."""
-    tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION), "white")
+    tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION_HEIGHT), "white")
     (video,) = (content for name, content in sample.items() if name in VIDEO_EXTENSIONS)
     try:
         metadata = read_metadata(sample)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.ingest.staging import Checked, StagedClip, remove_drafts, write_whole
+from data.ingest.staging import Checked, StagedClip, remove_staged_drafts, write_whole
 from tae.runtime.errors import UserError
 
 FOLDER = ".prepare"
@@ -71,7 +71,7 @@ class Journal:
                 f"output={self._output} is being written by another process. Wait for it, or choose another folder."
             ) from error
         try:
-            remove_drafts(self._output)
+            remove_staged_drafts(self._output)
             self._compare_settings()
             self.results = self._read()
             self._file = self._checked.open("a", encoding="utf-8")

@@ -134,7 +134,7 @@ def write_whole(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}. {WHEN_FULL}") from error
 
 
-def remove_drafts(folder: Path) -> None:
+def remove_staged_drafts(folder: Path) -> None:
     """Delete what killed writers left in a folder and its subfolders. Only for a folder that nobody else writes to."""
     for pattern in (DRAFT.format(name="*", pid="[0-9]*"), ".shard-*.partial"):
         for draft in folder.rglob(pattern):

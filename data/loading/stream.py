@@ -141,7 +141,7 @@ class ClipStream(IterableDataset):
         for place in islice(places, taken):
             done[place] = True
         waiting = (place for place in range(len(part)) if not done[place])
-        samples = read_ahead(read_in_turns(plan(self.clips, order, part, done), self.access))
+        samples = read_ahead(read_in_turns(plan_part(self.clips, order, part, done), self.access))
         held: dict[int, Sample] = {}  # the shuffle buffer: what was read before its turn
         for place in places:
             while place not in held:
@@ -175,7 +175,7 @@ class ClipStream(IterableDataset):
         return (*seed, clip.turn) if clip.turn else seed
 
 
-def plan(clips: ClipTable, order: EpochOrder, part: range, done: np.ndarray) -> Iterator[tuple[int, Clip]]:
+def plan_part(clips: ClipTable, order: EpochOrder, part: range, done: np.ndarray) -> Iterator[tuple[int, Clip]]:
     """(lane, clip) of a part of an epoch without those that are done, planned block by block."""
     for start in range(part.start, part.stop, PLANNED_AT_ONCE):
         places = np.arange(start, min(start + PLANNED_AT_ONCE, part.stop))

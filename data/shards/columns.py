@@ -14,7 +14,7 @@ import numpy as np
 from tae.runtime.files import file_sha256, flush
 
 STRING = "string"
-NUMBERS = ("uint32", "int64", "float64")
+NUMBER_TYPES = ("uint32", "int64", "float64")
 ENDS = "int64"  # of strings
 MAX_STRING_BYTES = 1 << 20  # a longer one reads as an empty one: tables may come from anybody
 
@@ -128,7 +128,7 @@ class TableWriter:
 
     Args:
         folder: of the files.
-        kinds: of each column: one of NUMBERS, or STRING.
+        kinds: of each column: one of NUMBER_TYPES, or STRING.
     """
 
     def __init__(self, folder: Path, kinds: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.shards.columns import NUMBERS, STRING, Column, Strings, files_of, map_column
+from data.shards.columns import NUMBER_TYPES, STRING, Column, Strings, files_of, map_column
 from data.shards.format import (
     COLUMN_KINDS,
     COLUMN_NAME,
@@ -32,7 +32,7 @@ from data.shards.format import (
 from data.shards.patterns import expand_patterns
 from data.shards.table import ShardIndex, ShardList
 from data.storage.address import beside, file_name, is_remote
-from data.storage.fetched import fetch
+from data.storage.fetched import fetch_table
 from data.storage.remote import Access, open_file
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
@@ -171,7 +171,11 @@ def _map_table(
         raise ValueError(f"it has no column {min(missing)}")
     columns = {}
     for name, kind in kinds.items():
-        if not COLUMN_NAME.fullmatch(name) or kind not in (*NUMBERS, STRING) or COLUMN_KINDS.get(name, kind) != kind:
+        if (
+            not COLUMN_NAME.fullmatch(name)
+            or kind not in (*NUMBER_TYPES, STRING)
+            or COLUMN_KINDS.get(name, kind) != kind
+        ):
             raise ValueError(f"{name!r} is no column of {kind!r}")
         paths = {}
         for file in files_of(name, kind):
@@ -179,7 +183,7 @@ def _map_table(
             size, sha256 = files[file]["bytes"], files[file]["sha256"]
             if not _is_count(size) or not SHA256.fullmatch(sha256):
                 raise ValueError(f"it does not say what {file} is")
-            paths[file] = fetch(address, access, size, sha256) if is_remote(address) else Path(address)
+            paths[file] = fetch_table(address, access, size, sha256) if is_remote(address) else Path(address)
         columns[name] = map_column(name, kind, sum(entry["samples"] for entry in shards.values()), paths)
     return columns
 

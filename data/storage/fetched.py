@@ -11,19 +11,19 @@ from data.storage.remote import Access, open_file
 from tae.runtime.files import replacing
 
 
-def cache_folder() -> Path:
+def tables_folder() -> Path:
     """`tae/index` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tae" / "index"
 
 
-def fetch(address: str, access: Access, size: int, sha256: str) -> Path:
+def fetch_table(address: str, access: Access, size: int, sha256: str) -> Path:
     """The path of a copy with this content, named by its hash; it is downloaded and checked if there is none.
 
     Raises:
         DamagedError: the original has another content.
         OSError: it cannot be read, or the copy not be written.
     """
-    folder = cache_folder()
+    folder = tables_folder()
     path = folder / sha256
     if path.exists():
         return path

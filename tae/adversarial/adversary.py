@@ -22,7 +22,7 @@ from tae.runtime.schema import check_arguments
 MEMORY_OF_LOGITS = 0.99  # of the moving averages for LeCAM, as in its code
 SMALLEST_GRADIENT, LARGEST_FACTOR = 1e-4, 1e4  # of the adaptive weight, as in VQGAN
 WINNING, DEAD_GAP, PATIENCE = 0.98, 0.01, 2_000  # accuracy, difference of mean logits, steps
-ADVICE = {
+ADVICE_FOR = {
     "wins": f"The discriminator has been right in more than {WINNING:.0%} for {PATIENCE:,} steps: its gradient teaches the "
     "autoencoder little. Lower adversary.optimizer.lr, give adversary.r1=1 or adversary.lecam=1e-3, or fewer channels.",
     "is dead": f"The discriminator's logits of originals and reconstructions have differed by less than {DEAD_GAP} for "
@@ -244,7 +244,9 @@ class PatchAdversary:
 
     def warnings(self) -> list[str]:
         """What is wrong and what helps, each time after so many steps of it; waits for the device."""
-        return [text for text, steps in zip(ADVICE.values(), self.streaks.tolist(), strict=True) if steps >= PATIENCE]
+        return [
+            text for text, steps in zip(ADVICE_FOR.values(), self.streaks.tolist(), strict=True) if steps >= PATIENCE
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers from one step to the next."""

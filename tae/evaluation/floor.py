@@ -13,13 +13,13 @@ from tae.metrics.frame import psnr
 from tae.metrics.linear_codec import BLOCK, BLOCK_VALUES, BlockSums, LinearCodec
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 
-MAX_CLIPS = 16  # they are held in memory
-NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of each block's 1536 values
+FITTED_CLIPS = 16  # they are held in memory
+COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of each block's 1536 values
 
 
 def evenly_spaced(keys: Sequence[str]) -> list[str]:
-    """At most `MAX_CLIPS` of the keys, the same whatever the number of processes."""
-    return list(keys[:: -(-len(keys) // MAX_CLIPS)])
+    """At most `FITTED_CLIPS` of the keys, the same whatever the number of processes."""
+    return list(keys[:: -(-len(keys) // FITTED_CLIPS)])
 
 
 @torch.no_grad()
@@ -41,28 +41,28 @@ def linear_codec_curve(clips: Iterable[Batch], keys: Sequence[str], device: torc
     ]
     shares = [BlockSums(), BlockSums()]
     for key, frames in held:
-        shares[half[key]].add(as_clip(frames, device))
+        shares[half[key]].add(frames_as_clip(frames, device))
     sums = [BlockSums(), BlockSums()]
     for share in gather([shares]):
         for whole, part in zip(sums, share, strict=True):
             whole += part
-    codecs = [LinearCodec(whole, max(NUMBERS)) if whole.count else None for whole in sums]
+    codecs = [LinearCodec(whole, max(COMPONENTS)) if whole.count else None for whole in sums]
     found = []
     for key, frames in held:
-        codec, clip = codecs[1 - half[key]], as_clip(frames, device)
+        codec, clip = codecs[1 - half[key]], frames_as_clip(frames, device)
         if codec is not None:  # a half none of whose clips could be decoded
-            coded = (clip_to_frames(codec(clip, numbers))[0].cpu() for numbers in NUMBERS)
+            coded = (clip_to_frames(codec(clip, numbers))[0].cpu() for numbers in COMPONENTS)
             found.append((key, [psnr(frames, one).mean().item() for one in coded]))
     found = sorted(gather(found))
     return {
         "block": [BLOCK] * 3,
         "clips": len(found),
-        "numbers": list(NUMBERS),
-        "rate": [numbers / BLOCK_VALUES for numbers in NUMBERS],
+        "numbers": list(COMPONENTS),
+        "rate": [numbers / BLOCK_VALUES for numbers in COMPONENTS],
         "psnr": np.mean([values for _, values in found], axis=0).tolist() if found else None,
     }
 
 
-def as_clip(frames: Tensor, device: torch.device) -> Tensor:
+def frames_as_clip(frames: Tensor, device: torch.device) -> Tensor:
     """(t, h, w, 3) uint8 to (1, 3, t, h, w) in [-1, 1]."""
     return frames_to_clip(frames[None].to(device))

@@ -19,7 +19,7 @@ from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.paths import to_path
 
-PREFIX = "diffusers:"
+PEER_PREFIX = "diffusers:"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -165,7 +165,7 @@ class OtherModel:
 
 
 def is_other(source: str) -> bool:
-    return source.startswith(PREFIX)
+    return source.startswith(PEER_PREFIX)
 
 
 def load_other(source: str) -> OtherModel:

@@ -17,7 +17,7 @@ from tae.runtime.paths import to_path
 SHARDS = "source"  # in the output folder
 
 
-def check_source(cfg: DictConfig) -> str | None:
+def check_plain_videos(cfg: DictConfig) -> str | None:
     """A source that is not there, or beside shards."""
     if cfg.source is None:
         return None

@@ -49,7 +49,7 @@ class PublishedTable:
         return f"{text} The two do not compare: {'; '.join(departures)}." if departures else text
 
 
-TABLES = {
+PUBLISHED_TABLES = {
     "ucf101-17": PublishedTable(
         source="Turbo-VAED (arXiv 2508.09136)",
         num_clips=3783,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tae.evaluation.published import TABLES
+from tae.evaluation.published import PUBLISHED_TABLES
 from tae.evaluation.results import EvaluationResult, Interval, measured
 from tae.latents.report import report_lines, terminal_table
 from tae.metrics.metric import Definition
@@ -150,7 +150,7 @@ def training_verdict(document: Mapping[str, Any]) -> str | None:
 
 def verdicts(document: Mapping[str, Any], result: EvaluationResult) -> list[str]:
     """What the numbers say: against the baseline, and of training."""
-    table = TABLES.get(document["protocol"])
+    table = PUBLISHED_TABLES.get(document["protocol"])
     published = None if table is None else table.beside(document)
     return [text for text in (verdict(result), training_verdict(document), published) if text]
 

@@ -23,7 +23,7 @@ from tae.evaluation.estimate import in_words, seconds_for
 from tae.evaluation.floor import evenly_spaced, linear_codec_curve
 from tae.evaluation.page import evaluation_page, write_clips, write_page
 from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
-from tae.evaluation.plain_videos import check_source, prepare_source
+from tae.evaluation.plain_videos import check_plain_videos, prepare_source
 from tae.evaluation.protocol import evaluate_model
 from tae.evaluation.report import print_report, write_report
 from tae.evaluation.results import ClipFrames, gather
@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting is wrong, another run owns the output folder, or nothing could be measured.
     """
-    check_config(cfg, Evaluate, [missing_accelerator, check_source])
+    check_config(cfg, Evaluate, [missing_accelerator, check_plain_videos])
     with owned(Path(cfg.output_dir)):
         return load_and_measure(cfg)
 

@@ -12,14 +12,14 @@ from tae.latents.sums import LatentSums
 from tae.runtime.files import write_text
 
 REPORT = "latents_report.json"
-MAX_CLIPS = 1024  # evenly spaced over the folder
+REPORTED_CLIPS = 1024  # evenly spaced over the folder
 MAX_LATENT_FRAMES = 64  # of each, from its middle
 
 
 def write_folder_report(folder: Path) -> dict[str, Any]:
     """Read at most 1,024 clips of a finished folder, write latents_report.json beside them and return its content."""
     places, sums = read_places(folder), LatentSums()
-    for place in places[:: math.ceil(len(places) / MAX_CLIPS)]:
+    for place in places[:: math.ceil(len(places) / REPORTED_CLIPS)]:
         add_place(sums, place)
     report = latents_report(sums)
     write_text(folder / REPORT, json.dumps(report, indent=1, allow_nan=False) + "\n")

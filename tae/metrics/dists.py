@@ -130,11 +130,11 @@ def load_dists() -> DISTS:
     return network.eval().requires_grad_(False)
 
 
-def shapes() -> Shapes:
+def dists_shapes() -> Shapes:
     return {"alpha": (sum(CHANNELS),), "beta": (sum(CHANNELS),)}
 
 
-def convert(content: bytes) -> dict[str, Tensor]:
+def read_dists(content: bytes) -> dict[str, Tensor]:
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return {name: tensor.flatten() for name, tensor in state.items()}
 
@@ -150,7 +150,7 @@ DISTS_WEIGHTS = WeightFile(
     member="DISTS_pytorch/weights.pt",
     member_sha256="f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
     member_bytes=12_288,
-    shapes=shapes,
-    convert=convert,
+    shapes=dists_shapes,
+    convert=read_dists,
     tensors_sha256="7176e799aca93e194c7b1bd18029ba55a854f853bbc0d7250b5c5d9338be653b",
 )

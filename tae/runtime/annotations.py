@@ -131,7 +131,7 @@ def is_built(annotation: Any) -> bool:
     return any(inspect.isclass(kind) and kind not in plain for kind in kinds) and not {dict, Mapping} & set(kinds)
 
 
-def of_each(annotation: Any) -> Any:
+def annotation_of_each(annotation: Any) -> Any:
     """`Built` of `Mapping[str, Built]`, else None."""
     return next((Built for member in members(annotation) if get_args(member)[1:] == (Built,)), None)
 

@@ -17,11 +17,11 @@ from tae.runtime.annotations import (
     Field,
     Fields,
     Section,
+    annotation_of_each,
     converted,
     fields_of,
     is_built,
     is_imported_late,
-    of_each,
     shown,
 )
 from tae.runtime.errors import UserError, first_line
@@ -138,7 +138,7 @@ class Walk:
             return
         elif isinstance(value, DictConfig) and (fields := fields_of(annotation)) is not None:
             self.visit(value, fields, f"{key}.")
-        elif isinstance(value, DictConfig) and (each := of_each(annotation)) is not None:
+        elif isinstance(value, DictConfig) and (each := annotation_of_each(annotation)) is not None:
             for child in map(str, value):
                 self.visit_value(
                     value, child, value[child], each | None, f"{key}.{child}", [f"{key}.{n}" for n in map(str, value)]

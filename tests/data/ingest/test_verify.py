@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from data.drawing import draw_clip, encode_mp4
-from data.ingest.inspection import CAPTION, TILE, contact_sheet, describe_samples
+from data.ingest.inspection import CAPTION_HEIGHT, TILE, contact_sheet, describe_samples
 from data.ingest.pipeline import prepare
 from data.ingest.verification import ShardTask, check_shard, find_folders, read_sample_metadata, shards_of, verify
 from data.processes.pool import Engine
@@ -166,7 +166,7 @@ def test_the_table_and_the_picture_show_what_is_there(prepared: Path, tmp_path: 
     assert (column["clips"], column["frames"]) == ("4", "36")
     assert (column["sizes"], column["codecs"]) == ("44x32 (4)", "h264 (4)")
     sheet = np.asarray(contact_sheet(prepared / "train", clips=4))
-    assert sheet.shape == (TILE[1] + CAPTION, 4 * TILE[0], 3)
+    assert sheet.shape == (TILE[1] + CAPTION_HEIGHT, 4 * TILE[0], 3)
     for number, sample in enumerate(samples):  # each picture is of the clip's own brightness
         middle = sheet[TILE[1] // 2, number * TILE[0] + TILE[0] // 2]
         assert np.abs(middle.astype(int) - (40 * int(sample["source"][4]) + 20)).max() < 6

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.loading.stream
-from data.loading.stream import plan
+from data.loading.stream import plan_part
 from data.sampling.clip import Clip
 from data.sampling.order import EpochOrder, Layout, shuffled
 from data.sampling.table import ClipTable
@@ -79,7 +79,7 @@ def test_a_worker_goes_on_with_what_it_would_have_given(
         done[list(islice(places, taken))] = True
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(data.loading.stream, "PLANNED_AT_ONCE", 5)
-            waiting = dict(zip(np.flatnonzero(~done), plan(table, order, part, done), strict=True))
+            waiting = dict(zip(np.flatnonzero(~done), plan_part(table, order, part, done), strict=True))
         expected = worker_clips(clips, layout, workers - 1, 5, 1, buffer, lanes, taken)
         assert [waiting[place][1] for place in places] == expected
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tae.evaluation.published import TABLES
+from tae.evaluation.published import PUBLISHED_TABLES
 from tae.evaluation.run import build_metrics, samples_posterior
 from tae.runtime.cli import CONFIG_FOLDER
 
-TABLE = TABLES["ucf101-17"]
+TABLE = PUBLISHED_TABLES["ucf101-17"]
 
 
 def composed(*overrides: str) -> Any:

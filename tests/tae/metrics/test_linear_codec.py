@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tae.evaluation.floor import NUMBERS, evenly_spaced, linear_codec_curve
+from tae.evaluation.floor import COMPONENTS, evenly_spaced, linear_codec_curve
 from tae.metrics.frame import psnr
 from tae.metrics.linear_codec import BLOCK_VALUES, BlockSums, LinearCodec, from_blocks, to_blocks
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
@@ -60,8 +60,8 @@ def test_each_half_is_coded_by_the_other() -> None:
         for place, value in enumerate(frames.values())
     ]
     assert curve is not None
-    assert curve["psnr"][NUMBERS.index(4)] == pytest.approx(np.mean(expected), abs=1e-3)
-    assert curve["rate"][NUMBERS.index(16)] == 16 / 1536
+    assert curve["psnr"][COMPONENTS.index(4)] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert curve["rate"][COMPONENTS.index(16)] == 16 / 1536
     assert all(low <= high + 0.01 for low, high in itertools.pairwise(curve["psnr"])), "more numbers, more dB"
     assert linear_codec_curve(batches[:1], ["c0"], torch.device("cpu")) is None
 
