@@ -272,8 +272,10 @@ class ClipDataModule(LightningDataModule):
 
     def _check_cache(self, shards: ShardList) -> None:
         """Make the cache's folder, if there is anything to keep in it."""
-        remote = [number for number, url in enumerate(shards.urls) if is_remote(url)]
-        if (cache := self.access.cache) is None or not remote:
+        if (cache := self.access.cache) is None:
+            return
+        remote = [number for number, url in enumerate(shards.urls[:]) if is_remote(url)]
+        if not remote:
             return
         size, largest = max((int(shards.sizes()[number]), number) for number in remote)
         if size > cache.max_bytes:

@@ -1,7 +1,6 @@
 """Paths and addresses of files, and of the files beside them."""
 
 import re
-from pathlib import PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
 SHARD_IN_COMMAND = re.compile(r"[^\s/'\"=]+\.tar\b")
@@ -36,6 +35,5 @@ def beside(address: str, name: str) -> str:
     if scheme(address) in ("http", "https"):
         parts = urlsplit(address)
         return urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}"))
-    if scheme(address):
-        return f"{address.rpartition('/')[0]}/{name}"
-    return (PurePosixPath(address).parent / name).as_posix()
+    folder, slash, _ = address.rpartition("/")
+    return f"{folder}{slash}{name}"
