@@ -48,8 +48,8 @@ from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.samples import read_samples
 from data.processes.pool import Engine
 from data.processes.workers import worker_context
-from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.transforms import Square, scaled_size
+from data.sampling.types import Clip, Sampling, Window
 from data.sampling.windows import central_window
 
 

@@ -25,9 +25,9 @@ from benchmarks.common import RESULTS, publish
 from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
 from data.loading.stream import plan_part
-from data.sampling.clip import Sampling, Window
 from data.sampling.order import EpochOrder, Layout
 from data.sampling.table import ClipTable
+from data.sampling.types import Sampling, Window
 from data.shards.index import find_shards
 from data.shards.index_writer import write_table
 from data.shards.table import Selection, select

@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
-from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.table import ClipTable
 from data.sampling.transforms import Augmentation, Interpolation
+from data.sampling.types import Clip, Sampling, Window
 from data.sampling.windows import EvalWindow, ShortClip, window_span
 from data.shards.columns import Strings
 from data.shards.index import find_shards, read_recipe

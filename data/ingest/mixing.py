@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data.ingest.verification import read_sample_metadata
-from data.sampling.clip import Sampling, Window
 from data.sampling.mixing import chance_in_batches, chance_of_pair
+from data.sampling.types import Sampling, Window
 from data.shards.format import Shard
 
 MIXED_FIELDS = ("label", "group")

@@ -19,9 +19,9 @@ from data.loading.stream import ClipStream, WorkerItem
 from data.processes.shared_memory import BatchReader, BatchWriter, exchange
 from data.processes.watchdog import Heartbeats, Watchdog
 from data.processes.workers import prepare_worker, worker_context
-from data.sampling.clip import Clip, Sampling
 from data.sampling.order import Layout
 from data.sampling.table import ClipTable
+from data.sampling.types import Clip, Sampling
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.sampling.clip import Clip
+from data.sampling.types import Clip
 from data.shards.format import VIDEO_EXTENSIONS, read_json
 from data.shards.metadata import read_metadata, with_caption
 from data.shards.reader import open_samples

@@ -27,10 +27,10 @@ from data.decode import DecodeError, choose_reader, open_video
 from data.loading.samples import Sample, read_ahead, read_in_turns, read_samples
 from data.processes.shared_memory import BatchWriter
 from data.processes.watchdog import Heartbeats
-from data.sampling.clip import Clip, Sampling
 from data.sampling.order import EpochOrder, Layout, shuffled
 from data.sampling.table import ClipTable
 from data.sampling.transforms import Square
+from data.sampling.types import Clip, Sampling
 from data.sampling.windows import evaluation_window, random_window
 from data.storage.remote import Access
 

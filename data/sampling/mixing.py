@@ -5,8 +5,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from data.sampling.clip import Sampling
 from data.sampling.order import EpochOrder, Layout, shuffled
+from data.sampling.types import Sampling
 
 
 def chance_of_pair(values: Sequence[Hashable]) -> float:

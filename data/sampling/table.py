@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sampling.clip import Clip
+from data.sampling.types import Clip
 from data.shards.format import KEY, Shard
 from data.shards.keys import safe_name, unique_names
 from data.shards.table import Selection, ShardList

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.sampling.clip import Clip
 from data.sampling.order import Layout, shuffled
+from data.sampling.types import Clip
 
 GAP = object()
 

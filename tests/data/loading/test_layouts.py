@@ -17,9 +17,9 @@ from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
 from data.loading.samples import Sample
 from data.loading.stream import ClipStream, DecodedClip, WorkerItem
-from data.sampling.clip import Clip, Sampling, Window
 from data.sampling.order import Layout
 from data.sampling.table import ClipTable
+from data.sampling.types import Clip, Sampling, Window
 from data.shards.format import Shard
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=6)  # clips of each shard

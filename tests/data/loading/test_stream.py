@@ -17,8 +17,8 @@ import data.loading.stream
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
-from data.sampling.clip import Clip
 from data.sampling.order import EpochOrder, Layout, shuffled
+from data.sampling.types import Clip
 from data.shards.format import Shard
 from tae.runtime.errors import UserError
 

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from data.sampling.clip import Sampling, Window
 from data.sampling.mixing import chance_in_batches, chance_of_pair
+from data.sampling.types import Sampling, Window
 
 CLASSES, EACH, SHARDS, READERS = 40, 50, 10, 16
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import data.loading.stream
 from data.loading.stream import plan_part
-from data.sampling.clip import Clip
 from data.sampling.order import EpochOrder, Layout, shuffled
 from data.sampling.table import ClipTable
+from data.sampling.types import Clip
 from data.shards.format import Shard
 from data.shards.table import Selection, ShardList, select
 from tests.references.order import epoch_order, in_turns, worker_clips

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tae.losses import Perceptual
 from tae.metrics.baseline import trilinear_baseline
@@ -69,6 +70,16 @@ def test_ssim_equals_scikit_image_with_a_gaussian_window(frames):
     expected = by_skimage(gaussian, *frames)
     # Border handling: `reflect` with and without the edge row, 1 % of the map. A sigma of 1 would differ by 0.02.
     torch.testing.assert_close(ssim(*frames).double(), expected, rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (37, 50), (128, 64)])
+def test_ssim_is_torchmetrics(size):
+    """In float64 the two orders of summation agree to 1e-13; one rounding to float32 is left: 6e-8."""
+    original, noise = torch.randint(0, 256, (2, 3, *size, 3), dtype=torch.uint8)
+    for reconstruction in (original, noise, (original // 2 + noise // 2).byte(), (original.float() * 0.9).byte()):
+        x, y = (frames.movedim(-1, 1).double() / 255 for frames in (original, reconstruction))
+        expected = structural_similarity_index_measure(y, x, data_range=1.0, reduction="none")
+        torch.testing.assert_close(ssim(original, reconstruction).double(), expected, rtol=0, atol=6e-8)
 
 
 def test_ssim_uniform_equals_scikit_image(frames):

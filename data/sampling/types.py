@@ -1,4 +1,4 @@
-"""A clip of a shard, and the window that becomes of it."""
+"""A clip of a shard, the window that is taken of it, and how clips are drawn."""
 
 from dataclasses import dataclass
 
