@@ -148,6 +148,8 @@ def frames_of(path: Path, count: int) -> Tensor:
     return torch.from_numpy(frames[start : start + count])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_i3d_knows_what_real_clips_show(shared_clips: Path) -> None:
     """The port is the right network: the expected class is among the first five of 400 for four clips of five."""
     from torchvision.models.video import R3D_18_Weights
