@@ -25,7 +25,7 @@ demo: install
 	$(RUN) train.py
 
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "$(TESTS)" --numprocesses $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "$(TESTS)" --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 20
 
 test-slow: install
 	$(RUN) -m pytest -m slow
