@@ -77,7 +77,7 @@ def test_the_reference_run_is_the_references() -> None:
     assert (data["num_frames"], data["resolution"], data["batch_size"]) == (32, 256, 1)
     assert (trainer["precision"], trainer["gradient_clip_val"], trainer["devices"]) == ("bf16-mixed", 1.0, 8)
     assert (optimizer["_target_"], optimizer["lr"], optimizer["weight_decay"]) == ("torch.optim.AdamW", 1e-5, 0.0)
-    weights = {name: term["weight"] for name, term in loss.items() if isinstance(term, dict)}
+    weights = {name: term["weight"] for name, term in loss.items() if isinstance(term, dict) and term["weight"]}
     assert weights == {"reconstruction": 1.0, "perceptual": 1.0, "kl": 1e-6, "opl": 1.0}
 
 

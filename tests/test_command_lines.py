@@ -67,7 +67,7 @@ def own_settings(command: str) -> list[str]:
     for key, value in leaves(config):
         if "${" in str(value) or "_target_" in str(value):  # values that nobody gives on a command line
             continue
-        if (command, key) == ("train", "scheduler"):  # a group of its own, with nothing in it
+        if value is None and key in GROUPS:  # a choice with nothing in it
             continue
         if value is None or value == "???":
             value = "tcp://host:8786"

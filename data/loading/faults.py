@@ -50,9 +50,9 @@ class FaultCount:
 
     def add(self, good: int, faults: Sequence[dict[str, str]]) -> None:
         """Count clips that were taken together, and name the failed ones in the file."""
+        self._recent += ((place, _number(fault["shard"])) for place, fault in enumerate(faults, self.taken + good + 1))
         self.taken += good + len(faults)
         self.failed += len(faults)
-        self._recent += ((self.taken, _number(fault["shard"])) for fault in faults)
         while self._recent and self._recent[0][0] <= self.taken - JUDGED_FROM:
             self._recent.popleft()
         if faults:

@@ -128,7 +128,7 @@ def read_index(url: str, option: str, access: Access) -> ShardIndex:
         ) from error
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{option}: {url} is not an index of shards ({error!r}). Prepare the folder again.") from error
     if not is_remote(url):
         there = set(os.listdir(Path(url).parent))  # noqa: PTH208

@@ -9,11 +9,12 @@ from filelock import FileLock
 from data.storage.cache import COPY_BLOCK, DamagedError
 from data.storage.remote import Access, open_file
 from tae.runtime.files import replacing
+from tae.runtime.paths import to_path
 
 
 def tables_folder() -> Path:
     """`tae/index` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tae" / "index"
+    return to_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tae" / "index"
 
 
 def fetch_table(address: str, access: Access, size: int, sha256: str) -> Path:

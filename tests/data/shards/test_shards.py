@@ -12,7 +12,6 @@ import pytest
 
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
-from data.shards.format import Shard
 from data.shards.index import find_shards, read_recipe
 from data.shards.reader import open_samples
 from data.storage.remote import Access, RetriedFile
@@ -25,10 +24,11 @@ def copied(shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards, tmp_path / "shards"))
 
 
-def test_a_recipe_in_words_has_no_python_in_it(tmp_path: Path) -> None:
+def test_a_recipe_in_words_has_no_python_in_it(copied: Path) -> None:
     recipe = {"dataset": "synthetic", "num_clips": {"train": 4, "val": 2, "test": 1}, "seed": 0, "shuffle": True}
-    (tmp_path / "index.json").write_text(json.dumps({"version": 1, "split": "test", "recipe": recipe, "shards": []}))
-    told = read_recipe(Shard(f"{tmp_path}/shard-000000.tar", {}), Access())
+    index = json.loads((copied / "index.json").read_text())
+    (copied / "index.json").write_text(json.dumps(index | {"split": "test", "recipe": recipe}))
+    told = read_recipe(find_shards(f"{copied}/*.tar", "x"), Access())
     assert told == "test of synthetic (num_clips 4/2/1, seed 0)"
 
 

@@ -142,7 +142,7 @@ def no_frames(path: Path) -> None:
     [
         (shorten, "frames.npy", r"frames\.npy holds uint32 \(12,\), not 13 of uint32"),
         (float_counts, "frames.npy", r"holds float32 \(13,\), not 13 of uint32"),
-        (objects, "frames.npy", "Object arrays cannot be loaded|python objects in dtype"),
+        (objects, "frames.npy", "Object arrays cannot be loaded|[Pp]ython objects in dtype"),
         (no_frames, "frames.npy", r"has frame counts that are not from 1 to"),
         (Path.unlink, "key.npy", "cannot be read"),
         (shorten, "key.npy", "its strings end elsewhere"),
