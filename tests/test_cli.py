@@ -244,6 +244,8 @@ def test_what_this_machine_lacks_is_said_at_once(tmp_path: Path, monkeypatch: py
 
 TYPOS = {
     "key": (["init_form=tiny"], "init_form is unknown. Did you mean init_from?"),
+    "group": (["experimnt=ucf101"], "experimnt is unknown. Did you mean experiment?"),
+    "empty group": (["debugg=quick"], "debugg is unknown. Did you mean debug?"),
     "nested key": (["data.frames=3"], "data.frames is unknown. Did you mean data.num_frames?"),
     "key of another group": (["num_frames=3"], "num_frames is unknown. Did you mean data.num_frames?"),
     "argument": (["trainer.overfit_batches=1"], "is given as +trainer.overfit_batches=1"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from tae.runtime.errors import first_line
 from tae.runtime.schema import suggestion
@@ -56,26 +56,29 @@ def unknown_keys(error: HydraException, config_folder: str, config_name: str, ov
             kept.remove(wrong)
             lines.append(wrong)
             try:
-                cfg = compose(config_name, overrides=kept)
+                cfg = compose(config_name, overrides=kept, return_hydra_config=True)
                 break
             except HydraException as another:
                 error = another
-    return [about(override.partition("=")[0], override, cfg) for override in lines]
+    groups = [str(name) for name in cfg.hydra.runtime.choices if "/" not in str(name)]  # also those that hold nothing
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return [about(override.partition("=")[0], override, cfg, groups) for override in lines]
 
 
 def is_about(error: HydraException, override: str) -> bool:
     return f"Could not override '{override.partition('=')[0]}'" in str(error)
 
 
-def about(key: str, override: str, cfg: DictConfig) -> str:
+def about(key: str, override: str, cfg: DictConfig, groups: Sequence[str]) -> str:
     """A key that is not in the config: the nearest one, or the way to add an argument that the config does not list."""
     parent, _, _ = key.rpartition(".")
-    node = cfg
+    node, top = cfg, list(dict.fromkeys([*map(str, cfg), *groups]))
     for name in parent.split(".") if parent else ():
         node = node.get(name) if isinstance(node, DictConfig) else None
         if not isinstance(node, DictConfig):
-            return f"{key} is unknown. {suggestion(key, [str(name) for name in cfg], cfg)}"
-    names = [f"{parent}.{name}" if parent else name for name in map(str, node)]
+            return f"{key} is unknown. {suggestion(key, top, cfg)}"
+    names = [f"{parent}.{name}" for name in map(str, node)] if parent else top
     text = f"{key} is unknown. {suggestion(key, names, cfg)}"
     if "_target_" in node:
         text += f" Another argument of {node['_target_']} is given as +{override}"
