@@ -42,6 +42,8 @@ NOT_RUN = {
     "push=true": "uploads to the hub",
     "download=true": "fetches 7 GB",
     "get=": "fetches packages; `make test-network` does",
+    "splits_dir=": "UCF-101's lists of its splits, a download; tests/data/ingest/ makes some",
+    "protocol=ucf101-17": "that split; tests/tae/evaluation/test_published.py measures by the protocol",
     "s3://": "no such bucket; tests/data/storage/test_remote.py reads from a local one",
     "experiment=ucf101_gan": "chooses by LPIPS, whose weights are fetched; test_adversarial_training.py trains small ones",
     "diffusers:": "weights of others; tests/tae/evaluation/test_peers.py makes small ones",
@@ -136,7 +138,9 @@ def made_small(command: Command) -> list[str]:
     chosen = {override.partition("=")[0] for override in given}
     if entry == "train" and not chosen & set(DEMO_UNLESS):
         less["experiment"] = "demo"
-    if entry in ("train", "evaluate") and ("data=synthetic" in given or not chosen & {"data", "experiment", "ckpt"}):
+    if entry in ("train", "evaluate") and (
+        "data=synthetic" in given or not chosen & {"data", "experiment", "ckpt", "source"}
+    ):
         less |= (
             SMALL_DATA
             | SMALL_CLIPS
@@ -151,7 +155,7 @@ def made_small(command: Command) -> list[str]:
         less = {name: value for name, value in less.items() if not name.startswith("model.")}
     if entry == "encode" and "resolution" in chosen:
         less["resolution"] = "32"
-    if entry == "evaluate" and "data=folder" in given:
+    if entry == "evaluate" and ("data=folder" in given or "source" in chosen):
         less |= {"data.num_workers": "0", "data.batch_size": "1"}
     kept = [override for override in given if override.partition("=")[0] not in less]
     flags = ["-m"] if re.search(r"\.py -m ", command.text) else []
@@ -204,9 +208,9 @@ def test_the_commands_of_a_page_run(page: str, reader: Path, tmp_path: Path) -> 
     shutil.copytree(reader, folder)
     commands = to_run(page)
     text = " ".join(command.text for command in commands)
-    if "data.prepare" not in text:
-        run_line("python -m data.prepare dataset=folder source=videos/", folder)
-        run_line("python -m data.prepare dataset=ucf101 source=UCF-101/", folder)
+    for dataset, source in (("folder", "videos/"), ("ucf101", "UCF-101/")):
+        if f"dataset={dataset}" not in text:
+            run_line(f"python -m data.prepare dataset={dataset} source={source}", folder)
     for command in commands:
         run(made_small(command), folder)
 
