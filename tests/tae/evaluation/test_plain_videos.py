@@ -5,23 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 
 from data.prepare import main as prepare
-from tae import TemporalAutoencoder, UserError
+from tae import UserError
 from tae.evaluation.run import evaluate
 from tae.runtime.cli import CONFIG_FOLDER
 from tests.references.video import numbered_video
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        TemporalAutoencoder(4, (1, 1, 1, 1), encoder_blocks=1, decoder_blocks=1, norm_groups=2).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -30,15 +30,6 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        TemporalAutoencoder(4, (1, 1, 1, 1), encoder_blocks=1, decoder_blocks=1, norm_groups=2).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five videos of different lengths and sizes in two class folders, and two files that are none."""
     folder = tmp_path_factory.mktemp("videos")
