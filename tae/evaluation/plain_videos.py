@@ -44,9 +44,8 @@ def prepare_source(cfg: DictConfig, settings: DictConfig) -> DictConfig:
     folder = OmegaConf.load(Path(CONFIG_FOLDER) / "data" / "folder.yaml")
     defaults = OmegaConf.load(Path(CONFIG_FOLDER) / "prepare.yaml")
     output = Path(cfg.output_dir) / SHARDS
-    with FileLock(
-        Path(cfg.output_dir) / f".{SHARDS}.lock"
-    ):  # of several processes the first one works, the others look
+    lock = Path(cfg.output_dir) / f".{SHARDS}.lock"
+    with FileLock(lock):  # of several processes the first one works, the others find its work
         outcome = prepare(
             dataset="folder",
             source=to_path(cfg.source),
