@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, publish
-from data.decode import READERS, DecodeError, as_path, read_frames
+from data.decode import VIDEO_READERS, DecodeError, as_path, read_frames
 from tae.runtime.errors import UserError
 from tae.video.reader import VideoReader
 
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", nargs="+", type=Path, required=True, help="files and folders")
-    parser.add_argument("--readers", nargs="+", choices=list(READERS), default=list(READERS))
+    parser.add_argument("--readers", nargs="+", choices=list(VIDEO_READERS), default=list(VIDEO_READERS))
     parser.add_argument("--num-frames", type=int, default=32)
     parser.add_argument("--windows", type=int, default=3, help="of each file")
     parser.add_argument("--output", type=Path, default=RESULTS)

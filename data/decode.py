@@ -1,4 +1,4 @@
-"""The frames of a video file at given indices, from memory, by one of three readers.
+"""The frames of a video file at given indices, from memory, by one of three readers; an image is a video of one frame.
 
 A reader finds a frame by jumping to a keyframe, and where it lands differs: which one is right for a file is found out
 at preparation (`data.ingest.check`) and recorded in the sample's metadata. PyAV (`tae.video.seeking`) is right wherever the
@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 from tae.runtime.errors import first_line
 from tae.video.facts import HD_HEIGHT, MAX_ASPECT, MAX_PIXELS, VideoError
+from tae.video.image import image_size, is_image, open_image, to_pixels
 from tae.video.seeking import PacketReader
 
 
@@ -178,14 +180,41 @@ class TorchCodecFile(VideoFile):
         return self._decoder[index].numpy()
 
 
-READERS: dict[str, Callable[[str], VideoFile]] = {"decord": DecordFile, "pyav": PyAVFile, "torchcodec": TorchCodecFile}
+class ImageFile(VideoFile):
+    """A JPEG, PNG or WebP picture (`tae.video.image`): one frame, at no rate (`fps` is 0)."""
+
+    fps = 0.0
+
+    def __init__(self, path: str) -> None:
+        self._content = Path(path).read_bytes()
+        try:
+            with open_image(self._content) as image:
+                self.size = image_size(image)
+        except VideoError as error:
+            raise DecodeError(f"cannot be opened: {error.reason}") from error
+
+    def __len__(self) -> int:
+        return 1
+
+    def _decode(self, index: int, seek: bool) -> np.ndarray:
+        with open_image(self._content) as image:
+            return to_pixels(image)
+
+
+IMAGE_READER = "pillow"
+VIDEO_READERS: dict[str, Callable[[str], VideoFile]] = {
+    "decord": DecordFile,
+    "pyav": PyAVFile,
+    "torchcodec": TorchCodecFile,
+}
+READERS = VIDEO_READERS | {IMAGE_READER: ImageFile}
 
 
 def choose_reader(decoder: str, recorded: str) -> str:
     """The reader for a file, "" for `open_video`'s own choice.
 
     Args:
-        decoder: "auto"; "pyav", which is right for every file; or another reader, for the files of which preparation
+        decoder: "auto"; "pyav", which is right for every video; or another reader, for the files of which preparation
             recorded nothing else.
         recorded: the reader that preparation found right, "" where it recorded none.
 
@@ -194,22 +223,23 @@ def choose_reader(decoder: str, recorded: str) -> str:
     """
     if recorded not in ("", *READERS):
         raise DecodeError(f"its metadata ask for the unknown reader {recorded}")
-    if decoder == "auto":
+    if decoder == "auto" or recorded == IMAGE_READER:
         return recorded
     return decoder if decoder == "pyav" else recorded or decoder
 
 
 @contextmanager
 def open_video(video: bytes, reader: str = "") -> Iterator[VideoFile]:
-    """Open the bytes of a video file; raises DecodeError where the reader cannot.
+    """Open the bytes of a video or image file; raises DecodeError where the reader cannot.
 
     Args:
-        reader: "decord", "pyav" or "torchcodec"; without it decord, but PyAV where the picture is so high that players take
-            BT.709 for files that do not state a matrix, which decord does not know.
+        reader: "decord", "pyav", "torchcodec", or "pillow" for images; without it what the bytes ask for: of videos
+            decord, but PyAV where the picture is so high that players take BT.709 for files that do not state a matrix,
+            which decord does not know.
     """
     with as_path(video) as path:
-        file = READERS[reader or "decord"](path)
-        if not reader and max(file.size) >= HD_HEIGHT:
+        file = READERS[reader or (IMAGE_READER if is_image(video) else "decord")](path)
+        if not reader and isinstance(file, DecordFile) and max(file.size) >= HD_HEIGHT:
             file = PyAVFile(path)
         with closing(file):
             yield file

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.decode import DecodeError, as_path, open_video
+from data.decode import IMAGE_READER, DecodeError, as_path, open_video
 from tae.video.facts import VideoError, VideoFacts
+from tae.video.image import is_image, open_image, to_pixels
 from tae.video.reader import VideoReader
 
 GRID = 32  # pixels along each side at which two decoders' frames are compared
@@ -33,6 +34,7 @@ class RefusedError(Exception):
 class Facts:
     """What is in an accepted file, as training reads it.
 
+    fps, duration: 0 for an image
     width, height: as displayed: turned as the file asks, with square pixels
     seekable: False: frames must be read from the start, see `data.decode.VideoFile.each_frame`
     reader:   which reader of `data.decode` is right for the file
@@ -67,6 +69,41 @@ class DecodedFile:
     has_times: bool
     keyframes: Collection[int]
     points: list[np.ndarray] = field(default_factory=list)  # of each frame, see `_points`
+
+
+def check_content(content: bytes, interlaced: str = "refuse") -> Facts | str:
+    """Facts about a video or image file, by what its bytes are, or the reason in plain words why it cannot be used."""
+    try:
+        return examine_image(content) if is_image(content) else examine(content, interlaced)
+    except (RefusedError, DecodeError) as reason:
+        return str(reason)
+
+
+def examine_image(content: bytes) -> Facts:
+    """Facts about a picture that decodes.
+
+    Raises:
+        RefusedError: it does not, or is none.
+    """
+    try:
+        with open_image(content) as image:
+            height, width = to_pixels(image).shape[:2]
+            codec = "jpeg" if image.format == "MPO" else (image.format or "").lower()
+    except VideoError as error:
+        raise RefusedError(error.reason) from error
+    return Facts(
+        num_frames=1,
+        fps=0.0,
+        width=width,
+        height=height,
+        duration=0.0,
+        codec=codec,
+        sha256=hashlib.sha256(content).hexdigest(),
+        seekable=True,
+        reader=IMAGE_READER,
+        matrix="rgb",
+        full_range=True,
+    )
 
 
 def check_video(video: bytes, interlaced: str = "refuse", decoder: str = "auto") -> Facts | str:

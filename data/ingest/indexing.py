@@ -16,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.decode import DecodeError, as_path, open_video
+from data.decode import IMAGE_READER, DecodeError, as_path, open_video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.columns import STRING
-from data.shards.format import COLUMN_KINDS, COLUMN_NAME, VIDEO_EXTENSIONS, Shard
+from data.shards.format import COLUMN_KINDS, COLUMN_NAME, Shard, media_of
 from data.shards.index_writer import write_table
 from data.shards.metadata import CAPTION, read_metadata, with_caption
 from data.shards.reader import open_samples
@@ -29,6 +29,7 @@ from tae.runtime.errors import UserError
 from tae.runtime.files import replacing, write_text
 from tae.runtime.progress import progress_bar
 from tae.video.facts import VideoError
+from tae.video.image import is_image
 from tae.video.seeking import PacketReader
 
 WORK = ".indexing"  # folder of what is done, until the index is written
@@ -158,9 +159,9 @@ def _row_of(sample: dict[str, Any], columns: Sequence[str]) -> dict[str, Any] | 
     """What the table says of a sample, or why it cannot be used."""
     if fault := sample.get("__fault__"):
         return fault
-    videos = [content for extension, content in sample.items() if extension in VIDEO_EXTENSIONS]
+    videos = media_of(sample)
     if len(videos) != 1:
-        return f"{len(videos)} video files under one key, one is expected"
+        return f"{len(videos)} video or image files under one key, one is expected"
     try:
         facts = probe_video(videos[0])
     except (VideoError, DecodeError) as error:
@@ -170,11 +171,15 @@ def _row_of(sample: dict[str, Any], columns: Sequence[str]) -> dict[str, Any] | 
 
 
 def probe_video(video: bytes) -> dict[str, Any]:
-    """Frames, rate and size of a video file, and the reader that finds its frames; decodes one frame.
+    """Frames, rate and size of a video or image file, and the reader that finds its frames; decodes one frame of a video.
 
     Raises:
         VideoError, DecodeError: it cannot be used.
     """
+    if is_image(video):
+        with open_video(video, IMAGE_READER) as file:
+            height, width = file.size
+        return {"frames": 1, "fps": 0.0, "width": width, "height": height, "reader": IMAGE_READER}
     with as_path(video) as path:
         packets = PacketReader(path)
         try:

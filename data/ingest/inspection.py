@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data.decode import DecodeError, choose_reader, read_frames
 from data.ingest.verification import find_folders, read_sample_metadata, shards_of
-from data.shards.format import VIDEO_EXTENSIONS
+from data.shards.format import media_of
 from data.shards.metadata import read_metadata
 from data.shards.reader import open_samples
 from tae.runtime.console import plain_console
@@ -39,7 +39,7 @@ def samples_table(folders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What a column says about samples, given by their metadata."""
     frames = [sample["num_frames"] for sample in samples]
-    seconds = [sample["num_frames"] / sample["fps"] for sample in samples]
+    seconds = [sample["num_frames"] / sample["fps"] if sample["fps"] else 0.0 for sample in samples]  # 0: an image
     return {
         "clips": str(len(samples)),
         "frames": f"{sum(frames):,}",
@@ -91,7 +91,7 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
 def _tile(sample: Mapping[str, Any], num_frames: int, known: str) -> Image.Image:
     """A sample's middle frame with its key; `known` is its reader by the index."""
     tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION_HEIGHT), "white")
-    (video,) = (content for name, content in sample.items() if name in VIDEO_EXTENSIONS)
+    (video,) = media_of(sample)
     try:
         metadata = read_metadata(sample)
         seekable, reader = metadata.get("seekable", True), choose_reader("auto", known or metadata.get("reader", ""))

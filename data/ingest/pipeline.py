@@ -11,20 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.decode import READERS
+from data.decode import VIDEO_READERS
 from data.ingest.journal import Journal, Origin
 from data.ingest.shots import Encoding
 from data.ingest.sources import find_videos, root_of
 from data.ingest.splits import Video, assign_splits
 from data.ingest.staging import WHEN_FULL, Checked, StagedClip, StagingTask, stage_file, write_whole
 from data.processes.pool import Engine, Failure, run_isolated
-from data.shards.format import VIDEO_EXTENSIONS
+from data.shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from data.shards.writer import ShardWriter
 from tae.runtime.errors import UserError
 from tae.runtime.progress import progress_bar
 from tae.video.facts import INTERLACED
 
-DATASETS = ("ucf101", "mixkit", "folder")
+DATASETS = ("ucf101", "mixkit", "folder", "images")
 KEPT_AS_IT_IS = ("refuse", "keep")  # what may be done with interlaced video whose bytes are kept
 DUPLICATE = "same content as"
 
@@ -63,7 +63,7 @@ def prepare(
     same bytes for any engine and any number of interruptions.
 
     Args:
-        dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos).
+        dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos), or `images`.
         source: a folder, or a list (`data.ingest.lists`).
         split: `group`, `random`, `official1|2|3`, `list`, `none` (all train) or `test` (all test); None is `list` where
             the source names splits, else `group` where groups are known (ucf101, a list with groups, `group_pattern`),
@@ -92,16 +92,17 @@ def prepare(
         raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
     candidates, rejected = find_videos(source, dataset, output, columns, group_pattern, root)
     if not candidates:
+        what, extensions = ("images", IMAGE_EXTENSIONS) if dataset == "images" else ("videos", VIDEO_EXTENSIONS)
         example = f" For example, {rejected[0][0]}: {rejected[0][1]}." if rejected else ""
-        raise UserError(
-            f"source={source} holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}).{example}"
-        )
+        raise UserError(f"source={source} holds no {what} (by extension: {', '.join(sorted(extensions))}).{example}")
+    if encoding and dataset == "images":
+        raise UserError("reencode=true is for videos; dataset=images keeps the files as they are.")
     if interlaced not in (INTERLACED if encoding else KEPT_AS_IT_IS):
         raise UserError(
             f"interlaced={interlaced} is not allowed: refuse or keep, and with reencode=true also deinterlace."
         )
-    if decoder not in ("auto", *READERS):
-        raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(READERS)}.")
+    if decoder not in ("auto", *VIDEO_READERS):
+        raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(VIDEO_READERS)}.")
     split = split or default_split(candidates)
     recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
     recipe |= {"shuffle": shuffle} | ({"group_pattern": group_pattern} if group_pattern else {})

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from data.ingest.lists import Row, read_list
 from data.ingest.splits import UCF101_NAME, Video
-from data.shards.format import VIDEO_EXTENSIONS
+from data.shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from data.shards.keys import UniqueKeys
 from tae.runtime.errors import UserError
 from tae.runtime.paths import list_files, to_path
@@ -58,6 +58,11 @@ def find_videos(
     return candidates, rejected
 
 
+def kind_of(dataset: str) -> tuple[str, frozenset[str]]:
+    """What a dataset is made of, in words, and the extensions of its files."""
+    return ("an image", IMAGE_EXTENSIONS) if dataset == "images" else ("a video", VIDEO_EXTENSIONS)
+
+
 def root_of(source: Path, root: Path | None = None) -> Path:
     """What the paths of a source's videos are relative to; `root` as in `find_videos`."""
     if source.is_dir():
@@ -91,8 +96,9 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _why_not(path: PurePosixPath, dataset: str) -> str:
-    if not _has_video_extension(path):
-        return f"not a video by its extension ({path.suffix or 'none'})"
+    kind, extensions = kind_of(dataset)
+    if path.suffix.lower().lstrip(".") not in extensions:
+        return f"not {kind} by its extension ({path.suffix or 'none'})"
     if dataset == "ucf101" and not UCF101_NAME.match(path.stem):
         return "not named v_<Class>_gXX_cYY as the clips of UCF-101 are (use dataset=folder for other videos)"
     return ""

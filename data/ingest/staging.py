@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from data.decode import DecodeError
-from data.ingest.check import DecodedFile, Facts, RefusedError, decode_sound, examine, facts_about
+from data.ingest.check import DecodedFile, Facts, RefusedError, decode_sound, examine, examine_image, facts_about
 from data.ingest.shots import Encoding, encode_shots, find_shots
-from data.shards.format import MAX_VIDEO_BYTES
+from data.shards.format import IMAGE_EXTENSIONS, MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
 
 SAME_COLOUR = 6.0  # of 255, mean of a picture at some 1,000 points
@@ -89,7 +89,9 @@ def stage_file(task: StagingTask) -> Checked | str:
 
 
 def _original(task: StagingTask, video: bytes) -> Iterator[StagedClip]:
-    clip = StagedClip(task.key, task.path.suffix.lower().lstrip("."), examine(video, task.interlaced, task.decoder))
+    extension = task.path.suffix.lower().lstrip(".")
+    facts = examine_image(video) if extension in IMAGE_EXTENSIONS else examine(video, task.interlaced, task.decoder)
+    clip = StagedClip(task.key, extension, facts)
     write_whole(task.folder / clip.file_name, video)
     yield clip
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.ingest.check import check_video
+from data.ingest.check import check_content
 from data.processes.pool import Engine, Failure, run_isolated
-from data.shards.format import INDEX, VIDEO_EXTENSIONS, Shard
+from data.shards.format import INDEX, MEDIA_EXTENSIONS, Shard, media_of
 from data.shards.index import find_shards, read_index
 from data.shards.metadata import read_metadata
+from data.shards.reader import open_samples
 from data.shards.table import ShardIndex
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
@@ -121,13 +122,12 @@ def check_shard(task: ShardTask) -> list[str]:
 def _check_videos(task: ShardTask) -> Iterator[str]:
     """Whether a shard of others holds the videos that its index lists; what else is in it is nobody's promise."""
     missing = dict(task.entry["frames"])
-    wanted = VIDEO_EXTENSIONS if task.decode else ()
-    for name, video in read_members(task.path, wanted):
-        key, _, extension = name.rpartition(".")
-        if extension.lower() in VIDEO_EXTENSIONS and missing.pop(key, None) is not None and task.decode:
-            facts = check_video(video, interlaced="keep")
-            if isinstance(facts, str):
-                yield f"{key}: {facts}"
+    with open_samples(Shard(str(task.path), {}), None) as samples:
+        for sample in samples:
+            key = sample["__key__"]
+            if missing.pop(key, None) is not None and task.decode:
+                facts = [check_content(content, interlaced="keep") for content in media_of(sample)]
+                yield from (f"{key}: {fault}" for fault in facts if isinstance(fault, str))
     yield from (f"{key}: is in the index, but not in the shard" for key in missing)
 
 
@@ -136,10 +136,10 @@ def _check_members(task: ShardTask) -> Iterator[str]:
     halves: dict[str, dict[str, bytes]] = {}  # a video and its metadata follow one another, in either order
     for name, content in read_members(task.path):
         key, _, extension = name.partition(".")
-        kind = "video" if extension in VIDEO_EXTENSIONS else extension
+        kind = "video" if extension in MEDIA_EXTENSIONS else extension
         sample = halves.setdefault(key, {})
         if key not in missing or kind not in ("video", "json") or kind in sample:
-            yield f"{name}: does not belong there (not in the index, or no video and no json)"
+            yield f"{name}: does not belong there (not in the index, or no video, image or json)"
             continue
         sample[kind] = content
         if len(sample) == 2:
@@ -185,14 +185,14 @@ def _check_sample(video: bytes, text: bytes, row: Mapping[str, Any], decode: boo
     elif other := [name for name, value in row.items() if metadata[name] != value]:
         yield f"its {other[0]} is {metadata[other[0]]} by its metadata, {row[other[0]]} by the index"
     elif decode:
-        facts = check_video(video, interlaced="keep")  # whether that may be was decided at preparation
+        facts = check_content(video, interlaced="keep")  # whether that may be was decided at preparation
         if isinstance(facts, str):
             yield facts
         elif facts.num_frames != num_frames:
             yield f"{facts.num_frames} frames decode, the index says {num_frames}"
 
 
-def read_members(path: Path, wanted: Collection[str] = VIDEO_EXTENSIONS) -> Iterator[tuple[str, bytes]]:
+def read_members(path: Path, wanted: Collection[str] = MEDIA_EXTENSIONS) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each file in a shard; only those with a `wanted` extension and the metadata are read."""
     with tarfile.open(path, "r:") as shard:
         for member in shard:

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.decode import IMAGE_READER
 from data.sampling.types import Clip
-from data.shards.format import VIDEO_EXTENSIONS, read_json
+from data.shards.format import media_of, read_json
 from data.shards.metadata import read_metadata, with_caption
 from data.shards.reader import open_samples
 from data.storage.address import is_remote
@@ -18,7 +19,7 @@ from data.storage.remote import Access
 
 @dataclass(frozen=True)
 class Sample:
-    """What a shard holds for a clip: the video file's bytes and how to read them, or why there are none."""
+    """What a shard holds for a clip: the bytes of the video or image file and how to read them, or why there are none."""
 
     clip: Clip
     video: bytes = b""
@@ -119,9 +120,9 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
     """Check a sample; with `verify` also its bytes, by the hash in its metadata (a shard in the cache was checked whole)."""
     if fault := sample.get("__fault__"):
         return Sample(clip, fault=fault)
-    videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
+    videos = media_of(sample)
     if len(videos) != 1:
-        return Sample(clip, fault=f"{len(videos)} video files under one key, one is expected")
+        return Sample(clip, fault=f"{len(videos)} video or image files under one key, one is expected")
     known = clip.shard.known.get(clip.key)
     try:
         if known is None:
@@ -134,7 +135,7 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
         label = "" if metadata.get("label") is None else str(metadata["label"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
-    if not (math.isfinite(fps) and fps > 0):
+    if not (math.isfinite(fps) and (fps > 0 or (fps == 0 and reader == IMAGE_READER))):
         return Sample(clip, fault=f"its metadata states {fps} frames a second")
     if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
         return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")

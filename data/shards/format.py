@@ -25,6 +25,8 @@ OPTIONAL_COLUMNS = {
 VIDEO_EXTENSIONS = frozenset(
     ["3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"]
 )
+IMAGE_EXTENSIONS = frozenset(["jpeg", "jpg", "png", "webp"])
+MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 # Bounds, checked before memory is taken: shards and indexes may come from anybody.
 MAX_INDEX_BYTES = 1 << 30  # a list of some ten million clips, or a table's of as many shards
 MAX_JSON_BYTES = 1 << 20  # a clip's metadata
@@ -56,6 +58,14 @@ class Shard:
     def begin_of(self, keys: Collection[str]) -> int:
         """A position in the file before which none of these samples lies."""
         return min((offset for key, offset in zip(self.frames, self.offsets, strict=False) if key in keys), default=0)
+
+
+def media_of(sample: Mapping[str, Any]) -> list[Any]:
+    """What a sample's members hold to train on: its videos, or where it has none (a picture may be a preview) its images."""
+    for extensions in (VIDEO_EXTENSIONS, IMAGE_EXTENSIONS):
+        if found := [content for extension, content in sample.items() if extension in extensions]:
+            return found
+    return []
 
 
 def read_json(text: bytes) -> Any:

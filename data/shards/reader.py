@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES, VIDEO_EXTENSIONS, Shard
+from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES, MEDIA_EXTENSIONS, Shard
 from data.storage.remote import Access, open_file
 
 TEXTS = {"json", "txt"}
-READ = VIDEO_EXTENSIONS | TEXTS
+READ = MEDIA_EXTENSIONS | TEXTS
 
 
 @contextmanager
@@ -18,8 +18,8 @@ def open_samples(
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Iterate over the wanted samples of a shard, or over all.
 
-    A sample is a dict with `__key__`, the video under its extension, `json` and `txt` where it has them, and `__offset__`,
-    where it begins. The key is all of a member's name before its last extension.
+    A sample is a dict with `__key__`, the video or image under its extension, `json` and `txt` where it has them, and
+    `__offset__`, where it begins. The key is all of a member's name before its last extension.
 
     The other members are passed over without being read. A sample that breaks a bound has `__fault__` in the place of
     what breaks it.

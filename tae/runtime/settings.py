@@ -110,7 +110,7 @@ class Prepare(Section):
         label: str | None
         group: str | None
 
-    dataset: Literal["ucf101", "mixkit", "folder"]
+    dataset: Literal["ucf101", "mixkit", "folder", "images"]
     source: str
     output: str
     download: bool

@@ -134,7 +134,7 @@ def find_stream(container: InputContainer, name: object) -> av.VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream):
         raise VideoError(name, "no video stream in the file")
-    _refuse_absurd(stream.codec_context.height, stream.codec_context.width, name)  # before a picture is decoded
+    refuse_absurd(stream.codec_context.height, stream.codec_context.width, name)  # before a picture is decoded
     return stream
 
 
@@ -149,7 +149,7 @@ def facts_of(stream: av.VideoStream, first: av.VideoFrame, name: object) -> Vide
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     width = round(first.width * aspect) if abs(aspect - 1) > SQUARE else first.width
     size = (width, first.height) if orientation.transposed else (first.height, width)
-    _refuse_absurd(*size, name)
+    refuse_absurd(*size, name)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     codec = stream.codec_context.codec.canonical_name
     coded_size = (first.height, first.width)
@@ -206,7 +206,12 @@ def find_damage(decoded: int, stated: int, failed: int, corrupt: int, error: str
     return ""
 
 
-def _refuse_absurd(height: int, width: int, name: object) -> None:
+def refuse_absurd(height: int, width: int, name: object) -> None:
+    """Refuse pictures that no memory should be taken for.
+
+    Raises:
+        VideoError: they have more than MAX_PIXELS pixels, or are longer than MAX_ASPECT times their width.
+    """
     if height * width > MAX_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):
         raise VideoError(name, f"claims pictures of {width}x{height} pixels, which is beyond all use")
 
