@@ -2,7 +2,7 @@
 
     python -m benchmarks.cluster
 
-The plans are those that training makes (`data.sampling.order`), for all workers of some nodes; nothing is read. Three tables:
+The plans are those that training makes (`data.sampling.order`), for all workers of some nodes; nothing is read. Tables:
 
     reads       what planning takes, what an epoch and a resume read, with and without the offsets of samples in their shards
     cache       how often a shard is found in a node's cache

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from benchmarks.cluster import Cluster, after_a_resume, measure_cache, measure_stragglers, part_of, runs_of
+from benchmarks.cluster import Cluster, after_a_resume, measure_cache, measure_stragglers, opened, part_of, runs_of
 from data.loading.loader import BATCHES_AHEAD
 from data.sampling.order import EpochOrder, Layout
 
-COUNTS = np.array([7, 0, 12, 5, 9, 11, 8])
+COUNTS = np.array([7, 0, 12, 5, 9, 40, 8])
 CLUSTER = Cluster(COUNTS, nodes=2, ranks=1, workers=2, clip_mb=1.0, buffer=4)
 
 
@@ -46,6 +46,19 @@ def test_a_cache_that_holds_the_set_misses_nothing_but_what_is_new() -> None:
     assert row["fetched by a node in that (TB)"] == 0.0
     (none,) = measure_cache(CLUSTER, 1, [0.0], epochs=2)
     assert none["found, epoch 2"] == 0.0
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 4])
+def test_the_longest_unused_shard_is_dropped(room: int) -> None:
+    recent: list[int] = []
+    for epoch in range(4):
+        stream = list(opened(CLUSTER, 0, epoch, 3))
+        found = 0
+        for shard in stream:
+            found += shard in recent
+            recent = [*(kept for kept in recent if kept != shard), shard][-room:]
+    (row,) = measure_cache(CLUSTER, 3, [room * COUNTS.mean() / 1e6], epochs=4)
+    assert row["found, epoch 4"] == found / len(stream)
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(1, 0.4), (2, 0.2), (4, 0.17)])
