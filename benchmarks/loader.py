@@ -251,7 +251,7 @@ def find_corpus(patterns: Sequence[str], arguments: argparse.Namespace, folder: 
     for path, sample in zip(paths, chosen, strict=True):
         path.write_bytes(sample.video)
     clips = [sample.clip for sample in chosen]
-    return Corpus(clips, [sample.video for sample in chosen], paths, module.window, arguments.batch)
+    return Corpus(clips, [sample.video for sample in chosen], paths, module.stream.window, arguments.batch)
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ class Batch(TypedDict):
     keys:   of the b clips, each the name of its sample in the shards
     fps:    frames a second of each
     labels: of each, "" where it has none
+    source: the name of the stream that all of them are of (`data.loading.mixture`), where there are several
     metadata: what `data.metadata` names, of each clip; None where it does not say. Left out where nothing is named
     """
 
@@ -19,4 +20,5 @@ class Batch(TypedDict):
     keys: list[str]
     fps: list[float]
     labels: NotRequired[list[str]]
+    source: NotRequired[str]
     metadata: NotRequired[dict[str, list[Any]]]

@@ -10,18 +10,17 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch.distributed as dist
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
+from data.loading.mixture import MixedLoader
+from data.sampling.mixture import Bounds, Source, Stream, check_bounds, divide_workers, make_streams
 from data.sampling.table import ClipTable
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.types import Clip, Sampling, Window
-from data.sampling.windows import EvalWindow, ShortClip, window_span
-from data.shards.columns import Strings
+from data.sampling.usable import find_clips
+from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.index import find_shards, read_recipe
-from data.shards.table import Selection, ShardList, select
-from data.storage.address import is_remote
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
@@ -30,7 +29,6 @@ from tae.runtime.paths import to_path
 from tae.runtime.schema import check_arguments
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
-Bounds = Sequence[float | None]  # lowest and highest value of a column
 SPLITS = ("train", "val", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), None: SPLITS}
 
@@ -78,6 +76,8 @@ class ClipDataModule(LightningDataModule):
         filter: for each column of numbers in the index the lowest and highest value of the clips that are used; None has no
             bound.
         metadata: fields of the samples' metadata that batches have as `metadata`; `caption` may be in a `.txt`.
+        sources: several sources of training clips by name, each with settings as `data.sampling.mixture.Source` takes them;
+            each batch is of one, which it names; one that is None is left out. `num_workers` are divided among them.
 
     Raises:
         UserError: an argument is out of its range; in `setup`, shards that are missing or do not fit their index,
@@ -111,6 +111,7 @@ class ClipDataModule(LightningDataModule):
         index: str | None = None,
         filter: Mapping[str, Bounds] | None = None,
         metadata: Sequence[str] = (),
+        sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
     ) -> None:
         check_arguments(ClipDataModule, locals())
         super().__init__()
@@ -119,7 +120,7 @@ class ClipDataModule(LightningDataModule):
         if unknown := set(shards) - set(SPLITS):
             raise UserError(f"shards: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
         self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards))
-        self.window = Window(
+        window = Window(
             num_frames,
             frame_stride,
             resolution,
@@ -128,37 +129,50 @@ class ClipDataModule(LightningDataModule):
             place=eval_window,
             interpolation=interpolation,
         )
-        self.batch_size = batch_size
+        self.stream = Stream(
+            name="",
+            option="data.shards.train",
+            shards=self.shards.get("train"),
+            window=window,
+            batch_size=batch_size,
+            short_clip=short_clip,
+            shuffle_buffer=shuffle_buffer,
+            interleave=interleave,
+            index=index,
+            bounds=check_bounds(filter or {}),
+        )
+        self.streams = make_streams(self.stream, sources)
         self.num_workers = num_workers
-        self.short_clip = short_clip
         self.max_skipped = max_skipped
-        self.shuffle_buffer = shuffle_buffer
-        self.interleave = interleave
         self.seed = seed
         self.output_dir = to_path(output_dir)
         self.decode_timeout = decode_timeout
         cache = None if cache_dir is None else ShardCache(to_path(cache_dir), round(cache_gb * 1e9))
         self.access = Access(read_tries, read_timeout, cache, allow_pipe)
-        self.index = index
-        self.bounds = check_bounds(filter or {})
         self.metadata = tuple(metadata)
-        self.clips: dict[str, ClipTable] = {}
+        self.clips: dict[str, ClipTable] = {}  # of each split, or of "train/NAME" for each of several sources
         self._named: dict[str, ClipTable] = {}  # those of evaluations, each under a name of its own
-        self._training: list[ClipLoader] = []
+        self._training: list[ClipLoader | MixedLoader] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Find and check the clips of the stage's splits; opens no shard."""
-        splits = [split for split in SPLITS_OF_STAGE[stage] if self.shards.get(split) is not None]
-        for split in splits:
-            if split not in self.clips:
-                self.clips[split] = self._find_clips(split)
+        batches = 0  # bytes of one of each worker
+        for split in SPLITS_OF_STAGE[stage]:
+            streams = [stream for stream in self._streams_of(split) if stream.shards is not None]
+            for stream, workers in zip(streams, divide_workers(self.num_workers, streams), strict=True):
+                self._clips_of(split, stream)
+                batches += workers * math.prod(stream.shape)
         processes = 1 if self.trainer is None else self.trainer.num_devices
-        pieces = self.num_workers * (BATCHES_AHEAD + 1) * len(splits) * processes
-        check_shared_memory(pieces * math.prod(self.window.shape(self.batch_size)))
+        check_shared_memory(processes * (BATCHES_AHEAD + 1) * batches)
 
-    def train_dataloader(self) -> ClipLoader:
-        """The endless, shuffled stream; its position is saved with the checkpoint."""
-        loader = self._loader("train", self._clips_of("train"), self.shuffle_buffer)
+    def train_dataloader(self) -> ClipLoader | MixedLoader:
+        """The endless, shuffled stream, or several of them; their positions are saved with the checkpoint."""
+        loaders = {
+            stream.name: self._loader("train", stream, self._clips_of("train", stream), workers)
+            for stream, workers in zip(self.streams, divide_workers(self.num_workers, self.streams), strict=True)
+        }
+        weights = {stream.name: stream.weight for stream in self.streams}
+        loader = MixedLoader(loaders, weights, self.seed) if len(loaders) > 1 else loaders[self.streams[0].name]
         self._training.append(loader)
         return loader
 
@@ -177,37 +191,39 @@ class ClipDataModule(LightningDataModule):
 
     def describe(self, split: str) -> dict[str, Any]:
         """What a number on this split has to be told with: its shards, how they were split, the window and its size."""
-        option, patterns = f"data.shards.{split}", self.shards[split]
+        option, patterns, window = f"data.shards.{split}", self.shards[split], self.stream.window
         return {
             "shards": [patterns] if isinstance(patterns, str) else list(patterns or ()),
-            "split": read_recipe(find_shards(patterns or (), option, self.access, self.index), self.access),
-            "num_frames": self.window.num_frames,
-            "frame_stride": self.window.frame_stride,
-            "resolution": self.window.resolution,
-            "eval_window": self.window.place,
-            "interpolation": self.window.interpolation,
+            "split": read_recipe(find_shards(patterns or (), option, self.access, self.stream.index), self.access),
+            "num_frames": window.num_frames,
+            "frame_stride": window.frame_stride,
+            "resolution": window.resolution,
+            "eval_window": window.place,
+            "interpolation": window.interpolation,
         }
 
     def eval_dataloader(self, split: str, only: Sequence[str] | None = None) -> ClipLoader:
         """Each clip of a split once over all processes, or only those with the given keys, in the index's order."""
+        (stream,) = self._streams_of(split)
         if split not in self._named:
-            self._named[split] = self._clips_of(split).named()
+            self._named[split] = self._clips_of(split, stream).named()
         clips: Sequence[Clip] = self._named[split]
         if only is not None:
             wanted = set(only)
             clips = [clip for clip in clips if clip.name in wanted]
             if missing := wanted - {clip.name for clip in clips}:
                 raise UserError(f"{split} has no usable clip {min(missing)} ({len(missing)} of {len(only)} missing).")
-        return self._loader(split, clips, None)
+        return self._loader(split, stream, clips, self.num_workers)
 
-    def _loader(self, split: str, clips: Sequence[Clip], shuffle_buffer: int | None) -> ClipLoader:
+    def _loader(self, split: str, stream: Stream, clips: Sequence[Clip], num_workers: int) -> ClipLoader:
         rank, world_size = self._place()
+        buffer = stream.shuffle_buffer if split == "train" else None
         return ClipLoader(
-            name=split,
+            name=_name(split, stream),
             clips=clips,
-            sampling=Sampling(self.window, self.batch_size, shuffle_buffer, self.seed, self.interleave, self.metadata),
+            sampling=Sampling(stream.window, stream.batch_size, buffer, self.seed, stream.interleave, self.metadata),
             faults=FaultPolicy(self.max_skipped, self.output_dir, self.decode_timeout),
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             rank=rank,
             world_size=world_size,
             access=self.access,
@@ -221,87 +237,21 @@ class ClipDataModule(LightningDataModule):
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
-    def _clips_of(self, split: str) -> ClipTable:
-        if split not in self.clips:
-            if self.shards.get(split) is None:
-                raise UserError(f"data.shards.{split} is not set: give a pattern of shards to read.")
-            self.clips[split] = self._find_clips(split)
-        return self.clips[split]
+    def _streams_of(self, split: str) -> tuple[Stream, ...]:
+        """The sources of training; validation and evaluation have one, of the settings outside of the sources."""
+        if split == "train":
+            return self.streams
+        return (replace(self.stream, option=f"data.shards.{split}", shards=self.shards.get(split)),)
 
-    def _find_clips(self, split: str) -> ClipTable:
-        """The split's usable clips, numbered; says once how many are too short."""
-        option = f"data.shards.{split}"
-        patterns = self.shards[split]
-        assert patterns is not None
-        shards = find_shards(patterns, option, self.access, self.index)
-        self._check_cache(shards)
-        self._check_columns(shards)
-        span = window_span(self.window.num_frames, self.window.frame_stride)
-        selection = Selection(1 if self.short_clip == "repeat_last" else span, self.bounds)
-        try:
-            found = select(shards, selection)
-            enough = found if selection.shortest == span else select(shards, replace(selection, shortest=span))
-        except ValueError as error:
-            raise UserError(f"{option}: {error}. Prepare the folder again.") from error
-        in_all = int(shards.samples().sum()) - found.outside
-        short = in_all - int(enough.counts.sum())
-        if found.outside:
-            rank_zero_info(f"{split}: data.filter leaves out {found.outside} of {in_all + found.outside} clips.")
-            if not in_all:
-                raise UserError(f"{option}: data.filter leaves out all {found.outside} clips. Allow more.")
-        if not found.counts.any():
-            raise UserError(
-                f"{option}: no clip is long enough. A window spans {span} frames (data.num_frames="
-                f"{self.window.num_frames}, data.frame_stride={self.window.frame_stride}), the longest of "
-                f"{in_all} clips has {found.longest}. Lower one of the two, or set data.short_clip=repeat_last."
-            )
-        if short:
-            fate = "left out" if self.short_clip == "skip" else "filled up with their last frame"
-            rank_zero_info(f"{split}: {short} of {in_all} clips have fewer than {span} frames and are {fate}.")
-        return ClipTable(shards, found.counts, selection)
-
-    def _check_columns(self, shards: ShardList) -> None:
-        """Refuse a filter by a column that an index does not have, or that holds text."""
-        for index in shards.indexes:
-            numbers = [name for name, column in index.columns.items() if not isinstance(column, Strings)]
-            if missing := [name for name in self.bounds if name not in numbers]:
-                raise UserError(
-                    f"data.filter.{missing[0]}: {index.url} has no such column of numbers; it has {', '.join(numbers)}. "
-                    "`python -m data.index columns=[...]` makes columns of the metadata of shards of others."
-                )
-
-    def _check_cache(self, shards: ShardList) -> None:
-        """Make the cache's folder, if there is anything to keep in it."""
-        if (cache := self.access.cache) is None:
-            return
-        remote = [number for number, url in enumerate(shards.urls[:]) if is_remote(url)]
-        if not remote:
-            return
-        size, largest = max((int(shards.sizes()[number]), number) for number in remote)
-        if size > cache.max_bytes:
-            raise UserError(
-                f"data.cache_gb={cache.max_bytes / 1e9:g} is less than one shard: {shards.urls[largest]} has {size} bytes. "
-                "Allow more, or set data.cache_dir=null."
-            )
-        try:
-            cache.prepare()
-        except OSError as error:
-            raise UserError(f"data.cache_dir={cache.folder} cannot be used: {error}. Choose another folder.") from error
+    def _clips_of(self, split: str, stream: Stream) -> ClipTable:
+        name = _name(split, stream)
+        if name not in self.clips:
+            self.clips[name] = find_clips(stream, name, self.access)
+        return self.clips[name]
 
 
-def check_bounds(bounds: Mapping[str, Bounds]) -> dict[str, tuple[float | None, float | None]]:
-    """The lowest and the highest value of each column.
-
-    Raises:
-        UserError: they are not two, or the first is above the second.
-    """
-    checked: dict[str, tuple[float | None, float | None]] = {}
-    for name, pair in bounds.items():
-        low, high = pair if len(pair) == 2 else (1.0, 0.0)
-        if low is not None and high is not None and not low <= high:
-            raise UserError(f"filter.{name}={list(pair)}: give the lowest and the highest value, null for no bound.")
-        checked[name] = (low, high)
-    return checked
+def _name(split: str, stream: Stream) -> str:
+    return f"{split}/{stream.name}" if stream.name else split
 
 
 def check_shared_memory(needed: int) -> None:

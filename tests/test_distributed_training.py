@@ -80,3 +80,42 @@ def test_options_run_together_in_two_processes(run: str, cache: Path, tmp_path: 
             break
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3
     assert json.loads((tmp_path / "metrics.json").read_text())["num_clips"] == 2
+
+
+TELLING = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+from hydra import compose, initialize_config_dir
+from tae.training.module import AutoencoderModule
+from train import train
+
+step = AutoencoderModule.training_step
+
+def tell(self, batch, number):
+    with open({output!r} + f"/rank{{self.global_rank}}.txt", "a") as file:
+        file.write(f"{{batch['source']}}:{{batch['frames'].shape[1]}}\\n")
+    return step(self, batch, number)
+
+AutoencoderModule.training_step = tell
+with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
+    train(compose("train", overrides={overrides!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_all_processes_take_batches_of_one_source(accumulate: int, cache: Path, tmp_path: Path) -> None:
+    """With one batch to a step DDP's graph is static, whatever the shape."""
+    overrides = [*TINY, "experiment=demo", f"data.cache_dir={cache}", f"output_dir={tmp_path / 'run'}", "strategy=ddp"]
+    overrides += ["data.sources={video: {weight: 2}, images: {num_frames: 1, batch_size: 2}}", "trainer.max_steps=6"]
+    overrides += [f"trainer.accumulate_grad_batches={accumulate}", "trainer.val_check_interval=50"]
+    script = tmp_path / "run.py"
+    script.write_text(TELLING.format(root=str(ROOT), output=str(tmp_path), overrides=overrides))
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f"rank{rank}.txt").read_text().split() for rank in (0, 1))
+    assert first == second
+    assert len(first) == 6 * accumulate
+    assert set(first) == {"video:2", "images:1"}

@@ -105,16 +105,19 @@ class ClipLoader:
         return self._train() if self.training else self._evaluate()
 
     def _train(self) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            yield self.next_batch()
+
+    def next_batch(self) -> Batch:
+        """The next batch of the endless stream of training."""
         if self._endless is None:
             self._endless = self._items()
-        given = 0
-        while given < len(self):
+        while True:
             item = next(self._endless)
             self._note(item)
             self._check_failures()
             if item.frames is not None:
-                given += 1
-                yield _batch(item)
+                return _batch(item)
 
     def close(self) -> None:
         """End the workers that read ahead for training. What is left to Python's cyclic collection ends after seconds."""
@@ -243,14 +246,12 @@ class ClipLoader:
                 another seed, batch size or shuffle buffer.
         """
         now = self._layout_summary()
-        if "list of clips" in state["layout"]:  # of a checkpoint of version 0.2, which lists every clip
+        if "streams" in state:  # of a mixture
+            now, state = {"data.sources": None}, {"layout": {"data.sources": state["layout"]["data.sources"]}}
+        elif "list of clips" in state["layout"]:  # of a checkpoint of version 0.2, which lists every clip
             del now["list of shards"]
             now["list of clips"] = _hash(f"{_name(c.shard.url)} {c.key} {c.frames}" for c in self.clips)
-        if changed := _differences(state["layout"], now):
-            raise UserError(
-                f"The order of the {self.name} clips cannot be resumed: {changed}. Resume with the same settings, or start "
-                "from the weights alone with init_from."
-            )
+        refuse_changes(f"The order of the {self.name} clips", state["layout"], now)
         content = self._content_summary()
         if (changed := _differences(state.get("content", content), content)) and not self.layout.rank:
             log.warning("The %s clips are resumed in their order, but not as they were: %s.", self.name, changed)
@@ -313,6 +314,19 @@ def _hash(lines: Iterable[str]) -> str:
     for number, line in enumerate(lines):
         digest.update(f"\n{line}".encode() if number else line.encode())
     return digest.hexdigest()[:12]
+
+
+def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to resume in another order.
+
+    Raises:
+        UserError: something differs between two summaries.
+    """
+    if changed := _differences(before, now):
+        raise UserError(
+            f"{what} cannot be resumed: {changed}. Resume with the same settings, or start from the weights alone with "
+            "init_from."
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:

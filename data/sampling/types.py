@@ -48,7 +48,7 @@ class Window:
     place: EvalWindow = "central"
     interpolation: Interpolation = "bicubic"
 
-    def shape(self, clips: int) -> tuple[int, ...]:
+    def shape(self, clips: int) -> tuple[int, int, int, int, int]:
         """Of a batch of so many: (clips, t, size, size, 3)."""
         return (clips, self.num_frames, self.resolution, self.resolution, 3)
 

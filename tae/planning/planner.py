@@ -7,6 +7,7 @@ every allocation and release that it makes is counted; so the figures follow the
 Tensors are counted, and not what the libraries need beside them: a GPU's context, cuDNN's workspaces, compiled kernels.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from data.sampling.mixture import make_streams, plain_stream
 from tae.adversarial.adversary import PatchAdversary
 from tae.losses import Objective
 from tae.losses.step import training_step
@@ -27,6 +29,7 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.average import WeightAverage
 from tae.model.frame_conversion import frames_to_clip
 from tae.planning.meter import Cost, Meter, rehearsal
+from tae.runtime.config import plain
 from tae.runtime.errors import UserError
 from tae.runtime.progress import stage
 from tae.runtime.schema import check_config
@@ -203,17 +206,42 @@ def make_planner(cfg: DictConfig) -> Planner:
 
 
 def plan(cfg: DictConfig) -> dict[str, Any]:
-    """Every figure of `python -m tae.plan`: {"parameters": n, "costs": {what: Cost}, "largest": {what: (t, side)}}."""
+    """Every figure of `python -m tae.plan`.
+
+    Returns:
+        {"parameters": n, "costs": {what: Cost}, "largest": {what: (t, side)}}, the `shape` that these are of and, where
+        batches are of several streams, the `peaks` of each (bytes) and the `worst`, whose shape that is.
+    """
     check_plan(cfg)
     planner, losses = make_planner(cfg), build_losses(cfg.loss)
-    shape = (cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution, cfg.data.resolution)
-    tasks = tasks_of(planner, losses)
+    tasks, shapes = tasks_of(planner, losses), shapes_of(cfg)
+    peaks = {} if len(shapes) == 1 else find_peaks(tasks, shapes)
+    worst = max(peaks, key=lambda name: peaks[name], default=next(iter(shapes)))
+    shape = shapes[worst]
     costs = {name: rehearse(name, partial(task, shape)) for name, task in tasks.items()}
     if planner.device == "cuda":  # its Triton kernels are not launched, so what they compute is counted elsewhere
         plainly = tasks_of(replace(planner, device="cpu"), losses)
         flops = {name: rehearse(f"the arithmetic of {name}", partial(plainly[name], shape)).flops for name in costs}
         costs = {name: replace(cost, flops=flops[name]) for name, cost in costs.items()}
-    return {"parameters": planner.num_parameters(), "costs": costs, "largest": find_largest(cfg, planner, tasks)}
+    largest_clips = find_largest(cfg, planner, tasks, shape)
+    return {
+        **{"parameters": planner.num_parameters(), "costs": costs, "largest": largest_clips},
+        **{"shape": shape, "peaks": peaks, "worst": worst},
+    }
+
+
+def shapes_of(cfg: DictConfig) -> dict[str, Shape]:
+    """The shape of a batch of each stream that a training takes batches of."""
+    base = plain_stream(cfg.data.num_frames, cfg.data.resolution, cfg.data.batch_size)
+    return {stream.name: stream.shape[:4] for stream in make_streams(base, plain(cfg.data)["sources"])}
+
+
+def find_peaks(tasks: dict[str, Callable[[Shape], Cost]], shapes: dict[str, Shape]) -> dict[str, int]:
+    """Peak bytes of the objective's own training step with a batch of each stream."""
+    *_, own = tasks
+    return {
+        name: rehearse(f"{own}, of {name}", partial(tasks[own], shape)).peak_bytes for name, shape in shapes.items()
+    }
 
 
 def rehearse(name: str, task: Callable[[], Cost]) -> Cost:
@@ -232,7 +260,7 @@ def tasks_of(planner: Planner, losses: dict[str, Objective]) -> dict[str, Callab
 
 
 def find_largest(
-    cfg: DictConfig, planner: Planner, tasks: dict[str, Callable[[Shape], Cost]]
+    cfg: DictConfig, planner: Planner, tasks: dict[str, Callable[[Shape], Cost]], shape: Shape
 ) -> dict[str, tuple[int, int]]:
     """{task: (most frames, largest square)} that fit into `memory_gb`; of training steps only the objective's own.
 
@@ -241,7 +269,8 @@ def find_largest(
     if cfg.memory_gb is None:
         return {}
     memory = cfg.memory_gb * GB
-    batch, frames, side = cfg.data.batch_size, cfg.data.num_frames, cfg.data.resolution
+    batch, frames, *size = shape
+    side = math.isqrt(math.prod(size))
     model = planner.on_meta()
     found = {}
     for name in ("encoding", "decoding", list(tasks)[-1]):

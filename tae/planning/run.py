@@ -12,10 +12,10 @@ from tae.runtime.console import plain_console
 def print_plan(cfg: DictConfig) -> dict[str, Any]:
     """Print the plan."""
     found = plan(cfg)
-    size = f"{cfg.data.resolution}x{cfg.data.resolution}x{cfg.data.num_frames}"
+    clips, frames, height, width = found["shape"]
     checkpointing = "with" if cfg.model.gradient_checkpointing else "without"
     table = Table(
-        title=f"{found['parameters'] / 1e6:.2f} M parameters, {cfg.data.batch_size} x {size}, {cfg.trainer.precision}, "
+        title=f"{found['parameters'] / 1e6:.2f} M parameters, {clips} x {width}x{height}x{frames}, {cfg.trainer.precision}, "
         f"{checkpointing} checkpointing, {cfg.device}"
     )
     for header in ("", "TFLOP", "peak memory (GB)"):
@@ -27,4 +27,7 @@ def print_plan(cfg: DictConfig) -> dict[str, Any]:
         fitting = [str(number) if number else "none" for number in found["largest"].get(name, ())]
         table.add_row(name, f"{cost.flops / 1e12:.2f}", f"{cost.peak_bytes / GB:.2f}", *fitting)
     plain_console().print(table)
+    for name, peak in found["peaks"].items():
+        note = ": the worst, which the table is of" if name == found["worst"] else ""
+        plain_console().print(f"{name}: a training step takes {peak / GB:.2f} GB{note}")
     return found

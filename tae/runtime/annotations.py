@@ -132,8 +132,9 @@ def is_built(annotation: Any) -> bool:
 
 
 def annotation_of_each(annotation: Any) -> Any:
-    """`Built` of `Mapping[str, Built]`, else None."""
-    return next((Built for member in members(annotation) if get_args(member)[1:] == (Built,)), None)
+    """What a mapping of names to built nodes, or to nodes with known settings, has for each name; else None."""
+    of_names = (get_args(member)[1] for member in members(annotation) if len(get_args(member)) == 2)
+    return next((each for each in of_names if each is Built or fields_of(each) is not None), None)
 
 
 def members(annotation: Any) -> list[Any]:

@@ -15,6 +15,13 @@ def is_logged_step(trainer: L.Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
+def forget_logged(trainer: L.Trainer, prefix: str) -> None:
+    """Let figures of earlier steps, by how their names begin, not be logged again with this step's; Lightning keeps them."""
+    for result in (trainer._results or {}).values():
+        if result.meta.name.startswith(prefix):
+            result.reset()
+
+
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether Lightning validates after this batch; asked of Lightning, which has several schedules."""
     loop = trainer.fit_loop

@@ -239,6 +239,7 @@ class Plan(Section):
         num_frames: AtLeastOne
         resolution: AtLeastOne
         batch_size: AtLeastOne
+        sources: Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.Source")]] | None
 
     class Autocast(Section):
         precision: Literal["32-true", "bf16-mixed", "16-mixed"]

@@ -1,9 +1,10 @@
 """What happens around training: timing, the progress bar's figures, reconstruction videos."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import lightning as L
 import torch
@@ -61,7 +62,9 @@ class TrainingLines(EvaluationLines):
         self.print("  ".join([step_of(trainer), *terms, *times, *self.time_left(trainer)]))
 
     def is_term(self, name: str) -> bool:
-        return name.startswith("train/") and name not in self.HIDDEN
+        stage, _, term = name.partition("/")
+        source, _, term = term.rpartition("/")  # of several sources there are too many terms for a line
+        return stage == "train" and name not in self.HIDDEN and (not source or term in ("loss", "psnr"))
 
     def time_left(self, trainer: L.Trainer) -> list[str]:
         """From the time of all steps so far, validations and checkpoints included."""
@@ -84,7 +87,7 @@ def step_of(trainer: L.Trainer) -> str:
 def figure(name: str, value: torch.Tensor) -> str:
     """A metric without its stage, as a person reads it."""
     name = name.partition("/")[2]
-    return f"{name} {value:.2f} dB" if name == "psnr" else f"{name} {value:.4g}"
+    return f"{name} {value:.2f} dB" if name.rpartition("/")[2] == "psnr" else f"{name} {value:.4g}"
 
 
 def training_progress(refresh_rate: int) -> LightningProgressBar:
@@ -98,13 +101,29 @@ def training_progress(refresh_rate: int) -> LightningProgressBar:
     return TrainingLines()
 
 
+class TimedStep(NamedTuple):
+    """seconds; clips and frames of this process; the source that all of its batches are of, "" where there is none."""
+
+    seconds: float
+    clips: int
+    frames: int
+    source: str
+
+    @classmethod
+    def of(cls, seconds: float, batches: Sequence[tuple[int, int, str]]) -> Self:
+        """A step with these batches: (clips, frames, source) of each."""
+        clips, frames, sources = zip(*batches, strict=True)
+        return cls(seconds, sum(clips), sum(frames), sources[0] if len(set(sources)) == 1 else "")
+
+
 class StepTimer(Callback):
     """Seconds of a training step from the end of one step to the end of the next: all of its batches
     (`accumulate_grad_batches`), loading and the writing of checkpoints included.
 
     No device is waited for: over many steps the launches cannot run ahead of the work. The first steps (compilation,
     autotuning, filling of queues) and those with a validation in between are left out. What is logged is the mean since
-    it was logged before.
+    it was logged before; where batches are of several sources also that of the steps of each (`train/SOURCE/step_time`),
+    but for steps of several.
     """
 
     WARM_UP_STEPS = 3
@@ -113,7 +132,8 @@ class StepTimer(Callback):
         self.steps = 0
         self.seconds = 0.0
         self.seen = 0
-        self.unlogged: list[float] = []
+        self.unlogged: list[TimedStep] = []
+        self.batches: list[tuple[int, int, str]] = []  # clips, frames and source of each of the running step
         self.last_end: float | None = None
 
     @property
@@ -123,6 +143,9 @@ class StepTimer(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if self.seen >= self.WARM_UP_STEPS:
+            clips, frames = batch["frames"].shape[:2]
+            self.batches.append((clips, clips * frames, batch.get("source", "")))
         if pl_module.between_steps:
             return
         now = time.perf_counter()
@@ -130,16 +153,25 @@ class StepTimer(Callback):
         if self.last_end is not None and self.seen > self.WARM_UP_STEPS:
             self.steps += 1
             self.seconds += now - self.last_end
-            self.unlogged.append(now - self.last_end)
+            self.unlogged.append(TimedStep.of(now - self.last_end, self.batches))
+        self.batches = []
         self.last_end = now
         if self.unlogged and is_logged_step(trainer):
-            step_time = mean(self.unlogged)
-            self.unlogged.clear()
-            clips, frames = batch["frames"].shape[:2]
-            batches = trainer.world_size * trainer.accumulate_grad_batches  # all of as many clips
-            rate = clips * batches / step_time
-            pl_module.log("train/step_time", step_time, prog_bar=True)
-            pl_module.log_dict({"train/clips_per_second": rate, "train/frames_per_second": rate * frames})
+            self.log_times(trainer, pl_module)
+
+    def log_times(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what was measured since it was logged before."""
+        seconds = sum(step.seconds for step in self.unlogged)
+        rates = {
+            "clips_per_second": sum(step.clips for step in self.unlogged) * trainer.world_size / seconds,
+            "frames_per_second": sum(step.frames for step in self.unlogged) * trainer.world_size / seconds,
+        }
+        pl_module.log("train/step_time", seconds / len(self.unlogged), prog_bar=True)
+        pl_module.log_dict({f"train/{name}": rate for name, rate in rates.items()})
+        for source in {step.source for step in self.unlogged if step.source}:
+            times = [step.seconds for step in self.unlogged if step.source == source]
+            pl_module.log(f"train/{source}/step_time", mean(times))
+        self.unlogged.clear()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_end = None

@@ -76,9 +76,17 @@ def shards(cfg: DictConfig) -> str | None:
     patterns = cfg.data.get("shards")
     if patterns is None:
         return None
-    findings = [missing_shards(given, f"data.shards.{split}") for split, given in patterns.items() if given is not None]
-    absent = [f"data.shards.{split} is not set: the training ends with an evaluation of it." for split in ("train", "test")
-              if patterns.get(split) is None]  # fmt: skip
+    named = {f"data.shards.{split}": patterns.get(split) for split in ("train", *patterns, "test")}
+    sources = {name: source for name, source in (cfg.data.get("sources") or {}).items() if source is not None}
+    own = {f"data.sources.{name}.shards": source.get("shards") for name, source in sources.items()}
+    if own and None not in own.values():
+        del named["data.shards.train"]  # which no source reads
+    findings = [missing_shards(given, key) for key, given in (named | own).items() if given is not None]
+    needed = {
+        "data.shards.train": "there is nothing to train on.",
+        "data.shards.test": "the training ends with an evaluation of it.",
+    }
+    absent = [f"{key} is not set: {why}" for key, why in needed.items() if key in named and named[key] is None]
     return "\n".join([finding for finding in findings if finding is not None] + absent) or None
 
 

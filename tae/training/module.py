@@ -1,7 +1,7 @@
 """Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,8 +28,14 @@ from tae.model.trainable import is_frozen
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
-from tae.runtime.lightning_internals import is_logged_step
+from tae.runtime.lightning_internals import forget_logged, is_logged_step
 from tae.training.nonfinite import ADVICE, StepRecord, written
+
+
+def figures_of(frames: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is logged of a batch of frames (b, t, h, w, 3) uint8 and its reconstruction (b, 3, t, h, w)."""
+    quality = psnr(frames.flatten(0, 1), clip_to_frames(reconstruction.detach()).flatten(0, 1)).mean()
+    return {"loss": total.detach(), **terms, "psnr": quality}
 
 
 class AutoencoderModule(L.LightningModule):
@@ -79,6 +85,8 @@ class AutoencoderModule(L.LightningModule):
             model.decoder.requires_grad_(False)
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.validated: list[tuple[Sequence[str], Tensor]] = []  # keys, and whether each reconstruction is finite
+        self.sources: set[str] = set()  # that figures were logged of
+        self.measured: dict[str, dict[str, Tensor]] = {}  # figures of each of several sources that were not logged yet
         self.between_steps = False  # gradients wait for further batches (`accumulate_grad_batches`)
 
     def train(self, mode: bool = True) -> Self:
@@ -111,18 +119,39 @@ class AutoencoderModule(L.LightningModule):
         self.unjudged.watch("loss", total.detach())
         if "discriminator_loss" in terms:
             self.unjudged.watch("discriminators' loss", terms["discriminator_loss"])
+        source = batch.get("source")
+        if source is not None and source not in self.measured:
+            self.measured[source] = figures_of(batch["frames"], out.reconstruction, total, terms)
         if is_logged_step(self.trainer):  # Lightning would record every step's figures and throw the others away
-            self.log_step(batch["frames"], out.reconstruction, total, terms)
+            if source is None:
+                self.log_figures("train", figures_of(batch["frames"], out.reconstruction, total, terms))
+            else:
+                self.log_sources(total.detach())
+            for text in self.adversary.warnings() if self.adversary is not None else ():
+                rank_zero_only(say)(f"warning: {text}")
         return total
 
-    def log_step(self, frames: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> None:
-        quality = psnr(frames.flatten(0, 1), clip_to_frames(reconstruction.detach()).flatten(0, 1)).mean()
-        figures = {"loss": total.detach(), **terms, "psnr": quality}
-        self.log_dict(
-            {f"train/{name}": value for name, value in figures.items()}, prog_bar=True, batch_size=len(frames)
-        )
-        for text in self.adversary.warnings() if self.adversary is not None else ():
-            rank_zero_only(say)(f"warning: {text}")
+    def log_sources(self, loss: Tensor) -> None:
+        """Log what was measured of each source under its own name; a mean over them would say how they were drawn.
+
+        Measured is the first batch of each since figures were logged before: those of a rare source seldom come with a step
+        that is logged. One that had no batch since then is not logged again.
+        """
+        self.sources.update(self.measured)
+        for source in self.sources:
+            forget_logged(self.trainer, f"train/{source}/")
+        self.log_figures("train", {"loss": loss})
+        for source, figures in self.measured.items():
+            self.log_figures(f"train/{source}", figures, shown=("loss", "psnr"))
+
+    def log_figures(self, prefix: str, figures: Mapping[str, Tensor], shown: Collection[str] | None = None) -> None:
+        """Log figures of a step; on the progress bar all of them, or those `shown`."""
+        for name, value in figures.items():
+            self.log(f"{prefix}/{name}", value, prog_bar=shown is None or name in shown, batch_size=1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if not self.between_steps and is_logged_step(self.trainer):
+            self.measured.clear()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The gradients of all batches of the step are there: the discriminators are updated with the model."""

@@ -19,8 +19,16 @@ class Inner(Section):
     clips: Annotated[int, Ge(0), Le(9)]
 
 
+class Shape:
+    """Stands for a user's class."""
+
+    def __init__(self, width: AtLeastOne, flags: Sequence[str] = (), quick: bool = False, depth: float | None = None):
+        pass
+
+
 class Settings(Section):
     thing: Built
+    named: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Shape)]] | None = None
     others: Mapping[str, Built] | None = None
     inner: Inner
     size: AtLeastOne | None
@@ -29,13 +37,6 @@ class Settings(Section):
     mode: Literal["a", "b"]
     switch: bool
     maybe: bool | None = None
-
-
-class Shape:
-    """Stands for a user's class."""
-
-    def __init__(self, width: AtLeastOne, flags: Sequence[str] = (), quick: bool = False, depth: float | None = None):
-        pass
 
 
 def open_shape(width: int, **others: Any) -> None:
@@ -69,7 +70,8 @@ def refusal(cfg: DictConfig, check: Callable[..., None] = check_config) -> list[
 
 
 def test_what_is_right_passes_unchanged() -> None:
-    cfg = config(others={"one": {"_target_": f"{HERE}open_shape", "width": 1, "anything": 2}, "none": None})
+    others = {"one": {"_target_": f"{HERE}open_shape", "width": 1, "anything": 2}, "none": None}
+    cfg = config(others=others, named={"a": {"width": 3}, "b": None})
     before = OmegaConf.to_container(cfg)
     check_config(cfg, Settings)
     assert OmegaConf.to_container(cfg) == before
@@ -92,6 +94,9 @@ def test_what_is_right_passes_unchanged() -> None:
         ({"thing": {"depth": "deep"}}, "thing.depth=deep is not allowed: give a number or null."),
         ({"thing": {"flags": 3}}, "thing.flags=3 is not allowed: give a list (of a text)."),
         ({"thing": {"quick": 1}}, "thing.quick=1 is not allowed: give true or false."),
+        ({"named": {"a": {"widht": 3}}}, "named.a.widht is unknown. Did you mean named.a.width?"),
+        ({"named": {"a": {"width": 0}}}, "named.a.width=0 is not allowed: give a whole number, at least 1."),
+        ({"named": {"a": 3}}, "named.a=3 is not allowed: give a mapping or null."),
         ({"thing": {"_target_": f"{HERE}Nothing"}}, f"thing._target_={HERE}Nothing cannot be used: "),
         ({"size": True}, "size=true is not allowed: give a whole number, at least 1 or null."),
         ({"size": 1.5}, "size=1.5 is not allowed: give a whole number, at least 1 or null."),

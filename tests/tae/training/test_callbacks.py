@@ -25,3 +25,28 @@ def test_a_step_is_all_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.steps == 4
     assert timer.seconds_per_step == 3.0
     assert logged == {"train/step_time": 3.0, "train/clips_per_second": 4.0, "train/frames_per_second": 32.0}
+
+
+def test_steps_of_several_shapes_are_timed_by_what_they_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of 1 clip of 8 frames that take 3 seconds each, and one of 4 images that takes 1."""
+    now, logged = [0.0], dict[str, Any]()
+    monkeypatch.setattr("tae.training.callbacks.time.perf_counter", lambda: now[0])
+    connector = SimpleNamespace(should_update_logs=False)
+    trainer: Any = SimpleNamespace(world_size=1, _logger_connector=connector)
+    module: Any = SimpleNamespace(
+        between_steps=False, log=lambda name, value, **_: logged.update({name: value}), log_dict=logged.update
+    )
+    timer = StepTimer()
+    warm_up = ["video"] * timer.WARM_UP_STEPS
+    for number, source in enumerate([*warm_up, "video", "images", "video"], 1):
+        connector.should_update_logs = number == len(warm_up) + 3
+        shape = (1, 8) if source == "video" else (4, 1)
+        now[0] += 3.0 if source == "video" else 1.0
+        timer.on_train_batch_end(trainer, module, None, {"frames": torch.zeros(*shape, 4, 4, 3), "source": source}, 0)  # type: ignore[arg-type, typeddict-item]
+    assert logged == {
+        "train/step_time": 7 / 3,
+        "train/clips_per_second": 6 / 7,
+        "train/frames_per_second": 20 / 7,
+        "train/video/step_time": 3.0,
+        "train/images/step_time": 1.0,
+    }
