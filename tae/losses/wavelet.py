@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
+from tae.model.folding import haar_bands
 from tae.runtime.annotations import AtLeastOne, Weight
-
-HALF = 0.5**0.5
 
 
 class Wavelet:
@@ -36,24 +35,3 @@ class Wavelet:
                 means += [band.abs().mean() for band in bands]
                 low = bands[0]
             return torch.stack(means).mean()
-
-
-def haar_bands(clip: Tensor) -> list[Tensor]:
-    """The eight bands of one level of the orthonormal 3D Haar transform, the low one first.
-
-    Shapes:
-        clip:    (b, c, t, h, w)
-        returns: eight of (b, c, ceil(t / 2), ceil(h / 2), ceil(w / 2))
-    """
-    bands = [clip]
-    for dim in (2, 3, 4):
-        bands = [half for band in bands for half in haar_halves(band, dim)]
-    return bands
-
-
-def haar_halves(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Sums and differences of neighbours along an axis, by the root of 2."""
-    if x.shape[dim] % 2:
-        x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
-    first, second = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
-    return (first + second) * HALF, (first - second) * HALF

@@ -17,7 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tae.model.bundled import BUNDLED
-from tae.model.checks import check_architecture, check_clip, check_latents
+from tae.model.checks import check_architecture, check_clip, check_front, check_latents
 from tae.model.layers import ResidualBlock
 from tae.model.network import Decoder, Encoder
 from tae.model.posterior import DiagonalGaussian
@@ -64,6 +64,11 @@ class TemporalAutoencoder(
         encoder_blocks, decoder_blocks: residual blocks in each level.
         norm_groups: groups of every GroupNorm; divides the channels of every level.
         group_norm: "frame" takes normalisation statistics of each frame alone, "clip" of the whole clip.
+        norm: "group", or "rms" of each position over its channels, for which `norm_groups` and `group_norm` mean nothing.
+        frontend: "conv" convolves at full resolution as image autoencoders do; "haar" folds 2x2x2 pixels into the bands of a
+            Haar transform first, "patch" into channels as they are, and resampling has shortcuts (`tae.model.folding`). No
+            image autoencoder's weights fit those.
+        folds: how often "haar" and "patch" fold, each in place of one level.
 
     Raises:
         UserError: the arguments do not fit together.
@@ -78,10 +83,14 @@ class TemporalAutoencoder(
         decoder_blocks: int = 3,
         norm_groups: int = 32,
         group_norm: str = "frame",
+        norm: str = "group",
+        frontend: str = "conv",
+        folds: int = 0,
     ) -> None:
         super().__init__()
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
+        check_front(widths, norm, frontend, folds)
         # Goes to config.json and into checkpoints, whole and as plain values whatever types were given.
         self.architecture: dict[str, Any] = {
             "base_channels": base_channels,
@@ -92,15 +101,18 @@ class TemporalAutoencoder(
             "norm_groups": norm_groups,
             "group_norm": group_norm,
         }
+        if (norm, frontend) != ("group", "conv"):  # named where they are used, as older checkpoints do not know them
+            self.architecture |= {"norm": norm, "frontend": frontend, "folds": folds}
         self._hub_mixin_config = self.architecture
         self.latent_channels = latent_channels
         # Frames, and pixels along an axis, for each of the latent.
-        self.time_factor = self.space_factor = 2 ** (len(widths) - 1)
+        self.time_factor = self.space_factor = 2 ** (len(widths) - 1 + folds)
         self.inflation: InflationReport | None = None  # of `from_image_vae`
         # Where training started from: {"image_vae" or "init_from": source, "sha256": of its file}. Kept in checkpoints.
         self.starting_weights: dict[str, str | None] | None = None
-        self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, group_norm)
-        self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, group_norm)
+        per = "position" if norm == "rms" else group_norm
+        self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, per, frontend, folds)
+        self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, per, frontend, folds)
         self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
 
     @classmethod
@@ -120,6 +132,11 @@ class TemporalAutoencoder(
         from tae.model.inflate import inflate  # here, since it needs this class's names only when asked for
 
         model = cls(**architecture)
+        if model.architecture.get("frontend", "conv") != "conv" or model.architecture.get("norm", "group") != "group":
+            raise UserError(
+                f"image_vae={path_or_repo_id}: no image autoencoder fits frontend={architecture.get('frontend')} with "
+                f"norm={architecture.get('norm')}. Give image_vae=null to start from random weights."
+            )
         model.inflation = inflate(model, path_or_repo_id)
         model.starting_weights = {"image_vae": model.inflation.source, "sha256": model.inflation.sha256}
         return model

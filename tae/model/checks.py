@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 from torch import Tensor
 
-from tae.model.layers import GROUP_NORM_MODES
+from tae.model.folding import FRONTENDS
+from tae.model.layers import GROUP_NORM_MODES, NORMS
 from tae.runtime.errors import UserError
 
 MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
 SHOWN_DIFFERENCES = 4
+MAX_FOLDS = 3  # of pixels into channels: 1,536 channels
 
 
 def check_architecture(
@@ -40,6 +42,20 @@ def check_architecture(
         raise UserError(
             f"A model of {len(widths)} levels, {blocks} blocks a level and about {parameters:.1e} parameters is beyond all "
             f"bounds: at most {MAX_LEVELS}, {MAX_BLOCKS} and {MAX_PARAMETERS:.0e}."
+        )
+
+
+def check_front(widths: Sequence[int], norm: str, frontend: str, folds: int) -> None:
+    """Refuse a front end, or a normalisation, that does not exist or does not fit the levels."""
+    for name, value, known in (("norm", norm, NORMS), ("frontend", frontend, tuple(FRONTENDS))):
+        if value not in known:
+            raise UserError(f"{name}={value!r} is unknown. Choose one of: {', '.join(known)}.")
+    if not isinstance(folds, int) or not (folds == 0 if frontend == "conv" else 1 <= folds <= MAX_FOLDS):
+        raise UserError(f"folds={folds} is not allowed: 0 with frontend=conv, else 1 to {MAX_FOLDS}.")
+    growths = [after / before for before, after in pairwise(widths)]
+    if folds and any(growth not in (1, 2, 4, 8) for growth in growths):
+        raise UserError(
+            f"frontend={frontend} with levels of {list(widths)} channels: each must be 1, 2, 4 or 8 times the one before."
         )
 
 

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 # Of the architecture: what decides how the encoder's weights are used.
-DECISIVE = ("base_channels", "channel_multipliers", "latent_channels", "encoder_blocks", "norm_groups", "group_norm")
+DECISIVE = (
+    "base_channels", "channel_multipliers", "latent_channels", "encoder_blocks", "norm_groups", "group_norm", "norm",
+    "frontend", "folds",
+)  # fmt: skip
 ENCODER_PREFIX = "encoder."
 
 

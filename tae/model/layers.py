@@ -22,7 +22,9 @@ from tae.model.memory_format import as_clip, as_columns, as_frames, per_frame
 from tae.model.temporal_conv import TemporalConv, UpsamplingTemporalConv, upsampling_weight
 
 GROUP_NORM_EPS = 1e-6  # of the image autoencoder
+RMS_NORM_EPS = 1e-6
 GROUP_NORM_MODES = ("frame", "clip")
+NORMS = ("group", "rms")
 FEW_SCORES = 2**26  # 256 MB in float32
 
 
@@ -72,17 +74,41 @@ class GroupNorm(nn.GroupNorm):
         return F.silu(out, inplace=not torch.is_grad_enabled()) if self.silu else out
 
 
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of each position over its channels (arXiv 1910.07467), and SiLU on request.
+
+    Shapes: (b, c, t, h, w) -> the same
+
+    No position knows of another, so a tile and a part of a stream are normalised as the whole video is.
+    """
+
+    def __init__(self, channels: int, silu: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.silu = silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # as in GroupNorm
+            out = F.rms_norm(x.movedim(1, -1), (x.shape[1],), self.weight.to(x.dtype), RMS_NORM_EPS).movedim(-1, 1)
+        return F.silu(out, inplace=not torch.is_grad_enabled()) if self.silu else out
+
+
+def make_norm(channels: int, groups: int, per: str, silu: bool) -> nn.Module:
+    """GroupNorm with statistics per "frame" or "clip", or RMSNorm, whose statistics are per "position"."""
+    return RMSNorm(channels, silu) if per == "position" else GroupNorm(channels, groups, per, silu)
+
+
 class ResidualBlock(nn.Module):
-    """Twice GroupNorm, SiLU, Conv2.5d, around a shortcut (a 1x1 convolution where the channels change).
+    """Twice normalisation, SiLU, Conv2.5d, around a shortcut (a 1x1 convolution where the channels change).
 
     Shapes: (b, in, t, h, w) -> (b, out, t, h, w)
     """
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, group_norm: str) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(in_channels, groups, per=group_norm, silu=True)
+        self.norm1 = make_norm(in_channels, groups, per=group_norm, silu=True)
         self.conv1 = Conv2_5d(in_channels, out_channels)
-        self.norm2 = GroupNorm(out_channels, groups, per=group_norm, silu=True)
+        self.norm2 = make_norm(out_channels, groups, per=group_norm, silu=True)
         self.conv2 = Conv2_5d(out_channels, out_channels)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -103,7 +129,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, groups: int, group_norm: str, over: str) -> None:
         super().__init__()
         self.over = over
-        self.norm = GroupNorm(channels, groups, per=group_norm, silu=False)
+        self.norm = make_norm(channels, groups, per=group_norm, silu=False)
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)

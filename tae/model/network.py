@@ -3,17 +3,15 @@
 Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffusion 3.5 image autoencoder.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tae.model.layers import Attention, Conv2_5d, Downsample, GroupNorm, ResidualBlock, Upsample
-
-if TYPE_CHECKING:
-    pass
+from tae.model.folding import CELL, AveragingDownsample, DuplicatingUpsample, Folding, Unfolding
+from tae.model.layers import Attention, Conv2_5d, Downsample, ResidualBlock, Upsample, make_norm
 
 
 class Middle(nn.Module):
@@ -57,23 +55,43 @@ def make_blocks(count: int, in_channels: int, out_channels: int, groups: int, gr
     return [ResidualBlock(channels, out_channels, groups, group_norm) for channels in inputs]
 
 
+def make_levels(
+    widths: Sequence[int], blocks: int, groups: int, group_norm: str, resample: Callable[..., nn.Module],
+    changes_width: bool,
+) -> nn.ModuleList:  # fmt: skip
+    """Levels of these widths in the order they run.
+
+    Args:
+        resample: made with a level's width and, where it `changes_width`, with the next one's; else the next level's first
+            block changes it.
+    """
+    levels, channels = nn.ModuleList(), widths[0]
+    for width, following in zip_longest(widths, widths[1:]):
+        row = make_blocks(blocks, channels, width, groups, group_norm)
+        sizes = (width, following) if changes_width else (width,)
+        levels.append(Level(row, None if following is None else resample(*sizes)))
+        channels = following if changes_width else width
+    return levels
+
+
 class Encoder(nn.Module):
     """A clip (b, 3, t, h, w) to the parameters of its posterior (b, 2 latent, ceil(t / f), h / f, w / f)."""
 
-    def __init__(self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str) -> None:
+    def __init__(
+        self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str,
+        frontend: str = "conv", folds: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.conv_in = Conv2_5d(3, widths[0])
-        levels = []
-        for i, width in enumerate(widths):
-            row = make_blocks(blocks, widths[max(i - 1, 0)], width, groups, group_norm)
-            levels.append(Level(row, Downsample(width) if i < len(widths) - 1 else None))
-        self.levels = nn.ModuleList(levels)
+        self.folding = Folding(frontend, folds)
+        self.conv_in = Conv2_5d(3 * CELL**folds, widths[0])
+        resample = AveragingDownsample if folds else Downsample
+        self.levels = make_levels(widths, blocks, groups, group_norm, resample, changes_width=folds > 0)
         self.middle = Middle(widths[-1], groups, group_norm)
-        self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
+        self.norm_out = make_norm(widths[-1], groups, per=group_norm, silu=True)
         self.conv_out = Conv2_5d(widths[-1], 2 * latent_channels)
 
     def forward(self, clip: Tensor) -> Tensor:
-        x = self.conv_in(clip)
+        x = self.conv_in(self.folding(clip))
         for level in self.levels:
             x = level(x)
         return self.conv_out(self.norm_out(self.middle(x)))
@@ -82,21 +100,22 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (b, latent, t, h, w) to a clip (b, 3, f t, f h, f w). Levels are listed in the order they run."""
 
-    def __init__(self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str) -> None:
+    def __init__(
+        self, widths: Sequence[int], latent_channels: int, blocks: int, groups: int, group_norm: str,
+        frontend: str = "conv", folds: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         widths = list(reversed(widths))
         self.conv_in = Conv2_5d(latent_channels, widths[0])
         self.middle = Middle(widths[0], groups, group_norm)
-        levels = []
-        for i, width in enumerate(widths):
-            row = make_blocks(blocks, widths[max(i - 1, 0)], width, groups, group_norm)
-            levels.append(Level(row, Upsample(width) if i < len(widths) - 1 else None))
-        self.levels = nn.ModuleList(levels)
-        self.norm_out = GroupNorm(widths[-1], groups, per=group_norm, silu=True)
-        self.conv_out = Conv2_5d(widths[-1], 3)
+        resample = DuplicatingUpsample if folds else Upsample
+        self.levels = make_levels(widths, blocks, groups, group_norm, resample, changes_width=folds > 0)
+        self.norm_out = make_norm(widths[-1], groups, per=group_norm, silu=True)
+        self.conv_out = Conv2_5d(widths[-1], 3 * CELL**folds)
+        self.unfolding = Unfolding(frontend, folds)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.middle(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(self.norm_out(x))
+        return self.unfolding(self.conv_out(self.norm_out(x)))

@@ -10,7 +10,11 @@ from tae.runtime.annotations import ArgumentsOf
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
 
-SHAPELESS = ("norm_groups", "group_norm")  # of the architecture: they change what is computed, and no parameter's shape
+SHAPELESS = (
+    "norm_groups",
+    "group_norm",
+    "frontend",
+)  # of the architecture: they change what is computed, and no parameter's shape
 
 
 def build_autoencoder(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.shards.patterns import missing_shards
 from tae.losses.lpips import check_available
 from tae.model.bundled import BUNDLED
-from tae.model.checks import check_architecture
+from tae.model.checks import check_architecture, check_front
 from tae.model.inflate import check_source
 from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
@@ -60,7 +60,10 @@ def architecture(cfg: DictConfig) -> str | None:
         return None
     names = ("latent_channels", "encoder_blocks", "decoder_blocks", "norm_groups", "group_norm")
     widths = [model.base_channels * multiplier for multiplier in model.channel_multipliers]
-    return message_of(lambda: check_architecture(widths, *(model[name] for name in names)), cfg, "model")
+    front = (model.get("norm", "group"), model.get("frontend", "conv"), model.get("folds", 0))
+    return message_of(lambda: check_architecture(widths, *(model[name] for name in names)), cfg, "model") or message_of(
+        lambda: check_front(widths, *front), cfg, "model"
+    )
 
 
 def lpips_weights(cfg: DictConfig) -> str | None:

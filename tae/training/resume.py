@@ -31,6 +31,7 @@ EXTENDABLE = "scheduler.total_steps"
 # Settings of later versions, with what earlier ones did.
 ADDED: dict[str, Any] = {
     **{"trainable": "all", "model.trainable": "all"},
+    **{"model.norm": "group", "model.frontend": "conv", "model.folds": 0},
     **{"loss.wavelet._target_": "Wavelet", "loss.wavelet.weight": 0.0, "loss.wavelet.levels": 1},
     **{"loss.temporal._target_": "Temporal", "loss.temporal.weight": 0.0},
     **{"loss.local_correlation._target_": "LocalCorrelation", "loss.local_correlation.weight": 0.0},

@@ -53,3 +53,22 @@ def attention_by_loops(x: np.ndarray, parameters: dict[str, np.ndarray], groups:
                 for column in range(w):
                     out[i, :, :, row, column] += attend(normed[i, :, :, row, column].T).T
     return out
+
+
+def haar_by_matrix(x: np.ndarray) -> np.ndarray:
+    """The bands (8, b, c, t/2, h/2, w/2) of a clip of even sizes: each 2x2x2 cell times an orthonormal 8x8 matrix."""
+    along_one_axis = np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
+    matrix = np.kron(np.kron(along_one_axis, along_one_axis), along_one_axis)
+    b, c, t, h, w = x.shape
+    out = np.empty((8, b, c, t // 2, h // 2, w // 2))
+    for i in range(t // 2):
+        for j in range(h // 2):
+            for k in range(w // 2):
+                cell = x[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, 2 * k : 2 * k + 2].reshape(b, c, 8)
+                out[..., i, j, k] = np.einsum("on,bcn->obc", matrix, cell)
+    return out
+
+
+def rms_norm_by_loops(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Each position of (b, c, t, h, w) by the root of the mean square of its channels."""
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * weight[:, None, None, None]

@@ -7,7 +7,7 @@ import torch
 
 from tae.losses import Context, LocalCorrelation, Temporal, Wavelet
 from tae.losses.local_correlation import local_correlation
-from tae.losses.wavelet import haar_bands
+from tae.model.folding import haar_bands
 from tests.references.losses import local_correlation_by_loops, wavelet_by_loops
 
 
