@@ -3,30 +3,40 @@
 python -m data.prepare dataset=ucf101|mixkit|folder source=DIR output=DIR
 """
 
-import csv
-import io
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.decode import VIDEO_READERS
-from data.ingest.journal import Journal, Origin
+from data.ingest.bucket import WHEN_FULL, BucketTask, Removal, fill_bucket, remove_files
+from data.ingest.clips import Ways
+from data.ingest.journal import Journal
+from data.ingest.merging import (
+    DUPLICATE,
+    Bucket,
+    Rejected,
+    find_copies,
+    find_refused,
+    read_rejected,
+    write_rejected,
+    write_split,
+)
+from data.ingest.plan import Plan, make_plan
 from data.ingest.shots import Encoding
 from data.ingest.sources import find_videos, root_of
 from data.ingest.splits import Video, assign_splits
-from data.ingest.staging import WHEN_FULL, Checked, StagedClip, StagingTask, stage_file, write_whole
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from data.shards.writer import ShardWriter
 from tae.runtime.errors import UserError
 from tae.runtime.progress import progress_bar
 from tae.video.facts import INTERLACED
 
 DATASETS = ("ucf101", "mixkit", "folder", "images")
 KEPT_AS_IT_IS = ("refuse", "keep")  # what may be done with interlaced video whose bytes are kept
-DUPLICATE = "same content as"
+REJECTED = "rejected.csv"
 
 
 @dataclass(frozen=True)
@@ -106,33 +116,136 @@ def prepare(
     split = split or default_split(candidates)
     recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
     recipe |= {"shuffle": shuffle} | ({"group_pattern": group_pattern} if group_pattern else {})
-    assign_splits(candidates, split, test, val, seed, splits_dir)  # a wrong option shows before the long part
     if encoding:
         recipe["encoding"] = asdict(encoding)
-    ways = {"interlaced": interlaced, "decoder": decoder}
-    settings = recipe | ways | {"source": str(source.resolve()), "timeout": timeout, "shard_mb": shard_mb}
+    # By the files' names and not by what becomes of them, so that each can be written as soon as it is checked. Exact
+    # shares of the names, and not a hash of each: the bundled model's published test clips are chosen in this way.
+    splits, unlisted = assign_splits(candidates, split, test, val, seed, splits_dir)
+    ways = Ways(encoding, interlaced, decoder)
+    settings = recipe | {"interlaced": interlaced, "decoder": decoder, "source": str(source.resolve())}
     try:
-        with Journal(output, settings) as journal:
-            videos, refused = keep_good(
-                candidates, check_files(root_of(source, root), candidates, journal, encoding, timeout, engine, ways)
-            )
-            splits, unlisted = assign_splits(list(videos), split, test, val, seed, splits_dir)
-            rejected = sorted(rejected + refused + unlisted)
-            _write_rejected(output / "rejected.csv", rejected)
-            if not any(splits.values()):
-                raise UserError(
-                    f"None of the {len(candidates)} videos in {source} is usable: see {output / 'rejected.csv'}."
-                )
-            journal.fix({name: [(v.key, videos[v].sha256) for v in members] for name, members in splits.items()})
-            for name, members in splits.items():
-                clips = [(video, clip) for video in members for clip in videos[video].clips]
-                if shuffle:
-                    random.Random(f"{seed} {name}").shuffle(clips)
-                _write_split(journal, output / name, recipe, clips, videos, shard_mb)
-            journal.discard_all()
+        with Journal(output, settings | {"timeout": timeout, "shard_mb": shard_mb}) as journal:
+            folder = root_of(source, root)
+            states = [_state_of(folder / video.path) for video in candidates]
+            plan = make_plan(candidates, splits, states, seed, shuffle, int(shard_mb * 1_000_000))
+            journal.settle(plan.digest)
+            order = str(seed) if shuffle and encoding and encoding.shots else None
+            work = Work(journal.buckets, folder, candidates, plan, ways, timeout, order)
+            return _write(journal, output, work, engine, recipe, rejected + unlisted)
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
-    return Preparation({name: sum(len(videos[v].clips) for v in members) for name, members in splits.items()}, rejected)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be written, and how; the arguments are those of `BucketTask` for all buckets."""
+
+    folder: Path
+    source: Path
+    videos: Sequence[Video]
+    plan: Plan
+    ways: Ways
+    timeout: float
+    order: str | None
+
+    def buckets(self, split: str) -> list[Bucket]:
+        """The buckets of a split."""
+        return [Bucket(self.folder, name) for name in self.plan.names(split)]
+
+    @property
+    def all_buckets(self) -> list[Bucket]:
+        """The buckets of all splits."""
+        return [bucket for split in self.plan.buckets for bucket in self.buckets(split)]
+
+    def count_done(self) -> int:
+        """The files of the buckets that are filled, and those that belong to no split."""
+        return len(self.videos) - sum(len(places) for _, places in self._unfilled())
+
+    def tasks(self) -> Iterator[BucketTask]:
+        """The buckets that are not filled."""
+        for bucket, places in self._unfilled():
+            yield BucketTask(
+                folder=self.folder,
+                name=bucket.name,
+                source=self.source,
+                videos=tuple((place, self.videos[place]) for place in places.tolist()),
+                ways=self.ways,
+                timeout=self.timeout,
+                order=None if self.order is None else f"{self.order} {bucket.name}",
+            )
+
+    def _unfilled(self) -> Iterator[tuple[Bucket, np.ndarray]]:
+        for split, cuts in self.plan.buckets.items():
+            for bucket, places in zip(self.buckets(split), cuts, strict=True):
+                if not (self.folder / f"{bucket.name}.tar").exists():
+                    yield bucket, places
+
+
+def _write(
+    journal: Journal, output: Path, work: Work, engine: Engine, recipe: Mapping[str, Any], rejected: Rejected
+) -> Preparation:
+    """Everything from the first unread file to the result; what was done before is not done again.
+
+    Raises:
+        UserError: no file is usable.
+    """
+    if (accepted := journal.read_result()) is not None:
+        return Preparation(accepted, read_rejected(output / REJECTED))
+    if not journal.is_published:
+        fill_buckets(work, engine)
+        copies = leave_out_copies(work, engine)
+        rejected = sorted([*rejected, *find_refused(work.all_buckets, work.videos), *copies])
+        write_rejected(output / REJECTED, rejected)
+        if not any(bucket.read()["rows"] for bucket in work.all_buckets):
+            journal.forget()
+            raise UserError(f"None of the {len(work.videos)} files is usable: see {output / REJECTED}.")
+        journal.publish()
+    accepted = {
+        split: write_split(output / split, recipe, work.buckets(split), own_kinds={}) for split in work.plan.buckets
+    }
+    journal.end(accepted)
+    return Preparation(accepted, read_rejected(output / REJECTED))
+
+
+def fill_buckets(work: Work, engine: Engine) -> None:
+    """Check and write all files that are not yet; one at which its process ends is refused, and its bucket resumed.
+
+    Raises:
+        UserError: a bucket cannot be written.
+    """
+    with progress_bar("files") as progress:
+        bar = progress.add_task("checking and writing", total=len(work.videos), completed=work.count_done())
+        tasks: Iterable[BucketTask] = work.tasks()
+        while True:
+            failed = []
+            for task, result in run_isolated(fill_bucket, tasks, None, engine):
+                if isinstance(result, Failure):
+                    reason = f"took more than {work.timeout:g} s" if result.timed_out else result.reason
+                    failed.append(replace(task, failure=reason))
+                else:
+                    progress.advance(bar, len(task.videos))
+            if not failed:
+                return
+            tasks = failed
+
+
+def leave_out_copies(work: Work, engine: Engine) -> Rejected:
+    """Write buckets again that hold files whose content is in an earlier file of the source; these files."""
+    left_out, first = find_copies(work.all_buckets)
+    removals = [Removal(bucket.folder, bucket.name, frozenset(files)) for bucket, files in left_out.items()]
+    for task, result in run_isolated(remove_files, removals, None, engine):
+        if isinstance(result, Failure):
+            raise UserError(f"{task.folder / task.name} cannot be written again: it {result.reason}.")
+    return [(work.videos[copy].path, f"{DUPLICATE} {work.videos[number].path}") for copy, number in first.items()]
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file; zeros where it has vanished, which shows when it is to be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def default_split(videos: Sequence[Video]) -> str:
@@ -140,75 +253,3 @@ def default_split(videos: Sequence[Video]) -> str:
     if any(video.split for video in videos):
         return "list"
     return "group" if any(video.group != video.key for video in videos) else "random"
-
-
-def check_files(
-    source: Path,
-    videos: Sequence[Video],
-    journal: Journal,
-    encoding: Encoding | None,
-    timeout: float,
-    engine: Engine,
-    ways: dict[str, str],
-) -> Iterator[Checked | str]:
-    """For each video its clips in the staging folder, or the reason to refuse it; those in the journal are done."""
-    origins = {video.key: origin for video in videos if (origin := Origin.of(source, video.path))}
-    waiting = [video for video in videos if video.key in origins and origins[video.key] not in journal.results]
-    tasks = (StagingTask(source / video.path, video.key, journal.clips, encoding, **ways) for video in waiting)
-    with progress_bar("files") as progress:
-        bar = progress.add_task("checking", total=len(videos), completed=len(videos) - len(waiting))
-        for task, result in run_isolated(stage_file, tasks, timeout, engine) if waiting else ():
-            outcome = f"its check {result.reason}" if isinstance(result, Failure) else result
-            journal.add(origins[task.key], outcome)
-            progress.advance(bar)
-    for video in videos:
-        yield journal.results[origins[video.key]] if video.key in origins else "vanished from the source"
-
-
-def keep_good(
-    videos: Sequence[Video], results: Iterable[Checked | str]
-) -> tuple[dict[Video, Checked], list[tuple[str, str]]]:
-    """The usable videos with their clips, and the refused ones; of files with the same content the first is kept."""
-    good: dict[Video, Checked] = {}
-    refused: list[tuple[str, str]] = []
-    first: dict[str, str] = {}
-    for video, result in zip(videos, results, strict=True):
-        if isinstance(result, str):
-            refused.append((video.path, result))
-        elif result.sha256 in first:
-            refused.append((video.path, f"{DUPLICATE} {first[result.sha256]}"))
-        else:
-            first[result.sha256] = video.path
-            good[video] = result
-    return good, refused
-
-
-def _write_split(
-    journal: Journal, folder: Path, recipe: dict[str, Any], clips: Sequence[tuple[Video, StagedClip]],
-    videos: dict[Video, Checked], shard_mb: int,
-) -> None:  # fmt: skip
-    """The clips of a split from the staging folder to shards; they are removed there when their shard is finished."""
-    written: list[StagedClip] = []
-    with (
-        ShardWriter(folder, folder.name, recipe, shard_mb * 1_000_000, resume=True) as writer,
-        progress_bar("clips") as progress,
-    ):
-        for video, clip in progress.track(clips, description=f"writing {folder.name}"):
-            if writer.holds(clip.key):
-                continue
-            metadata = asdict(clip.facts) | {"label": video.label, "group": video.group, "source": video.path}
-            if clip.shot:
-                metadata |= {"shot": clip.shot, "source_sha256": videos[video].sha256}
-            writer.write(clip.key, clip.extension, journal.read(clip), metadata)
-            written.append(clip)
-            if writer.holds(clip.key):
-                journal.discard(written)
-                written = []
-
-
-def _write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(["path", "reason"])
-    writer.writerows(rejected)
-    write_whole(path, file.getvalue().encode(errors="surrogateescape"))

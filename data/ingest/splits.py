@@ -15,7 +15,7 @@ OFFICIAL_SPLITS = ("official1", "official2", "official3")
 SPLIT_KINDS = ("group", "random", *OFFICIAL_SPLITS, "list", "none", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Video:
     """A source file: path below the source folder, key of its sample, class, scene that it was cut from, split by a list."""
 

@@ -7,6 +7,7 @@ cluster, and whoever gets one has it done by a child process that may be ended.
 import math
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -16,13 +17,12 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import current_process
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import joblib
 from pebble import ProcessExpired, ProcessPool
 
-from data.processes.workers import worker_context
+from data.processes.workers import end_with_parent, worker_context
 from tae.runtime.errors import UserError
 
 ENGINES = ("local", "dask")
@@ -61,19 +61,21 @@ class Engine:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that gave no result; `reason` in plain words."""
+    """A task that gave no result; `reason` in plain words, `timed_out`: by the limit that it set itself (`limit_time`)."""
 
     reason: str
+    timed_out: bool = False
 
 
 def run_isolated(
-    function: Callable[[Task], Result], tasks: Iterable[Task], timeout: float, engine: Engine
+    function: Callable[[Task], Result], tasks: Iterable[Task], timeout: float | None, engine: Engine
 ) -> Generator[tuple[Task, Result | Failure], None, None]:
     """Each task with its result, as they get done, in any order; tasks are taken a few at a time.
 
     Args:
         function: is pickled by name: a function of a module, which the workers of a cluster can import too.
-        timeout: seconds of a task in its process, after which that process is ended.
+        timeout: seconds of a task in its process, after which that process is ended; None: parts of it have limits of
+            their own (`limit_time`).
 
     Raises:
         UserError: raised by `function`, or the cluster cannot be reached. Any other exception becomes a `Failure`.
@@ -132,11 +134,12 @@ def _connected(engine: Engine) -> Iterator[Any]:
 
 _pool: ProcessPool | None = None
 _started: Any = None  # process numbers of the pool's children, in shared memory: 0 where none has started yet
-_pool_lock = Lock()
+_pool_lock = threading.Lock()
+_is_child = False
 
 
 def _in_child(
-    function: Callable[[Task], Result], task: Task, timeout: float, processes: int, alone: bool
+    function: Callable[[Task], Result], task: Task, timeout: float | None, processes: int, alone: bool
 ) -> tuple[Task, Result | Failure]:
     """Run in a thread of this process, or of a worker of the cluster: have a child do it and wait for that."""
     try:
@@ -145,7 +148,8 @@ def _in_child(
     except TaskTimeout:
         return task, Failure(f"took more than {timeout:g} s")
     except ProcessExpired as error:
-        return task, Failure(f"ended the process (exit code {error.exitcode})")
+        timed_out = hasattr(signal, "SIGALRM") and error.exitcode == -signal.SIGALRM
+        return task, Failure(f"ended the process (exit code {error.exitcode})", timed_out)
     except UserError:
         raise
     except Exception as error:  # whatever a broken file provokes in a library must not stop the others
@@ -182,6 +186,10 @@ def _begin_child(started: Any, alone: bool) -> None:
     decord decodes in a thread beside the one that asks for frames; spread over two cores, the pair takes a quarter more
     of the processor's time. The place of a dead child is free again.
     """
+    global _is_child
+    _is_child = True
+    # Whoever repeats the command after its process was killed must not meet children of it that still write.
+    threading.Thread(target=end_with_parent, name="end with the parent", daemon=True).start()
     with started.get_lock():
         place = next((place for place, process in enumerate(started) if not _is_alive(process)), None)
         if place is None:
@@ -197,9 +205,22 @@ def _is_alive(process: int) -> bool:
     return process > 0 and Path(f"/proc/{process}").exists()
 
 
-def _with_alarm(function: Callable[[Task], Result], task: Task, timeout: float) -> Result:
+@contextmanager
+def limit_time(seconds: float) -> Iterator[None]:
+    """In a child: end it if the block takes longer, for a task of `run_isolated` without a limit; elsewhere do nothing."""
+    limited = _is_child and hasattr(signal, "setitimer")
+    if limited:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if limited:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _with_alarm(function: Callable[[Task], Result], task: Task, timeout: float | None) -> Result:
     """In the child. Should the process that minds the time limit be killed, a hang must still end."""
-    if hasattr(signal, "alarm"):
+    if timeout is not None and hasattr(signal, "alarm"):
         signal.alarm(math.ceil(timeout) + GRACE)
     try:
         return function(task)

@@ -23,7 +23,7 @@ import torch
 # server imports torch once, in a process without threads, and forks from there: as safe as spawn, much faster.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 # The same for all: a process has one fork server. What is loaded here no worker loads again.
-PRELOADED = ["data.loading.loader", "data.ingest.journal", "tae.runtime.cli"]
+PRELOADED = ["data.loading.loader", "data.ingest.bucket", "tae.runtime.cli"]
 
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
 
@@ -55,10 +55,11 @@ def prepare_worker(worker: int) -> None:
     worker does, so that both would outlive a training that is killed.
     """
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, name="end with the training process", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="end with the training process", daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the process that asked for this one, and end too."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -15,24 +15,36 @@ ENTRY = ("name", "url", "samples", "bytes", "sha256")
 MAX_LISTED = 100_000  # samples, whose list everybody can read; a table takes a thousandth of the time and memory
 
 
-def write_index(folder: Path, header: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+def write_index(
+    folder: Path,
+    header: Mapping[str, Any],
+    entries: Iterable[Mapping[str, Any]],
+    own_kinds: Mapping[str, str] | None = None,
+) -> None:
     """Write `index.json`, and the table that belongs to it where there are more than MAX_LISTED samples.
 
     Args:
         header: split and recipe.
-        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count) and columns of its samples.
+        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count) and columns of its samples. Gone
+            through several times; need not be in memory all at once.
+        own_kinds: types of columns beyond those that have a meaning, which only a table has room for.
     """
-    if sum(entry["samples"] for entry in entries) <= MAX_LISTED:
+    counts = [entry["samples"] for entry in entries]
+    if sum(counts) <= MAX_LISTED and not own_kinds:
         write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header) | {"shards": list(entries)})
         return
-    present = [column for column in OPTIONAL_COLUMNS if all(column in entry for entry in entries)]
-    kinds = {name: COLUMN_KINDS[name] for name in ("frames", "key", *(OPTIONAL_COLUMNS[column] for column in present))}
+    present = set(OPTIONAL_COLUMNS)
+    for entry in entries:
+        present &= entry.keys()
+    kinds = {name: COLUMN_KINDS[name] for name in ("frames", "key")}
+    kinds |= {name: COLUMN_KINDS[name] for column, name in OPTIONAL_COLUMNS.items() if column in present}
     rows = (
         {"frames": list(entry["frames"].values()), "key": list(entry["frames"])}
         | {OPTIONAL_COLUMNS[column]: entry[column] for column in present}
+        | {name: entry[name] for name in own_kinds or ()}
         for entry in entries
     )
-    write_table(folder, header, entries, kinds, rows)
+    write_table(folder, header, entries, kinds | dict(own_kinds or {}), rows)
 
 
 def write_table(

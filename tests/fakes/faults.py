@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 
 def hang_or_die(path: Path) -> str:
@@ -14,3 +15,16 @@ def hang_or_die(path: Path) -> str:
     if path.name == "raises":
         raise ZeroDivisionError(path.name)
     return "checked"
+
+
+def fill_with_faults(task: Any) -> None:
+    """`fill_bucket`, where checking a file is quick, but hangs or ends the process where the file's name says so."""
+    from data.ingest import bucket
+    from tests.fakes.killed_writers import check_nothing
+
+    def check(video: Any, content: bytes, *_: Any) -> Any:
+        hang_or_die(Path(Path(video.path).stem))
+        return check_nothing(video, content)
+
+    bucket.make_clips = check
+    bucket.fill_bucket(task)

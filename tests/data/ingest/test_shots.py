@@ -16,9 +16,10 @@ from data.decode import read_frames
 from data.drawing import draw_clip, encode_mp4
 from data.ingest import shots
 from data.ingest.check import RefusedError, check_video
+from data.ingest.clips import Ways, make_clips, read_source
 from data.ingest.pipeline import prepare
 from data.ingest.shots import Encoding, encode_shots, even_size, find_shots
-from data.ingest.staging import StagingTask, stage_file
+from data.ingest.splits import Video
 from data.processes.pool import Engine
 from data.shards.format import MAX_VIDEO_BYTES
 from tae.runtime.errors import UserError
@@ -84,7 +85,8 @@ def test_a_copy_of_other_colours_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(shots, "ColorRange", type("", (), {"MPEG": 2}))  # the tag is wrong, as if forgotten
     path = flat(tmp_path / "a.mkv", 64, 1, 1, stated=True)
     encoding = Encoding(shots=False, threshold=27.0, min_frames=8, short_side=None, gop=8, crf=18)
-    assert "changes its mean colour" in str(stage_file(StagingTask(path, "a", tmp_path, encoding)))
+    with pytest.raises(RefusedError, match="changes its mean colour"):
+        list(make_clips(Video("a.mkv", "a", "", "a"), path.read_bytes(), Ways(encoding)))
 
 
 def test_files_larger_than_readers_take_are_refused_before_they_are_read(
@@ -93,9 +95,8 @@ def test_files_larger_than_readers_take_are_refused_before_they_are_read(
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(MAX_VIDEO_BYTES + 1)  # a hole: no disk is filled
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read into memory"))
-    assert str(stage_file(StagingTask(tmp_path / "a.mp4", "a", tmp_path, None))).startswith(
-        "4.0 GiB; readers of shards take"
-    )
+    with pytest.raises(RefusedError, match=r"4.0 GiB; readers of shards take"):
+        read_source(tmp_path / "a.mp4")
 
 
 def test_sizes_are_even_and_never_larger() -> None:

@@ -93,23 +93,18 @@ def test_the_layout_is_hashed_once(make_module: Make, monkeypatch: pytest.Monkey
     assert loader.state_dict() == first
 
 
-def test_a_writer_of_many_samples_writes_a_table_and_goes_on_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_of_many_samples_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.shards.index_writer, "MAX_LISTED", 3)
     facts = {"num_frames": 9, "fps": 29.97, "width": 4, "height": 2}
-    for resume in (False, True):
-        with ShardWriter(tmp_path, "train", {"seed": 0}, shard_bytes=4_000, resume=resume) as writer:
-            for number in range(7):
-                assert writer.holds(f"k{number}") == resume
-                if not resume:
-                    writer.write(f"k{number}", "mp4", bytes([number]) * 2_000, facts)
-        index = read_index(str(tmp_path / "index.json"), "x", Access())
-        entries = [index.entry(place) for place in range(len(index.names))]
-        assert [key for entry in entries for key in entry["frames"]] == [f"k{number}" for number in range(7)]
-        assert {fps for entry in entries for fps in entry["fps"]} == {29.97}
-        assert len(entries) > 1
-        assert all(entry["offsets"][0] == 0 < entry["offsets"][-1] for entry in entries[:-1])
+    with ShardWriter(tmp_path, "train", {"seed": 0}, shard_bytes=4_000) as writer:
+        for number in range(7):
+            writer.write(f"k{number}", "mp4", bytes([number]) * 2_000, facts)
+    index = read_index(str(tmp_path / "index.json"), "x", Access())
+    entries = [index.entry(place) for place in range(len(index.names))]
+    assert [key for entry in entries for key in entry["frames"]] == [f"k{number}" for number in range(7)]
+    assert {fps for entry in entries for fps in entry["fps"]} == {29.97}
+    assert len(entries) > 1
+    assert all(entry["offsets"][0] == 0 < entry["offsets"][-1] for entry in entries[:-1])
     assert not list(tmp_path.rglob(".*"))
 
 
