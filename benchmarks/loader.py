@@ -48,7 +48,7 @@ from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.samples import read_samples
 from data.processes.pool import Engine
 from data.processes.workers import worker_context
-from data.sampling.transforms import Square, scaled_size
+from data.sampling.transforms import Crop, scaled_size
 from data.sampling.types import Clip, Sampling, Window
 from data.sampling.windows import central_window
 
@@ -64,7 +64,7 @@ class Corpus:
     batch_size: int
 
     def indices(self, number: int) -> list[int]:
-        return central_window(self.clips[number].frames, self.window.num_frames, self.window.frame_stride)
+        return central_window(self.clips[number].frames, self.window.num_frames, self.window.strides[0])
 
 
 class Bare(Dataset):
@@ -92,7 +92,7 @@ class Loose(Dataset):
 
     def __getitem__(self, number: int) -> Tensor:
         frames = read_frames(self.corpus.paths[number].read_bytes(), self.corpus.indices(number))
-        square = Square(*frames.shape[1:3], self.corpus.window.resolution)
+        square = Crop(*frames.shape[1:3], self.corpus.window.size[0])
         return torch.from_numpy(np.stack([square(image) for image in frames]))
 
 
@@ -106,7 +106,7 @@ class Float(Loose):
             self.corpus.indices(number)
         )
         clip = torch.from_numpy(frames.asnumpy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        size = self.corpus.window.resolution
+        size = self.corpus.window.size[0]
         if min(clip.shape[2:]) != size:
             clip = F.interpolate(clip, scaled_size(*clip.shape[2:], size), mode="bicubic", antialias=True)
         return centre_crop(clip.movedim(1, -1), size).permute(3, 0, 1, 2).contiguous()
@@ -219,7 +219,7 @@ def to_uint8(clip: Tensor) -> Tensor:
 
 
 def reference(corpus: Corpus, number: int) -> Tensor:
-    frames, size = Bare(corpus).decode(number).asnumpy(), corpus.window.resolution
+    frames, size = Bare(corpus).decode(number).asnumpy(), corpus.window.size[0]
     height, width = scaled_size(*frames.shape[1:3], size)
     images = [np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in frames]
     return centre_crop(torch.from_numpy(np.stack(images)), size)

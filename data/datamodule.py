@@ -14,7 +14,17 @@ from lightning import LightningDataModule
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.mixture import MixedLoader
-from data.sampling.mixture import Bounds, Source, Stream, check_bounds, divide_workers, make_streams
+from data.sampling.mixture import (
+    Bounds,
+    Bucket,
+    Source,
+    Stream,
+    check_bounds,
+    divide_workers,
+    make_streams,
+    paces_of,
+    weigh,
+)
 from data.sampling.table import ClipTable
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.types import Clip, Sampling, Window
@@ -50,7 +60,8 @@ class ClipDataModule(LightningDataModule):
     Args:
         shards: patterns for "train", "val" and "test" (see `data.shards.index.find_shards`); null leaves a split out.
         num_frames: frames of a clip.
-        frame_stride: every how manieth frame of the file is taken.
+        frame_stride: every how manieth frame of the file is taken; of several one is drawn for each training clip, of those
+            that fit into it. Validation and evaluation take the first.
         resolution: height and width in pixels, after scaling the short side to it and cropping.
         augmentation: random changes of training clips, as `data.sampling.transforms.Augmentation` takes them; None for none.
         batch_size: clips in a batch of one process.
@@ -76,6 +87,10 @@ class ClipDataModule(LightningDataModule):
         filter: for each column of numbers in the index the lowest and highest value of the clips that are used; None has no
             bound.
         metadata: fields of the samples' metadata that batches have as `metadata`; `caption` may be in a `.txt`.
+        fps: frames a second of a clip, by the times of display, instead of a stride; several as of strides. Files that are
+            slower are left out.
+        buckets: several shapes of training clips by name, each with settings as `data.sampling.mixture.Bucket` takes them;
+            each clip is taken in the one that fits it best.
         sources: several sources of training clips by name, each with settings as `data.sampling.mixture.Source` takes them;
             each batch is of one, which it names; one that is None is left out. `num_workers` are divided among them.
 
@@ -88,7 +103,7 @@ class ClipDataModule(LightningDataModule):
         self,
         shards: Shards,
         num_frames: AtLeastOne,
-        frame_stride: AtLeastOne,
+        frame_stride: AtLeastOne | Sequence[AtLeastOne],
         resolution: Pixels,
         batch_size: AtLeastOne,
         num_workers: NotNegative,
@@ -112,6 +127,8 @@ class ClipDataModule(LightningDataModule):
         filter: Mapping[str, Bounds] | None = None,
         metadata: Sequence[str] = (),
         sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
+        fps: AboveZero | Sequence[AboveZero] | None = None,
+        buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Bucket)]] | None = None,
     ) -> None:
         check_arguments(ClipDataModule, locals())
         super().__init__()
@@ -122,15 +139,17 @@ class ClipDataModule(LightningDataModule):
         self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards))
         window = Window(
             num_frames,
-            frame_stride,
+            1,
             resolution,
             Augmentation(**augmentation or {}),
             decoder,
             place=eval_window,
             interpolation=interpolation,
         )
+        window = replace(window, **paces_of(frame_stride, fps, window))
         self.stream = Stream(
             name="",
+            key="data",
             option="data.shards.train",
             shards=self.shards.get("train"),
             window=window,
@@ -141,7 +160,7 @@ class ClipDataModule(LightningDataModule):
             index=index,
             bounds=check_bounds(filter or {}),
         )
-        self.streams = make_streams(self.stream, sources)
+        self.streams = make_streams(self.stream, sources, buckets)
         self.num_workers = num_workers
         self.max_skipped = max_skipped
         self.seed = seed
@@ -159,20 +178,24 @@ class ClipDataModule(LightningDataModule):
         batches = 0  # bytes of one of each worker
         for split in SPLITS_OF_STAGE[stage]:
             streams = [stream for stream in self._streams_of(split) if stream.shards is not None]
-            for stream, workers in zip(streams, divide_workers(self.num_workers, streams), strict=True):
-                self._clips_of(split, stream)
-                batches += workers * math.prod(stream.shape)
+            weights = weigh(streams, [len(self._clips_of(split, stream)) for stream in streams])
+            workers = divide_workers(self.num_workers, streams, weights)
+            batches += sum(count * math.prod(stream.shape) for count, stream in zip(workers, streams, strict=True))
         processes = 1 if self.trainer is None else self.trainer.num_devices
         check_shared_memory(processes * (BATCHES_AHEAD + 1) * batches)
 
     def train_dataloader(self) -> ClipLoader | MixedLoader:
         """The endless, shuffled stream, or several of them; their positions are saved with the checkpoint."""
-        loaders = {
-            stream.name: self._loader("train", stream, self._clips_of("train", stream), workers)
-            for stream, workers in zip(self.streams, divide_workers(self.num_workers, self.streams), strict=True)
-        }
-        weights = {stream.name: stream.weight for stream in self.streams}
-        loader = MixedLoader(loaders, weights, self.seed) if len(loaders) > 1 else loaders[self.streams[0].name]
+        clips = [self._clips_of("train", stream) for stream in self.streams]
+        weights = weigh(self.streams, list(map(len, clips)))
+        workers = divide_workers(self.num_workers, self.streams, weights)
+        loaders = [self._loader("train", *of_stream) for of_stream in zip(self.streams, clips, workers, strict=True)]
+        names = [stream.name for stream in self.streams]
+        loader: ClipLoader | MixedLoader = loaders[0]
+        if len(loaders) > 1:
+            loader = MixedLoader(
+                dict(zip(names, loaders, strict=True)), dict(zip(names, weights, strict=True)), self.seed
+            )
         self._training.append(loader)
         return loader
 
@@ -191,12 +214,13 @@ class ClipDataModule(LightningDataModule):
 
     def describe(self, split: str) -> dict[str, Any]:
         """What a number on this split has to be told with: its shards, how they were split, the window and its size."""
-        option, patterns, window = f"data.shards.{split}", self.shards[split], self.stream.window
+        option, patterns, window = f"data.shards.{split}", self.shards[split], self.stream.window.first_pace()
         return {
             "shards": [patterns] if isinstance(patterns, str) else list(patterns or ()),
             "split": read_recipe(find_shards(patterns or (), option, self.access, self.stream.index), self.access),
             "num_frames": window.num_frames,
             "frame_stride": window.frame_stride,
+            **({"fps": window.fps[0]} if window.fps else {}),
             "resolution": window.resolution,
             "eval_window": window.place,
             "interpolation": window.interpolation,
@@ -241,7 +265,8 @@ class ClipDataModule(LightningDataModule):
         """The sources of training; validation and evaluation have one, of the settings outside of the sources."""
         if split == "train":
             return self.streams
-        return (replace(self.stream, option=f"data.shards.{split}", shards=self.shards.get(split)),)
+        window = self.stream.window.first_pace()
+        return (replace(self.stream, option=f"data.shards.{split}", shards=self.shards.get(split), window=window),)
 
     def _clips_of(self, split: str, stream: Stream) -> ClipTable:
         name = _name(split, stream)

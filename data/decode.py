@@ -57,6 +57,10 @@ class VideoFile(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    def times(self) -> np.ndarray | None:
+        """When each frame is displayed, ascending seconds; None where the file does not say, or the reader does not."""
+        return None
+
     def close(self) -> None:
         """Free what the reader holds."""
         return
@@ -124,6 +128,10 @@ class DecordFile(VideoFile):
     def __len__(self) -> int:
         return len(self._reader)
 
+    def times(self) -> np.ndarray | None:
+        times = self._reader.get_frame_timestamp(range(len(self)))[:, 0].astype(float)
+        return times if (np.diff(times) > 0).all() else None
+
     def _decode(self, index: int, seek: bool) -> np.ndarray:
         if seek and index != self._position:
             self._reader.seek_accurate(index)  # not `skip_frames`, which goes to the wrong place in some files
@@ -150,6 +158,9 @@ class PyAVFile(VideoFile):
 
     def __len__(self) -> int:
         return len(self._reader)
+
+    def times(self) -> np.ndarray | None:
+        return self._reader.times
 
     def close(self) -> None:
         self._reader.close()

@@ -274,7 +274,11 @@ class ClipLoader:
         }
         interleave = self.sampling.interleave  # named where it is used, as older checkpoints do not know it
         summary |= {} if interleave == 1 else {"data.interleave": interleave}
+        strides = self.sampling.window.frame_stride
+        summary |= {} if isinstance(strides, int) else {"data.frame_stride": str(list(strides))}
         assert isinstance(self.clips, ClipTable)
+        for rule in self.clips.selection.rules:
+            summary |= rule.settings
         bounds = self.clips.selection.bounds
         return summary | ({"data.filter": str({name: list(bound) for name, bound in bounds.items()})} if bounds else {})
 
@@ -285,8 +289,10 @@ class ClipLoader:
         return scaling | {
             "content of the shards": self._shard_hashes[1],
             "data.num_frames": window.num_frames,
-            "data.frame_stride": window.frame_stride,
-            "data.resolution": window.resolution,
+            "data.frame_stride": window.frame_stride if isinstance(window.frame_stride, int) else "several",
+            "data.resolution": window.resolution
+            if isinstance(window.resolution, int)
+            else "x".join(map(str, window.size)),
             "data.augmentation": str(window.augmentation),
         }
 

@@ -12,7 +12,7 @@ A position is (epoch, clips taken in it), which is enough to resume exactly ther
 taken ones are found again without reading them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -29,9 +29,9 @@ from data.processes.shared_memory import BatchWriter
 from data.processes.watchdog import Heartbeats
 from data.sampling.order import EpochOrder, Layout, shuffled
 from data.sampling.table import ClipTable
-from data.sampling.transforms import Square
-from data.sampling.types import Clip, Sampling
-from data.sampling.windows import evaluation_window, random_window
+from data.sampling.transforms import Crop
+from data.sampling.types import Clip, Sampling, Window
+from data.sampling.windows import evaluation_window, random_window, starts_at_rate, window_at_rate
 from data.storage.remote import Access
 
 PLANNED_AT_ONCE = 4096  # places of an epoch's row
@@ -149,30 +149,69 @@ class ClipStream(IterableDataset):
             yield held.pop(place)
 
     def _decode(self, sample: Sample, epoch: int | None, place: Tensor) -> "DecodedClip":
-        """A clip's window as squares into `place`: random in training (see `_seed`), one fixed place in evaluation."""
+        """A clip's window, cropped, into `place`: random in training (see `_seed`), one fixed place in evaluation."""
         clip, window = sample.clip, self.sampling.window
         if fault := sample.fault or self.poisoned.get(clip.number):
             return DecodedClip(clip, fault=fault)
         rng = None if epoch is None else np.random.default_rng(self._seed(epoch, clip))
-        sizes = (clip.frames, window.num_frames, window.frame_stride)
-        indices = evaluation_window(window.place, *sizes) if rng is None else random_window(*sizes, rng)
         info = get_worker_info()
         shown = self.heartbeats.decoding(info.id, clip.number) if self.heartbeats and info else nullcontext()
         try:
             with shown, open_video(sample.video, choose_reader(window.decoder, sample.reader)) as video:
-                square = Square(*video.size, window.resolution, rng, window.augmentation, window.interpolation)
+                indices, fps = take_window(window, clip.frames, sample.fps, video.times, rng)
+                crop = Crop(*video.size, window.size, rng, window.augmentation, window.interpolation)
                 rows = place.numpy()
                 for number, image in video.each_frame(indices, sample.seekable):
-                    rows[~number if square.backwards else number] = square(image)
+                    rows[~number if crop.backwards else number] = crop(image)
         except DecodeError as error:
             return DecodedClip(clip, fault=str(error))
         metadata = tuple(sample.metadata.get(name) for name in self.sampling.metadata)
-        return DecodedClip(clip, sample.fps / window.frame_stride, label=sample.label, metadata=metadata)
+        return DecodedClip(clip, fps, label=sample.label, metadata=metadata)
 
     def _seed(self, epoch: int, clip: Clip) -> tuple[int, ...]:
         """Of a clip's window, crop and augmentation; another one each time that it is taken in an epoch."""
         seed = (self.sampling.seed, epoch, clip.number)
         return (*seed, clip.turn) if clip.turn else seed
+
+
+def take_window(
+    window: Window,
+    frames: int,
+    rate: float,
+    find_times: Callable[[], np.ndarray | None],
+    rng: np.random.Generator | None,
+) -> tuple[list[int], float]:
+    """Which frames of a file are taken, and how many a second they are: drawn in training, fixed in evaluation.
+
+    Args:
+        frames, rate: of the file; the rate on average.
+        find_times: gives the time of each frame, if the file says it.
+        rng: draws; None in evaluation.
+
+    Raises:
+        DecodeError: the file is slower than asked, or its times end before the window does.
+    """
+    paces = window.paces(frames, rate)
+    if not paces:
+        raise DecodeError(f"has {rate:g} frames a second, fewer than data.fps asks for")
+    pace = paces[int(rng.integers(len(paces)))] if rng and len(paces) > 1 else paces[0]
+    if not window.needs_rate:
+        stride = window.strides[pace]
+        sizes = (frames, window.num_frames, stride)
+        return evaluation_window(window.place, *sizes) if rng is None else random_window(*sizes, rng), rate / stride
+    fps = window.fps[pace]
+    times = find_times()
+    if times is None or len(times) != frames:
+        times = np.arange(frames) / rate
+    starts = starts_at_rate(times, window.num_frames, fps)
+    too_short = times[0] + (window.num_frames - 1) / fps > times[-1] + 1.5 * (times[-1] - times[0]) / max(frames - 1, 1)
+    if too_short and window.spans(np.array([rate]))[pace, 0] <= frames:
+        raise DecodeError(f"states {rate:g} frames a second, by whose times its {frames} frames are too short")
+    if rng is None:
+        start = 0 if window.place == "first" else (max(starts, 1) - 1) // 2
+    else:
+        start = int(rng.integers(max(starts, 1)))
+    return window_at_rate(start, times, window.num_frames, fps), fps
 
 
 def plan_part(clips: ClipTable, order: EpochOrder, part: range, done: np.ndarray) -> Iterator[tuple[int, Clip]]:
@@ -209,7 +248,7 @@ class _Batch:
         self.faults: list[dict[str, str]] = []
 
     def place(self) -> Tensor:
-        """Where the next clip belongs, (t, size, size, 3) uint8; waits for memory where the training process has all."""
+        """Where the next clip belongs, (t, h, w, 3) uint8; waits for memory where the training process has all."""
         if self.memory is None:
             self.memory = (
                 self.writer.memory() if self.writer else torch.empty(self.window.shape(self.size), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Frames of any size to a square of the resolution, all uint8 (`tae.model.frame_conversion` knows the value range)."""
+"""Frames of any size to a square or another rectangle, all uint8 (`tae.model.frame_conversion` knows the value range)."""
 
 import math
 from collections.abc import Sequence
@@ -47,14 +47,14 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation()
 
 
-class Square:
-    """Makes a square of every frame of one clip: short side to `size`, then a crop, augmented.
+class Crop:
+    """Makes a rectangle of every frame of one clip: scaled so that it just covers it, then cropped, augmented.
 
     All that is random is drawn once, here. Without a generator the crop is the centre and nothing is augmented.
 
     Args:
         height, width: of the frames.
-        size: side of the square in pixels.
+        size: (height, width) of the rectangle in pixels; a number for the side of a square.
         rng: draws the crop and the augmentation.
         interpolation: of the scaling.
 
@@ -66,19 +66,22 @@ class Square:
         self,
         height: int,
         width: int,
-        size: int,
+        size: int | tuple[int, int],
         rng: np.random.Generator | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
         interpolation: Interpolation = "bicubic",
     ) -> None:
         self._interpolation = interpolation
-        self._size = self._short_side = size
+        rows, columns = self._size = as_size(size)
         self._colours: tuple[Tensor, Tensor] | None = None
+        covered = self._size
         if rng and augmentation.zoom > 1:
             # Not beyond the file's own pixels: what is scaled up to be cropped has no detail to learn.
-            most = min(augmentation.zoom, max(min(height, width) / size, 1.0))
-            self._short_side = round(rng.uniform(1, most) * size)
-        room = [side - size for side in scaled_size(height, width, self._short_side)]
+            most = min(augmentation.zoom, max(min(height / rows, width / columns), 1.0))
+            zoom = rng.uniform(1, most)
+            covered = (round(zoom * rows), round(zoom * columns))
+        self._scaled = covering_size(height, width, covered)
+        room = (self._scaled[0] - rows, self._scaled[1] - columns)
         self._top, self._left = (int(rng.integers(side + 1)) if rng else side // 2 for side in room)
         flips = [name for name in augmentation.flips if rng and rng.random() < 0.5]
         self.backwards = "time" in flips
@@ -87,41 +90,55 @@ class Square:
             self._colours = draw_colours(augmentation.colour, rng)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 to (size, size, 3) uint8, possibly a view of a larger picture."""
-        scaled = resize_short_side(image, self._short_side, self._interpolation)
-        square = scaled[self._top : self._top + self._size, self._left : self._left + self._size]
+        """(h, w, 3) uint8 to (*size, 3) uint8, possibly a view of a larger picture."""
+        scaled = resize(image, self._scaled, self._interpolation)
+        cropped = scaled[self._top : self._top + self._size[0], self._left : self._left + self._size[1]]
         for name in self._flips:
-            square = flip(square, name)
-        return change_colours(square, *self._colours) if self._colours else square
+            cropped = flip(cropped, name)
+        return change_colours(cropped, *self._colours) if self._colours else cropped
+
+
+def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width; a number is the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the same picture scaled so that it just covers a rectangle (height, width)."""
+    if size[0] * width >= size[1] * height:  # the height decides
+        return size[0], max(size[1], round(width * size[0] / height))
+    return max(size[0], round(height * size[1] / width)), size[1]
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Height and width of the same picture whose shorter side has `short_side` pixels."""
-    short = min(height, width)
-    return max(short_side, round(height * short_side / short)), max(short_side, round(width * short_side / short))
+    return covering_size(height, width, (short_side, short_side))
 
 
 def resize_short_side(image: np.ndarray, size: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
-    """Scale so that the shorter side becomes `size`, keeping the aspect ratio (antialiased).
+    """Scale so that the shorter side becomes `size`, keeping the aspect ratio (antialiased): (h, w, 3) uint8 as `resize`."""
+    return resize(image, scaled_size(image.shape[0], image.shape[1], size), interpolation)
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: Interpolation = "bicubic") -> np.ndarray:
+    """Scale to a size (antialiased).
 
     Shapes:
         image:   (h, w, 3) uint8
-        returns: (h', w', 3) uint8 with min(h', w') == size
+        returns: (*size, 3) uint8
 
     The input's memory is channels-last already, so the resampling works on a view and copies nothing.
     """
-    if min(image.shape[:2]) == size:
+    if image.shape[:2] == size:
         return image
     planes = torch.from_numpy(image)[None].movedim(-1, 1)  # in this order: else not taken for channels-last, 3x slower
-    scaled = F.interpolate(
-        planes, scaled_size(image.shape[0], image.shape[1], size), mode=interpolation, antialias=True
-    )
+    scaled = F.interpolate(planes, size, mode=interpolation, antialias=True)
     return scaled[0].permute(1, 2, 0).numpy()
 
 
-def flip(square: np.ndarray, name: Flip) -> np.ndarray:
-    """One of the flips within a picture, (size, size, 3)."""
-    flipped = {"height": square[::-1], "width": square[:, ::-1], "diagonal": square.swapaxes(0, 1)}
+def flip(image: np.ndarray, name: Flip) -> np.ndarray:
+    """One of the flips within a picture, (h, w, 3); the diagonal one is of squares."""
+    flipped = {"height": image[::-1], "width": image[:, ::-1], "diagonal": image.swapaxes(0, 1)}
     return flipped[name]
 
 
@@ -136,8 +153,8 @@ def draw_colours(strength: float, rng: np.random.Generator) -> tuple[Tensor, Ten
     return matrix, torch.full((3,), 127.5 * (1 - contrast) + brightness)
 
 
-def change_colours(square: np.ndarray, matrix: Tensor, offset: Tensor) -> np.ndarray:
+def change_colours(image: np.ndarray, matrix: Tensor, offset: Tensor) -> np.ndarray:
     """The map of `draw_colours` applied to (h, w, 3) uint8."""
-    planes = torch.from_numpy(square.astype(np.float32))[None].movedim(-1, 1)
+    planes = torch.from_numpy(image.astype(np.float32))[None].movedim(-1, 1)
     changed = F.conv2d(planes, matrix[:, :, None, None], offset)  # several times as fast as `@`
     return changed.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).numpy()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -153,6 +153,16 @@ class ShardList(Sequence[Shard]):
         return values
 
 
+class Rule(Protocol):
+    """Something that used samples have in common; needs some columns of numbers, and is named by some settings."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def settings(self) -> dict[str, str]: ...
+    def of(self, shards: ShardList, number: int) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which samples are used.
@@ -160,10 +170,12 @@ class Selection:
     Args:
         shortest: frames of the shortest.
         bounds: lowest and highest value of a column of numbers; None has no bound. A value that is not a number is outside.
+        rules: what else they have to have.
     """
 
     shortest: int = 1
     bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
 
     def within(self, shards: ShardList, number: int) -> np.ndarray:
         """Which samples of a shard are within all bounds, whatever their length."""
@@ -178,7 +190,10 @@ class Selection:
 
     def of(self, shards: ShardList, number: int) -> np.ndarray:
         """Which samples of a shard are used."""
-        return self.within(shards, number) & (shards.numbers("frames", number) >= self.shortest)
+        chosen = self.within(shards, number) & (shards.numbers("frames", number) >= self.shortest)
+        for rule in self.rules:
+            chosen &= rule.of(shards, number)
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -214,5 +229,8 @@ def select(shards: ShardList, selection: Selection) -> Selected:
             outside += len(shards.numbers("frames", number)) - len(frames)
             most = int(frames.max(initial=0))
         longest = max(longest, most)
+        if selection.rules:
+            counts[number] = np.count_nonzero(selection.of(shards, number))
+            continue
         counts[number] = len(frames) if least >= selection.shortest else np.count_nonzero(frames >= selection.shortest)
     return Selected(counts, outside, longest)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from data.datamodule import SPLITS, ClipDataModule, Shards
 from data.drawing import FPS, MIN_SIZE, draw_clip, encode_mp4, file_width
 from data.ingest.check import Facts
-from data.sampling.mixture import Source
+from data.sampling.mixture import Bucket, Source
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.writer import ShardWriter
@@ -55,7 +55,7 @@ class SyntheticDataModule(ClipDataModule):
         clips_seed: NotNegative,
         cache_dir: str | Path,
         num_frames: AtLeastOne,
-        frame_stride: AtLeastOne,
+        frame_stride: AtLeastOne | Sequence[AtLeastOne],
         resolution: Pixels,
         batch_size: AtLeastOne,
         num_workers: NotNegative,
@@ -70,6 +70,8 @@ class SyntheticDataModule(ClipDataModule):
         eval_window: EvalWindow = "central",
         interpolation: Interpolation = "bicubic",
         sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
+        fps: AboveZero | Sequence[AboveZero] | None = None,
+        buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Bucket)]] | None = None,
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")
@@ -94,6 +96,8 @@ class SyntheticDataModule(ClipDataModule):
             eval_window=eval_window,
             interpolation=interpolation,
             sources=sources,
+            fps=fps,
+            buckets=buckets,
         )
 
     def prepare_data(self) -> None:

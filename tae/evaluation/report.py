@@ -294,13 +294,20 @@ def measurement(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("clips", f"{document['num_clips']:,}"), ("frames", f"{document['num_frames']:,}")]
     if data:
         lines += [
-            ("window", f"{data['num_frames']} frames, stride {data['frame_stride']}{window_place(data)}"),
+            ("window", f"{data['num_frames']} frames, {pace(data)}{window_place(data)}"),
             ("size", f"{data['resolution']}x{data['resolution']}"),
             ("shards", ", ".join(data["shards"])),
             ("split", data["split"]),
             ("precision", data["precision"]),
         ]
     return [*lines, ("protocol", document["protocol"])]
+
+
+def pace(data: Mapping[str, Any]) -> str:
+    """At what rate or stride the frames were taken: of several in a config the first, as evaluation does."""
+    name, words = ("fps", "{} a second") if data.get("fps") else ("frame_stride", "stride {}")
+    value = data.get(name, 1)
+    return words.format(f"{value[0] if isinstance(value, Sequence) else value:g}")
 
 
 def window_place(data: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tae.evaluation.report import baseline_grid, interval_text, markdown_table
+from tae.evaluation.report import baseline_grid, interval_text, markdown_table, pace
 from tae.evaluation.results import measured
 from tae.latents.report import report_lines
 from tae.latents.stats import STATS, LatentStats
@@ -106,8 +106,9 @@ def quality(metrics: Mapping[str, Any]) -> str:
         for name, value in measured(metrics["metrics"]).items()
     ]
     data = metrics["config"].get("data", {})
-    words = {"num_frames": "{} frames", "resolution": "{} pixels each way", "frame_stride": "stride {}"}
+    words = {"num_frames": "{} frames", "resolution": "{} pixels each way"}
     window = ", ".join(text.format(data[key]) for key, text in words.items() if data.get(key) is not None)
+    window += f", {pace(data)}" if data.get("frame_stride") is not None else ""
     skipped = len(metrics["skipped"])
     return markdown_table(["metric", "this model", f"trilinear {baseline_grid(metrics)}"], rows) + (
         f"\n\nProtocol `{metrics['protocol']}`: {metrics['num_clips']:,} clips, {metrics['num_frames']:,} frames"

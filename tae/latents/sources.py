@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data.decode import as_path
 from data.ingest.sources import find_videos, root_of
-from data.sampling.transforms import Square
+from data.sampling.transforms import Crop
 from data.shards.format import VIDEO_EXTENSIONS, Shard
 from data.shards.index import find_shards
 from data.shards.keys import UniqueKeys
@@ -192,7 +192,7 @@ def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator
         if not reading.resolution and min(reader.size) < reading.smallest:
             height, width = reader.size
             raise UserError(f"frames of {height}x{width} are too small; the model needs {reading.smallest} each way.")
-        square = Square(*reader.size, reading.resolution) if reading.resolution else None
+        square = Crop(*reader.size, reading.resolution) if reading.resolution else None
         frames: Iterator[Frame] = itertools.islice(reader.frames(), 0, None, reading.frame_stride)
         count = 0
         for batch in batched(frames, reading.piece):

@@ -233,7 +233,10 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
 def shapes_of(cfg: DictConfig) -> dict[str, Shape]:
     """The shape of a batch of each stream that a training takes batches of."""
     base = plain_stream(cfg.data.num_frames, cfg.data.resolution, cfg.data.batch_size)
-    return {stream.name: stream.shape[:4] for stream in make_streams(base, plain(cfg.data)["sources"])}
+    return {
+        stream.name: stream.shape[:4]
+        for stream in make_streams(base, plain(cfg.data)["sources"], plain(cfg.data)["buckets"])
+    }
 
 
 def find_peaks(tasks: dict[str, Callable[[Shape], Cost]], shapes: dict[str, Shape]) -> dict[str, int]:

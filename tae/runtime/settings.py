@@ -240,6 +240,7 @@ class Plan(Section):
         resolution: AtLeastOne
         batch_size: AtLeastOne
         sources: Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.Source")]] | None
+        buckets: Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.Bucket")]] | None
 
     class Autocast(Section):
         precision: Literal["32-true", "bf16-mixed", "16-mixed"]

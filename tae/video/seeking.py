@@ -37,6 +37,7 @@ class PacketReader:
             stream = find_stream(self._container, path)
             stream.thread_type = "NONE"  # processes use every core already
             self._codec = stream.codec_context
+            self._time_base = stream.time_base or 0
             self._packets = [packet for packet in self._container.demux(stream) if packet.size]
             self._read_times()
             self._start(0, counting=True)
@@ -64,6 +65,11 @@ class PacketReader:
     def has_times(self) -> bool:
         """Whether frames are known by their times; otherwise they are counted from the start."""
         return bool(self._index_of)
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """When each frame is shown, ascending seconds; None where the file does not say."""
+        return np.array(self._times) * float(self._time_base) if self.has_times else None
 
     def close(self) -> None:
         """Free the memory now; the decoding generator and this object refer to each other."""

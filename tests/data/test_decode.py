@@ -1,10 +1,15 @@
+import io
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from data.decode import DecodeError, choose_reader, open_video, read_frames
 from data.drawing import draw_clip, encode_mp4
+from data.loading.stream import take_window
+from data.sampling.types import Window
 from tests.references.video import decode_in_order, lossless
 
 
@@ -107,3 +112,35 @@ def test_without_a_record_high_pictures_are_read_by_pyav(shared_clips: Path) -> 
     assert np.abs(by_pyav - by_decord).max() > 4
     small = (shared_clips / "awkward" / "exact_31f_320x240.avi").read_bytes()
     np.testing.assert_array_equal(*(read_frames(small, [3], reader=reader) for reader in ("", "decord")))
+
+
+VARYING = [0, 40, 80, 120, 400, 440, 900, 940, 980, 1020]  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def varying() -> bytes:
+    """Ten frames, each of another grey, of a camera that loses some."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "2", "g": "4", "qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time in enumerate(VARYING):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 + 20 * number, np.uint8), "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+def test_frames_at_a_rate_are_those_that_are_shown_at_their_times(reader: str, varying: bytes) -> None:
+    """Not every n-th one, which the mean rate (about ten a second) would take."""
+    with open_video(varying, reader) as video:
+        times = video.times()
+        assert times is not None
+        assert (times - times[0]) * 1000 == pytest.approx(VARYING, abs=0.01)
+        indices, fps = take_window(Window(5, 1, 32, fps=(5.0,), place="first"), 10, video.fps, video.times, None)
+        assert (indices, fps) == ([0, 3, 4, 5, 6], 5.0)  # at 0, 200, 400, 600 and 800
+        shown = [image.mean() for image in video.frames(indices)]
+    assert shown == pytest.approx([10 + 20 * number for number in indices], abs=3)  # of YUV's rounding

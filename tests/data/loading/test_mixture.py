@@ -1,6 +1,7 @@
 """A mixture changes nothing of its streams, and which batch comes next is a function of the seed, over any interruption."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data.loading.loader import ClipLoader
 from data.loading.mixture import MixedLoader
 from data.loading.samples import Sample
 from data.loading.stream import ClipStream, DecodedClip, WorkerItem
-from data.sampling.mixture import divide_workers, draw_stream, make_streams, plain_stream
+from data.sampling.mixture import divide_workers, draw_stream, make_streams, plain_stream, weigh
 from data.sampling.table import ClipTable
 from data.sampling.types import Sampling, Window
 from data.shards.format import Shard
@@ -144,9 +145,10 @@ def test_another_mixture_is_refused(undecoded: None, change: dict[str, Any], nam
 def test_workers_are_divided_by_the_frames_that_they_have_to_decode() -> None:
     sources = {"video": {"weight": 3}, "images": {"num_frames": 1, "batch_size": 16}, "rare": {"weight": 0.01}}
     streams = make_streams(plain_stream(16, 64, 1), sources)
-    assert divide_workers(0, streams) == [0, 0, 0]
-    assert divide_workers(2, streams) == [1, 1, 1]
-    assert divide_workers(9, streams) == [6, 2, 1]  # 48 to 16 frames
+    weights = weigh(streams, [9, 9, 9])
+    assert divide_workers(0, streams, weights) == [0, 0, 0]
+    assert divide_workers(2, streams, weights) == [1, 1, 1]
+    assert divide_workers(9, streams, weights) == [6, 2, 1]  # 48 to 16 frames
 
 
 def test_a_source_has_what_it_does_not_say_from_outside() -> None:
@@ -162,14 +164,28 @@ def test_a_source_has_what_it_does_not_say_from_outside() -> None:
 @pytest.mark.parametrize(
     ("sources", "said"),
     [
-        ({}, "sources={} names no source"),
-        ({"a": None}, "names no source"),
+        ({}, "sources={} names none"),
+        ({"a": None}, "names none"),
         ({"a/b": {}}, "sources.a/b: a name is of letters"),
         ({"a": {"weight": 0}}, "sources.a.weight=0 is not allowed: give a number, greater than 0"),
         ({"a": {"weight": float("nan")}}, "sources.a.weight=nan is not allowed"),
         ({"a": {"num_frmes": 3}}, "sources.a.num_frmes is unknown"),
         ({"a": 3}, "sources.a=3 is not allowed: give a mapping"),
         ({"a": {"filter": {"fps": [2, 1]}}}, "sources.a.filter.fps="),
+        ({"a": {"fps": float("nan")}}, "sources.a.fps=nan is not allowed: give a number, greater than 0, "),
+        ({"a": {"fps": [24, 0]}}, "sources.a.fps=[24, 0] is not allowed"),
+        ({"a": {"fps": -1}}, "sources.a.fps=-1 is not allowed"),
+        ({"a": {"fps": []}}, "sources.a.fps=[] names none"),
+        ({"a": {"frame_stride": [1, 0]}}, "sources.a.frame_stride=[1, 0] is not allowed"),
+        ({"a": {"fps": 24, "frame_stride": 2}}, "sources.a.frame_stride=2 and sources.a.fps=24 ask for two rates"),
+        ({"a": {"buckets": {}}}, "sources.a.buckets={} names none"),
+        ({"a": {"buckets": {"b": {"height": "tall"}}}}, "sources.a.buckets.b.height=tall is not allowed"),
+        ({"a": {"buckets": {"b": {"heigth": 64}}}}, "sources.a.buckets.b.heigth is unknown"),
+        ({"a": {"buckets": {"b": {"weight": 1}, "c": {}}}}, "sources.a.buckets: give each bucket a weight, or none"),
+        (
+            {"a": {"buckets": {"b": {"width": 32}}, "augmentation": {"flips": ["diagonal"]}}},
+            "sources.a.buckets.b is 64 high",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_source_is_a_sentence(sources: Any, said: str) -> None:
@@ -177,3 +193,29 @@ def test_what_is_wrong_with_a_source_is_a_sentence(sources: Any, said: str) -> N
         make_streams(plain_stream(16, 64, 1), sources)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_buckets_are_streams_of_their_source() -> None:
+    buckets = {"wide": {"height": 32, "weight": 2}, "long": {"num_frames": 33, "batch_size": 1, "weight": 1}}
+    base = plain_stream(16, 64, 3)
+    wide, long = make_streams(base, None, buckets)
+    assert (wide.name, wide.shape, long.shape) == ("wide", (3, 16, 32, 64, 3), (1, 33, 64, 64, 3))
+    assert wide.buckets == (wide.window, long.window)
+    assert (wide.bucket, long.bucket, wide.key) == (0, 1, "data")
+    sources = {"a": {"weight": 3}, "b": {"buckets": {"x": {}, "y": {"batch_size": 1}}}}
+    streams = make_streams(base, sources, buckets)
+    assert [stream.name for stream in streams] == ["a/wide", "a/long", "b/x", "b/y"]
+    assert weigh(streams, [9, 9, 30, 10]) == [2, 1, 0.5, 0.5]  # 10 batches of 3 clips, and 10 of one
+
+
+def test_a_rate_of_a_source_makes_the_stride_outside_void() -> None:
+    base = plain_stream(16, 64, 3)
+    strided = replace(base, window=replace(base.window, frame_stride=(1, 2)))
+    timed = replace(base, window=replace(base.window, fps=(24.0,)))
+    pace = lambda stream: (stream.window.frame_stride, stream.window.fps)  # noqa: E731
+    assert [pace(s) for s in make_streams(strided, {"a": {}, "b": {"fps": 12}})] == [((1, 2), ()), (1, (12.0,))]
+    assert [pace(s) for s in make_streams(timed, {"a": {}, "b": {"frame_stride": [2, 3]}})] == [
+        (1, (24.0,)),
+        ((2, 3), ()),
+    ]
+    assert pace(replace(strided, window=strided.window.first_pace())) == (1, ())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.sampling.transforms import Augmentation, Square, change_colours, draw_colours, resize_short_side
+from data.sampling.transforms import Augmentation, Crop, change_colours, draw_colours, resize_short_side
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (61, 47), (10, 13), (16, 16)])
@@ -24,17 +24,17 @@ def test_resizing_equals_pillow(height: int, width: int, size: int) -> None:
 
 def test_crops_are_where_they_should_be() -> None:
     image = np.arange(5 * 8 * 3, dtype=np.uint8).reshape(5, 8, 3)
-    np.testing.assert_array_equal(Square(5, 8, 5)(image), image[:, 1:6])
+    np.testing.assert_array_equal(Crop(5, 8, 5)(image), image[:, 1:6])
     rng = np.random.default_rng(0)
-    corners = {tuple(Square(5, 8, 5, rng)(image)[0, 0].tolist()) for _ in range(200)}
+    corners = {tuple(Crop(5, 8, 5, rng)(image)[0, 0].tolist()) for _ in range(200)}
     assert corners == {tuple(image[0, left].tolist()) for left in range(4)}  # every place it fits
-    upright = {tuple(Square(8, 5, 5, rng)(image.transpose(1, 0, 2))[0, 0].tolist()) for _ in range(200)}
+    upright = {tuple(Crop(8, 5, 5, rng)(image.transpose(1, 0, 2))[0, 0].tolist()) for _ in range(200)}
     assert upright == corners
 
 
 @pytest.mark.parametrize("rng", [None, np.random.default_rng(0)])
 def test_squares_are_uint8_of_the_size(rng: np.random.Generator | None) -> None:
-    square = Square(9, 31, 16, rng)(np.zeros((9, 31, 3), np.uint8))
+    square = Crop(9, 31, 16, rng)(np.zeros((9, 31, 3), np.uint8))
     assert square.shape == (16, 16, 3)
     assert square.dtype == np.uint8
 
@@ -83,14 +83,14 @@ def test_colours_change_as_documented() -> None:
 def test_half_of_the_clips_are_flipped(name: Any) -> None:
     flipped = {"height": RANDOM_IMAGE[::-1], "width": RANDOM_IMAGE[:, ::-1], "diagonal": np.rot90(RANDOM_IMAGE)[::-1]}
     rng, augmentation = np.random.default_rng(0), Augmentation(flips=[name])
-    found = Counter(Square(4, 4, 4, rng, augmentation)(RANDOM_IMAGE).tobytes() for _ in range(400))
+    found = Counter(Crop(4, 4, 4, rng, augmentation)(RANDOM_IMAGE).tobytes() for _ in range(400))
     assert set(found) == {RANDOM_IMAGE.tobytes(), flipped[name].tobytes()}
     assert 150 < found[flipped[name].tobytes()] < 250  # 200 +- 5 standard deviations
 
 
 def test_half_of_the_clips_are_to_be_read_backwards() -> None:
     rng = np.random.default_rng(0)
-    squares = [Square(4, 4, 4, rng, Augmentation(flips=["time"])) for _ in range(400)]
+    squares = [Crop(4, 4, 4, rng, Augmentation(flips=["time"])) for _ in range(400)]
     assert 150 < sum(square.backwards for square in squares) < 250
     assert all(np.array_equal(square(RANDOM_IMAGE), RANDOM_IMAGE) for square in squares)
 
@@ -105,7 +105,7 @@ def test_zoom_scales_before_the_crop_and_not_beyond_the_files_own_pixels(
     slope = np.tile(np.arange(84, dtype=np.uint8)[None, :, None] * 3, (rows, 1, 3))
     spans = []
     for seed in range(60):
-        square = Square(rows, 84, 32, np.random.default_rng(seed), Augmentation(zoom=2.0))(slope).astype(float)
+        square = Crop(rows, 84, 32, np.random.default_rng(seed), Augmentation(zoom=2.0))(slope).astype(float)
         assert square.shape == (32, 32, 3)
         spans.append((square[16, 26, 0] - square[16, 6, 0]) / 3 / 20)
     tolerance = 0.04  # a step of 255, and sizes in whole pixels
@@ -118,6 +118,30 @@ def test_scaling_interpolates_as_asked(interpolation: Any) -> None:
     """An edge: bilinear stays between its sides, bicubic overshoots them."""
     edge = np.full((12, 12, 3), 64, dtype=np.uint8)
     edge[:, 6:] = 192
-    scaled = Square(12, 12, 30, interpolation=interpolation)(edge)
+    scaled = Crop(12, 12, 30, interpolation=interpolation)(edge)
     assert (scaled.min() < 64 and scaled.max() > 192) == (interpolation == "bicubic")
     assert scaled.shape == (30, 30, 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 90), (90, 30), (24, 40), (50, 50), (8, 9)])
+def test_a_rectangle_is_covered_and_no_more(height: int, width: int) -> None:
+    """Of a slope in both directions: the scale is that of the side that needs it, and the crop is centred."""
+    rows, columns = np.mgrid[:height, :width]
+    step = 250 // max(height, width)
+    slope = np.stack([rows * step, columns * step, rows * 0], -1).astype(np.uint8)
+    crop = Crop(height, width, (24, 40), interpolation="bilinear")(slope).astype(float) / step
+    assert crop.shape == (24, 40, 3)
+    scale = max(24 / height, 40 / width)
+    down, across = np.diff(crop[6:-6, 20, 0]).mean(), np.diff(crop[12, 8:-8, 1]).mean()
+    assert down == pytest.approx(1 / scale, rel=0.05)  # sizes in whole pixels, values in whole steps
+    assert across == pytest.approx(1 / scale, rel=0.05)
+    assert crop[11:13, :, 0].mean() == pytest.approx((height - 1) / 2, abs=1)
+    assert crop[:, 19:21, 1].mean() == pytest.approx((width - 1) / 2, abs=1)
+
+
+def test_crops_of_a_rectangle_are_everywhere_alike() -> None:
+    image = np.arange(6 * 7 * 3, dtype=np.uint8).reshape(6, 7, 3)
+    rng = np.random.default_rng(0)
+    corners = Counter(tuple(Crop(6, 7, (6, 4), rng)(image)[0, 0].tolist()) for _ in range(800))
+    assert corners.keys() == {tuple(image[0, left].tolist()) for left in range(4)}
+    assert min(corners.values()) > 150  # 200 expected each, standard deviation 12

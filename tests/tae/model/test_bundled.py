@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from data.decode import read_frames
-from data.sampling.transforms import Square
+from data.sampling.transforms import Crop
 from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
 from tae.evaluation.stored_config import evaluation_data
 from tae.interop.diffusers_adapter import DiffusersVAE
@@ -107,7 +107,7 @@ def unseen_frames(folder: Path, name: str) -> torch.Tensor:
     with av.open(folder / "ucf101" / name) as container:
         start = (sum(1 for _ in container.decode(video=0)) - 32) // 2
     images = read_frames(video, range(start, start + 32))
-    return torch.from_numpy(np.stack([Square(*images.shape[1:3], 128)(image) for image in images]))[None]
+    return torch.from_numpy(np.stack([Crop(*images.shape[1:3], 128)(image) for image in images]))[None]
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
