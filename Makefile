@@ -10,7 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 TESTS ?= not slow and not gpu and not network
-TEST_PROCESSES ?= 2
+# One more than a small machine has cores: many tests wait for processes that they have started.
+TEST_PROCESSES ?= 3
 
 .PHONY: install demo test test-slow test-gpu weights test-network lint docs lock tiny-weights
 install: $(VENV)/installed

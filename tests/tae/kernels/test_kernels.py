@@ -53,8 +53,10 @@ def double(*tensors: Tensor) -> list[Tensor]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("per", ["frame", "clip"])
-@pytest.mark.parametrize(("channels", "size", "offset"), [(32, (9, 7), 0.0), (128, (16, 15), 30.0), (64, (1, 1), 1.0)])
-@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "size", "offset", "silu"),
+    [(32, (9, 7), 0.0, False), (128, (12, 11), 30.0, True), (64, (1, 1), 1.0, True)],
+)
 def test_group_norm_silu(dtype: torch.dtype, per: str, channels: int, size: tuple, offset: float, silu: bool) -> None:
     from tae.kernels.group_norm import group_norm_silu
 
@@ -135,7 +137,7 @@ def test_whole_model_with_and_without_kernels(
         if "temporal" in name and parameter.ndim > 1:  # no longer the identity
             parameter.data += 0.05 * torch.randn_like(parameter)
     model.gradient_checkpointing = checkpointing
-    clip = channels_last(1, 3, 3, 8, 10).clamp(-1, 1)
+    clip = channels_last(1, 3, 3, 4, 6).clamp(-1, 1)
 
     def loss_and_gradients(fused: bool) -> tuple[float, list[Tensor]]:
         for module in (layers, temporal_conv):
