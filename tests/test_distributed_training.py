@@ -22,11 +22,22 @@ OPTIONS = {
     "average": ("ema.decay=0.9", "ema.decay=null"),
     "adversary": ("adversary=patch", "adversary=none"),
     "trained": ("trainable=temporal", "trainable=all"),
+    "views": ("loss.equivariance.weight=0.5", "loss.equivariance.weight=0"),
+    "latents": ("model.latent_noise=0.2 model.latent_mask=0.2 model.channel_dropout=[4,16]", "model.latent_noise=0"),
+    "scale": ("loss.reconstruction.learned_scale=true", "loss.reconstruction.learned_scale=false"),
 }
 SMALL_ADVERSARY = ("frame_channels=4", "clip_channels=4", "layers=2", "alone=1", "ramp=1")
 
 # Few runs in which every pair of choices meets.
-RUNS = ("0000000000", "0000111111", "0111000111", "1011011100", "1101101010", "1110110001")
+RUNS = (
+    "0000000000000",
+    "1111111111000",
+    "1111110000111",
+    "1110001110111",
+    "1001101101110",
+    "0101011011101",
+    "0010110111011",
+)
 TINY = (
     "init_from=null",
     "model.base_channels=4",
@@ -49,9 +60,12 @@ TINY = (
 
 
 def choices(run: str) -> list[str]:
-    chosen = [values[int(choice)] for values, choice in zip(OPTIONS.values(), run, strict=True)]
-    if "adversary=patch" in chosen:  # which refuses an objective that looks at no reconstruction
-        chosen += [*(f"adversary.{setting}" for setting in SMALL_ADVERSARY), "loss.reconstruction.weight=1"]
+    groups = [values[int(choice)] for values, choice in zip(OPTIONS.values(), run, strict=True)]
+    chosen = [setting for group in groups for setting in group.split()]
+    if "adversary=patch" in chosen:
+        chosen += [f"adversary.{setting}" for setting in SMALL_ADVERSARY]
+    if "adversary=patch" in chosen or "loss.equivariance.weight=0.5" in chosen:
+        chosen.append("loss.reconstruction.weight=1")  # they refuse an objective that looks at no reconstruction
     return chosen
 
 

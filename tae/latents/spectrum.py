@@ -1,11 +1,10 @@
 """How the energy of latents is spread over frequencies, by the orthonormal discrete cosine transform (DCT-II)."""
 
-import math
-
 import torch
 from torch import Tensor
 
-BANDS = 8  # of equal width; the first two reach to a quarter of the band, the first four to its half
+from tae.losses.dct import dct_matrix
+from tae.losses.spectrum import BANDS  # the first two reach to a quarter of the band, the first four to its half
 
 
 def energy_in_space(values: Tensor) -> Tensor:
@@ -30,14 +29,6 @@ def energy_in_time(values: Tensor) -> Tensor:
     frames = values.shape[1]
     coefficients = dct_matrix(frames) @ values.flatten(2)
     return _in_bands(coefficients.square().sum(2), torch.arange(frames))
-
-
-def dct_matrix(size: int) -> Tensor:
-    """(size, size) float64; row u times a signal is its coefficient u."""
-    place = torch.arange(size, dtype=torch.float64)
-    rows = torch.cos(math.pi * (2 * place + 1) * place[:, None] / (2 * size)) * math.sqrt(2 / size)
-    rows[0] /= math.sqrt(2)
-    return rows
 
 
 def _in_bands(energy: Tensor, distance: Tensor) -> Tensor:

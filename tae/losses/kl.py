@@ -20,4 +20,4 @@ class KL:
 
     def __call__(self, context: Context) -> Tensor:
         with torch.autocast(context.clip.device.type, enabled=False):
-            return context.output.posterior.kl().float().sum() / context.clip.numel()
+            return context.output.posterior.kl().float().sum() / context.source.numel()

@@ -39,6 +39,8 @@ class Perceptual:
         UserError: weights that are neither present nor reachable, or a file that does not fit the backbone.
     """
 
+    is_distance = True
+
     def __init__(
         self, weight: Weight, net: Backbone, weights_path: str | None, frames_per_chunk: AtLeastOne = 16
     ) -> None:

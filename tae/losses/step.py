@@ -13,16 +13,19 @@ from torch.optim import Optimizer
 from tae.adversarial.adversary import PatchAdversary
 from tae.losses.objective import Objective
 from tae.losses.term import Context, Output
+from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.average import WeightAverage
 from tae.model.frame_conversion import frames_to_clip
 
 
 class StepLoss(NamedTuple):
-    """total: () float32 with gradient; terms: what is logged, without gradient; output: the model's."""
+    """total: () float32 with gradient; terms: what is logged, without gradient; output: the model's; clip: what the
+    reconstruction was compared with, which a view (`tae.losses.Equivariance`) has transformed."""
 
     total: Tensor
     terms: dict[str, Tensor]
     output: Output
+    clip: Tensor
 
 
 def compute_loss(
@@ -32,13 +35,19 @@ def compute_loss(
 
     An adversary is trained on the same decoding, and its term is in the total; it is updated by its own `update`.
     """
-    output = model(clip)
-    total, terms = objective(Context(clip, output, model, step))
+    view = objective.draw_view()
+    encoded = clip
+    if view is None:
+        output = model(clip)
+    else:
+        output = model(clip, transform=view.of_latents)
+        clip = view.of_clip(cast(TemporalAutoencoder, model), clip)
+    total, terms = objective(Context(clip, output, model, step, encoded))
     if adversary is not None:
         last_layer = cast(Tensor, model.last_layer)
         total, figures = adversary(clip, output.reconstruction, total, last_layer, step)
         terms |= figures
-    return StepLoss(total, terms, output)
+    return StepLoss(total, terms, output, clip)
 
 
 def update(model: nn.Module, optimizer: Optimizer, total: Tensor, max_norm: float = 1.0) -> None:

@@ -30,22 +30,31 @@ class Output(Protocol):
 class Context:
     """What a term may look at.
 
-    clip:   (b, 3, t, h, w) in [-1, 1]: what went into the model
-    output: the model's, of this clip
-    model:  the autoencoder
-    step:   of the training, counted in updates of the autoencoder
+    clip:    (b, 3, t, h, w) in [-1, 1]: what the reconstruction is compared with
+    output:  the model's
+    model:   the autoencoder
+    step:    of the training, counted in updates of the autoencoder
+    encoded: (b, 3, t, h, w) in [-1, 1]: what went into the model, which is `clip` (None) unless the step decodes transformed
+             latents (`tae.losses.Equivariance`)
     """
 
     clip: Tensor
     output: Output
     model: nn.Module
     step: int
+    encoded: Tensor | None = None
+
+    @property
+    def source(self) -> Tensor:
+        """What the latents are of."""
+        return self.clip if self.encoded is None else self.encoded
 
 
 class Term(Protocol):
     """One term of the objective: a float32 scalar, unweighted; it is called only where its weight is above 0.
 
-    A term may say `uses_reconstruction = False` if it looks at posterior and latents alone.
+    A term may say `uses_reconstruction = False` if it looks at posterior and latents alone, and `is_distance = True` if it
+    is part of the distance that a learned scale divides (`Reconstruction.learned_scale`).
     """
 
     weight: float

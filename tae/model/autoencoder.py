@@ -5,7 +5,7 @@ Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffus
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_clip, check_front, check_latents
+from tae.model.corruption import LatentCorruption
 from tae.model.layers import ResidualBlock
 from tae.model.network import Decoder, Encoder
 from tae.model.posterior import DiagonalGaussian
@@ -35,9 +36,9 @@ class AutoencoderOutput:
     """Result of a forward pass.
 
     Attributes:
-        reconstruction: (b, 3, t, h, w), the size of the clip that went in.
+        reconstruction: (b, 3, t, h, w), the size of the clip that went in; of another size where latents were transformed.
         posterior: over latents (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8)).
-        latents: what was decoded: a sample of the posterior, or its mode.
+        latents: a sample of the posterior, or its mode; what was decoded, but for a transform and training's corruption.
     """
 
     reconstruction: Tensor
@@ -113,6 +114,7 @@ class TemporalAutoencoder(
         per = "position" if norm == "rms" else group_norm
         self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, per, frontend, folds)
         self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, per, frontend, folds)
+        self.corruption: LatentCorruption | None = None  # of latents in training; no part of the architecture
         self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
 
     @classmethod
@@ -180,13 +182,15 @@ class TemporalAutoencoder(
             ValueError: not of that shape; TypeError: not floating-point values.
         """
         check_clip(clip, smallest=self.space_factor)
-        height, width = clip.shape[-2:]
-        padding = (0, -width % self.space_factor, 0, -height % self.space_factor, 0, 0)
-        if any(padding):
-            clip = F.pad(clip, padding, mode="replicate")
-        clip = clip.contiguous(memory_format=torch.channels_last_3d)
+        clip = self.padded(clip).contiguous(memory_format=torch.channels_last_3d)
         mean, logvar = self.encoder(clip).float().chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar)
+
+    def padded(self, clip: Tensor) -> Tensor:
+        """The clip with its last row and column repeated up to whole latents: (b, 3, t, h, w) -> (b, 3, t, 8 h', 8 w')."""
+        height, width = clip.shape[-2:]
+        padding = (0, -width % self.space_factor, 0, -height % self.space_factor, 0, 0)
+        return F.pad(clip, padding, mode="replicate") if any(padding) else clip
 
     def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """Give the clip of these latents.
@@ -212,11 +216,22 @@ class TemporalAutoencoder(
         latents = latents.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d)
         return self.decoder(latents)[:, :, :frames, :height, :width]
 
-    def forward(self, clip: Tensor, sample_posterior: bool = True) -> AutoencoderOutput:
-        """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded."""
+    def forward(
+        self, clip: Tensor, sample_posterior: bool = True, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> AutoencoderOutput:
+        """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded.
+
+        Args:
+            transform: of latents (b, c, t', h', w') in space, before they are decoded. The reconstruction then is that of
+                the `padded` clip under the same transform.
+        """
         posterior = self.encode(clip)
         latents = posterior.sample() if sample_posterior else posterior.mode()
-        reconstruction = self.decode(latents, num_frames=clip.shape[2], size=(clip.shape[3], clip.shape[4]))
+        decoded = latents if self.corruption is None or not self.training else self.corruption(latents)
+        if transform is None:
+            reconstruction = self.decode(decoded, clip.shape[2], (clip.shape[3], clip.shape[4]))
+        else:
+            reconstruction = self.decode(transform(decoded), clip.shape[2])
         return AutoencoderOutput(reconstruction, posterior, latents)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:

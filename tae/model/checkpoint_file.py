@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tae.model.corruption import CORRUPTION_PREFIX
 from tae.runtime.errors import UserError, first_line
 from tae.runtime.paths import to_path
 
@@ -93,7 +94,9 @@ def model_weights(checkpoint: Mapping[str, Any], kind: str) -> dict[str, Tensor]
     """
     state = checkpoint["state_dict"]
     weights = {name.removeprefix(MODEL_PREFIX): state[name] for name in state if name.startswith(MODEL_PREFIX)}
-    return weights | checkpoint.get(RAW_WEIGHTS, {}) if kind == "raw" else weights
+    if kind == "raw":
+        weights |= checkpoint.get(RAW_WEIGHTS, {})
+    return {name: value for name, value in weights.items() if not name.startswith(CORRUPTION_PREFIX)}
 
 
 def kind_of_weights(checkpoint: Mapping[str, Any], wanted: str | None, source: str | Path) -> str:

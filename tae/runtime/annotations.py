@@ -18,6 +18,7 @@ Pixels = Annotated[int, Ge(8)]  # of the side of a clip
 AboveZero = Annotated[float, Gt(0)]
 Weight = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's words
 CONTAINER_TYPES = (list, tuple, dict, Sequence, Mapping, Iterable)

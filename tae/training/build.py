@@ -1,12 +1,13 @@
 """Building the model to train."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.corruption import make_corruption
 from tae.model.pretrained import load_model, load_weights
 from tae.model.trainable import Trainable, freeze
-from tae.runtime.annotations import ArgumentsOf
+from tae.runtime.annotations import ArgumentsOf, ShareBelowOne, Weight
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
 
@@ -23,6 +24,9 @@ def build_autoencoder(
     gradient_checkpointing: bool,
     compile_blocks: bool,
     trainable: Trainable = "all",
+    latent_noise: Weight = 0.0,
+    latent_mask: ShareBelowOne = 0.0,
+    channel_dropout: Sequence[int] | None = None,
     **architecture: Annotated[Any, ArgumentsOf(TemporalAutoencoder)],
 ) -> TemporalAutoencoder:
     """Build the model to train.
@@ -34,6 +38,8 @@ def build_autoencoder(
             pass, which computes these blocks again; what is smaller is kept.
         compile_blocks: compile the residual blocks, which takes minutes at the start.
         trainable: "all", "decoder" or "temporal"; see `tae.model.trainable.freeze`.
+        latent_noise, latent_mask, channel_dropout: what latents go through in training before they are decoded, the noise,
+            mask and prefixes of `tae.model.corruption.LatentCorruption`.
         **architecture: arguments of `TemporalAutoencoder`.
 
     Raises:
@@ -54,6 +60,8 @@ def build_autoencoder(
         model = TemporalAutoencoder(**architecture)
     model.gradient_checkpointing = gradient_checkpointing
     freeze(model, trainable)
+    # After it: the token of masked positions is trained whatever else is.
+    model.corruption = make_corruption(model.latent_channels, latent_noise, latent_mask, channel_dropout)
     if compile_blocks:
         model.compile_blocks()
     return model

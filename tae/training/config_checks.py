@@ -10,9 +10,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from data.shards.patterns import missing_shards
-from tae.losses.lpips import check_available
+from tae.losses.equivariance import smallest_scale
+from tae.losses.lpips import BACKBONES, check_available
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_front
+from tae.model.corruption import check_prefixes
 from tae.model.inflate import check_source
 from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
@@ -61,9 +63,12 @@ def architecture(cfg: DictConfig) -> str | None:
     names = ("latent_channels", "encoder_blocks", "decoder_blocks", "norm_groups", "group_norm")
     widths = [model.base_channels * multiplier for multiplier in model.channel_multipliers]
     front = (model.get("norm", "group"), model.get("frontend", "conv"), model.get("folds", 0))
-    return message_of(lambda: check_architecture(widths, *(model[name] for name in names)), cfg, "model") or message_of(
-        lambda: check_front(widths, *front), cfg, "model"
+    checks = (
+        lambda: check_architecture(widths, *(model[name] for name in names)),
+        lambda: check_front(widths, *front),
+        lambda: check_prefixes(model.get("channel_dropout"), model.latent_channels),
     )
+    return next((finding for check in checks if (finding := message_of(check, cfg, "model"))), None)
 
 
 def lpips_weights(cfg: DictConfig) -> str | None:
@@ -182,6 +187,33 @@ def frozen(cfg: DictConfig) -> str | None:
     )
 
 
+def frame_size(cfg: DictConfig) -> str | None:
+    """Frames, also those that loss.equivariance makes smaller, that networks beside the model cannot look at."""
+    sources = [source for source in (cfg.data.get("sources") or {}).values() if source is not None]
+    sides = {source.get("resolution") or cfg.data.get("resolution") for source in sources or [cfg.data]} - {None}
+    if not sides or "channel_multipliers" not in cfg.model:
+        return None
+    side = min(sides)
+    term, perceptual = cfg.loss.get("equivariance"), cfg.loss.get("perceptual")
+    scale = 1.0 if term is None else smallest_scale(term.weight, term.mode, term.scales)
+    factor = 2 ** (len(cfg.model.channel_multipliers) - 1 + cfg.model.get("folds", 0))
+    smallest = side if scale == 1 else max(1, round(scale * -(-side // factor))) * factor
+    given = f"data.resolution={side}" + ("" if scale == 1 else f", which loss.equivariance.scales makes {smallest}")
+    findings = []
+    if perceptual is not None and perceptual.get("weight") and smallest < BACKBONES[perceptual.net][0]:
+        findings.append(
+            f"{given}: too small for loss.perceptual.net={perceptual.net}, which needs {BACKBONES[perceptual.net][0]} "
+            "pixels. Give larger frames, or loss.perceptual.weight=0."
+        )
+    layers = 0 if cfg.adversary is None else cfg.adversary.get("layers", 0)
+    if smallest < 2**layers:
+        findings.append(
+            f"{given}: too small for adversary.layers={layers}, which halve frames to less than a pixel. Give {2**layers} "
+            "pixels or more, or fewer layers."
+        )
+    return "\n".join(findings) or None
+
+
 def compiler(cfg: DictConfig) -> str | None:
     """torch.compile generates C++ or Triton code, and both call a compiler of C."""
     if not cfg.model.get("compile_blocks"):
@@ -216,5 +248,5 @@ def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> st
 
 CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
     *(missing_accelerator, devices, shards, starting_weights, architecture, lpips_weights),
-    *(learning_rate, steps, clipping, frozen, moving_average, compiler, barebones),
+    *(learning_rate, steps, clipping, frozen, frame_size, moving_average, compiler, barebones),
 )

@@ -32,9 +32,10 @@ from tae.runtime.lightning_internals import forget_logged, is_logged_step
 from tae.training.nonfinite import ADVICE, StepRecord, written
 
 
-def figures_of(frames: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is logged of a batch of frames (b, t, h, w, 3) uint8 and its reconstruction (b, 3, t, h, w)."""
-    quality = psnr(frames.flatten(0, 1), clip_to_frames(reconstruction.detach()).flatten(0, 1)).mean()
+def figures_of(clip: Tensor, reconstruction: Tensor, total: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is logged of a batch and its reconstruction, (b, 3, t, h, w) both; PSNR is of both rounded to uint8."""
+    frames, decoded = (clip_to_frames(values.detach()).flatten(0, 1) for values in (clip, reconstruction))
+    quality = psnr(frames, decoded).mean()
     return {"loss": total.detach(), **terms, "psnr": quality}
 
 
@@ -70,6 +71,7 @@ class AutoencoderModule(L.LightningModule):
         self.loss = loss
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
+        self.loss_parameters = nn.ParameterList(loss.parameters)  # so that they are moved, trained and saved
         self.adversary = adversary
         self.adversary_state: dict[str, Any] | None = None  # of a checkpoint, until the device is known
         self.seed = seed
@@ -83,6 +85,7 @@ class AutoencoderModule(L.LightningModule):
             )
         if not loss.uses_reconstruction:  # DDP would wait for the decoder's gradients, which never come
             model.decoder.requires_grad_(False)
+            model.corruption = None
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.validated: list[tuple[Sequence[str], Tensor]] = []  # keys, and whether each reconstruction is finite
         self.sources: set[str] = set()  # that figures were logged of
@@ -113,7 +116,8 @@ class AutoencoderModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
-        total, terms, out = compute_loss(self.model, self.loss, frames_to_clip(batch["frames"]), step, self.adversary)
+        clip = frames_to_clip(batch["frames"])
+        total, terms, out, clip = compute_loss(self.model, self.loss, clip, step, self.adversary)
         self.judge_last_step()
         self.unjudged = StepRecord(step, batch["keys"], terms)
         self.unjudged.watch("loss", total.detach())
@@ -121,10 +125,10 @@ class AutoencoderModule(L.LightningModule):
             self.unjudged.watch("discriminators' loss", terms["discriminator_loss"])
         source = batch.get("source")
         if source is not None and source not in self.measured:
-            self.measured[source] = figures_of(batch["frames"], out.reconstruction, total, terms)
+            self.measured[source] = figures_of(clip, out.reconstruction, total, terms)
         if is_logged_step(self.trainer):  # Lightning would record every step's figures and throw the others away
             if source is None:
-                self.log_figures("train", figures_of(batch["frames"], out.reconstruction, total, terms))
+                self.log_figures("train", figures_of(clip, out.reconstruction, total, terms))
             else:
                 self.log_sources(total.detach())
             for text in self.adversary.warnings() if self.adversary is not None else ():
@@ -169,11 +173,11 @@ class AutoencoderModule(L.LightningModule):
         Whatever the clipping, the gradient that the optimizer gets is looked at before anything is saved.
         """
         if gradient_clip_val and gradient_clip_algorithm != "value":
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             if gradient_clip_val:
-                nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
-            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+                nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         self.watch_gradient("gradient", norm)
         if self.adversary is not None:
             self.log("train/gradient_norm", norm)
@@ -268,7 +272,7 @@ class AutoencoderModule(L.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
         if self.make_scheduler is None:
             return optimizer
         return {

@@ -36,6 +36,11 @@ ADDED: dict[str, Any] = {
     **{"loss.temporal._target_": "Temporal", "loss.temporal.weight": 0.0},
     **{"loss.local_correlation._target_": "LocalCorrelation", "loss.local_correlation.weight": 0.0},
     **{"loss.local_correlation.threshold": 0.75},
+    **{"loss.equivariance._target_": "Equivariance", "loss.equivariance.weight": 0.0},
+    **{"loss.equivariance.mode": "replace", "loss.equivariance.scales": None, "loss.equivariance.turns": None},
+    **{"loss.spectrum._target_": "Spectrum", "loss.spectrum.weight": 0.0, "loss.spectrum.delta": 1.0},
+    **{"loss.reconstruction.learned_scale": False},
+    **{"model.latent_noise": 0.0, "model.latent_mask": 0.0, "model.channel_dropout": None},
 }
 RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints
 

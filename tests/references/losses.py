@@ -61,3 +61,36 @@ def local_correlation_by_loops(latents: np.ndarray) -> np.ndarray:
         ]
         found.append(1 - np.mean(inside) / channel.var())
     return np.array(found)
+
+
+def area_by_loops(values: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Averages over areas along an axis: each new value by fine sampling of what it covers."""
+    old, fine = values.shape[axis], 720  # a multiple of all sizes that are tried
+    sampled = np.repeat(values, fine // old, axis=axis)
+    parts = np.split(sampled, size, axis=axis)
+    return np.concatenate([part.mean(axis=axis, keepdims=True) for part in parts], axis=axis)
+
+
+def spectrum_by_loops(latents: np.ndarray, pictures: np.ndarray, delta: float) -> float:
+    """KL of the bands' shares of energy, of latents and of pictures on the same grid (b, c, t, h, w)."""
+
+    def shares(values: np.ndarray, power: float) -> np.ndarray:
+        b, c, t, h, w = values.shape
+        found = np.zeros((c, 8))
+        for n, k, channel in np.ndindex(b, t, c):
+            frame = values[n, channel, k]
+            for u, v in np.ndindex(h, w):
+                if u + v == 0:
+                    continue
+                basis = np.outer(cosine(h, u), cosine(w, v))
+                frequency = (u + v) / (h + w - 2)
+                found[channel, int(np.ceil(8 * frequency - 1e-9)) - 1] += (frame * basis).sum() ** 2 * frequency**power
+        return (found / found.sum(axis=1, keepdims=True)).mean(axis=0)
+
+    p, q = shares(pictures, delta), shares(latents, 0.0)
+    return float(sum(a * np.log(a / max(b, 1e-8)) for a, b in zip(p, q, strict=True) if a > 1e-8))
+
+
+def cosine(n: int, u: int) -> np.ndarray:
+    """Row u of the orthonormal DCT-II."""
+    return np.cos(np.pi * (2 * np.arange(n) + 1) * u / (2 * n)) * np.sqrt((1 if u == 0 else 2) / n)

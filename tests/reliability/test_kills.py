@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from reliability.tiny_run import EPOCH, assert_same_state, finish, start
+from reliability.tiny_run import EPOCH, EVERYTHING, assert_same_state, finish, start
 
 from tae.model.checkpoint_file import read_checkpoint
 
@@ -26,12 +26,15 @@ STEPS_FOR_EACH_KILL = 13  # more than a life lasts, so that the run does not end
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_killed_and_resumed_ends_in_the_same_bits(accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("accumulate", "settings"), [(1, ()), (2, EVERYTHING)], ids=["plain", "everything"])
+def test_killed_and_resumed_ends_in_the_same_bits(accumulate: int, settings: tuple[str, ...], tmp_path: Path) -> None:
     """Half of the kills hit while a checkpoint is being written: its temporary file is there."""
     rng = random.Random(f"{SEED}-{accumulate}")
     kills = -(-KILLS // 2)
-    run = (*RUN, f"trainer.max_steps={STEPS_FOR_EACH_KILL * kills}", f"trainer.accumulate_grad_batches={accumulate}")
+    steps = STEPS_FOR_EACH_KILL * kills
+    run = (*RUN, *settings, f"trainer.max_steps={steps}", f"trainer.accumulate_grad_batches={accumulate}")
+    if settings:  # a quarter of the steps for each phase of the adversary
+        run += tuple(f"adversary.{phase}={steps // 4}" for phase in ("start", "alone", "ramp"))
     code, _, errors = finish(start(tmp_path / "whole", tmp_path / "cache", *run))
     assert code == 0, errors
 

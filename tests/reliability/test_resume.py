@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reliability.tiny_run import assert_same_state, train_here
+from reliability.tiny_run import EVERYTHING, assert_same_state, train_here
 
 from tae import UserError
 from tae.runtime.signals import Preempted
@@ -29,12 +29,8 @@ RUN = (
 )
 
 
-# Of an adversary's phases: before it starts, alone, on the ramp and after.
-EVERYTHING = (
-    *("ema.decay=0.9", "adversary=patch", "adversary.start=2", "adversary.alone=2", "adversary.ramp=2"),
-    *("adversary.frame_channels=4", "adversary.clip_channels=4", "adversary.layers=2"),
-    *("adversary.r1=1", "adversary.lecam=1e-3"),
-)
+PHASES = ("adversary.start=2", "adversary.alone=2", "adversary.ramp=2")
+DECODER = ("trainable=decoder", "loss.kl.weight=0", "loss.opl.weight=0", "loss.spectrum.weight=0")
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +46,17 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "checkpoints" / "last.ckpt"
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    ("accumulate", "trained"),
+    [pytest.param(1, DECODER, marks=pytest.mark.slow, id="decoder"), pytest.param(2, (), id="all")],
+)
 def test_from_every_checkpoint_of_a_run(
-    accumulate: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accumulate: int, trained: tuple[str, ...], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, their average, discriminators, optimizer, one-cycle schedule, position and best score, whatever the state of
     the random generators."""
     output, moments = tmp_path / "run", tmp_path / "moments"
-    run = (*RUN, *EVERYTHING, f"trainer.accumulate_grad_batches={accumulate}")
+    run = (*RUN, *EVERYTHING, *PHASES, *trained, f"trainer.accumulate_grad_batches={accumulate}")
     save = LastCheckpoint.save
 
     def save_and_keep(self: LastCheckpoint, trainer: Any) -> None:

@@ -35,6 +35,21 @@ SETTINGS = (
     "resume=auto",
 )
 
+# All that the recipes add; of the adversary's phases the tests choose the steps.
+EVERYTHING = (
+    *(
+        "ema.decay=0.9",
+        "adversary=patch",
+        "adversary.frame_channels=4",
+        "adversary.clip_channels=4",
+        "adversary.layers=2",
+    ),
+    *("adversary.r1=1", "adversary.lecam=1e-3"),
+    *("loss.equivariance.weight=0.5", "loss.equivariance.scales=[0.5, 1]", "loss.spectrum.weight=0.01"),
+    *("loss.wavelet.weight=1", "loss.temporal.weight=1", "loss.reconstruction.learned_scale=true"),
+    *("model.latent_noise=0.2", "model.latent_mask=0.2", "model.channel_dropout=[4, 8, 16]"),
+)
+
 
 def command(output: Path, cache: Path, *overrides: str) -> list[str]:
     """`python train.py` of the tiny run."""

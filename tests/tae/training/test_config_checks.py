@@ -194,3 +194,26 @@ def test_barebones_is_a_sentence() -> None:
     assert told.startswith("trainer.barebones=true")
     assert "\n" not in told
     check_training(demo("+trainer.barebones=false"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["adversary=patch", "adversary.layers=7"], "data.resolution=64: too small for adversary.layers=7"),
+        (
+            ["adversary=patch", "adversary.layers=5", "loss.equivariance.weight=0.5"],
+            "data.resolution=64, which loss.equivariance.scales makes 16: too small for adversary.layers=5",
+        ),
+        (["loss.perceptual.weight=1", "data.resolution=8"], "data.resolution=8: too small for loss.perceptual.net=vgg"),
+        (["model.channel_dropout=[8, 4]"], "model.channel_dropout=[8, 4] is no list"),
+    ],
+)
+def test_frames_and_latents_that_are_too_small_are_refused_before_the_start(overrides: list[str], told: str) -> None:
+    assert told in refusal(demo(*overrides))
+
+
+def test_frames_that_are_large_enough_are_not_refused() -> None:
+    check_training(demo("adversary=patch", "adversary.layers=4", "loss.equivariance.weight=0.5"))
+    check_training(
+        demo("adversary=patch", "adversary.layers=6", "loss.equivariance.weight=0.5", "loss.equivariance.mode=extra")
+    )
