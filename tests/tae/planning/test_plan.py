@@ -192,7 +192,8 @@ def test_the_largest_clip_is_looked_for_along_time_and_along_the_side():
         return Cost(flops=0, peak_bytes=10**6 * math.prod(shape))
 
     cfg = config("memory_gb=100000")
-    found = find_largest(cfg, make_planner(cfg), dict.fromkeys(("encoding", "decoding", "step"), task))
+    tasks = dict.fromkeys(("encoding", "decoding", "step"), task)
+    found = find_largest(cfg, make_planner(cfg), tasks, (cfg.data.batch_size, 8, 64, 64))
     # 1e14 bytes are 1e8 positions: 24,414 frames of 64x64, rounded down to 8, and 8 frames of 3,535x3,535, to 16
     assert found == dict.fromkeys(("encoding", "decoding", "step"), (24_408, 3_520))
 
