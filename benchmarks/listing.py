@@ -24,7 +24,7 @@ def measure(files: int) -> dict[str, Any]:
             path.parent.mkdir()
             path.touch()
         videos: list[Any] = []
-        listing = seconds(lambda: videos.extend(find_videos(Path(name), "folder")[0]), "cpu")
+        listing = seconds(lambda: videos.extend(find_videos(Path(name), "folder").videos), "cpu")
         split = seconds(lambda: assign_splits(videos, "group", 0.2, 0.0, 0, None), "cpu")
     return {
         "files": files,

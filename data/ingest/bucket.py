@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from data.decode import DecodeError
 from data.ingest.check import RefusedError
-from data.ingest.clips import NewClip, Ways, make_clips, read_source
+from data.ingest.clips import LeftOut, NewClip, Ways, make_clips, read_source
 from data.ingest.splits import Video
 from data.processes.pool import limit_time
 from data.shards.format import MAX_JSON_BYTES
@@ -183,7 +183,13 @@ def _add_file(task: BucketTask, video: Video, shard: ShardFile) -> dict[str, Any
     size, digest = shard.size, shard.digest.copy()
     try:
         content = read_source(task.source / video.path)
-        rows = [_add_clip(clip, shard, task.columns) for clip in make_clips(video, content, task.ways)]
+        rows: list[Row] = []
+        left_out: list[tuple[str, str]] = []
+        for clip in make_clips(video, content, task.ways):
+            if isinstance(clip, LeftOut):
+                left_out.append((clip.name, clip.reason))
+            else:
+                rows.append(_add_clip(clip, shard, task.columns))
     except (RefusedError, DecodeError) as error:
         reason = str(error)
     except (UserError, WriteError):
@@ -192,7 +198,8 @@ def _add_file(task: BucketTask, video: Video, shard: ShardFile) -> dict[str, Any
         reason = f"its check failed: {type(error).__name__}: {first_line(error)}"
     else:
         sha256 = hashlib.sha256(content).hexdigest()
-        return {"sha256": sha256, "rows": rows, "end": shard.size, "state": shard.digest.hexdigest()}
+        line = {"sha256": sha256, "rows": rows, "end": shard.size, "state": shard.digest.hexdigest()}
+        return line | ({"left_out": left_out} if left_out else {})
     shard.cut(size, digest)
     return {"refused": reason}
 
@@ -218,7 +225,9 @@ def _add_clip(clip: NewClip, shard: ShardFile, columns: Iterable[str]) -> Row:
 def _finish(task: BucketTask, shard: ShardFile, lines: list[dict[str, Any]]) -> None:
     """Give the shard its name, with what is in it beside it."""
     lines = sorted(lines, key=lambda line: line["file"])
-    files = [[line["file"], line.get("sha256", ""), line.get("refused", "")] for line in lines]
+    files = [
+        [line["file"], line.get("sha256", ""), line.get("refused", ""), line.get("left_out", [])] for line in lines
+    ]
     rows = [row | {"file": line["file"]} for line in lines for row in line.get("rows", ())]
     rows.sort(key=lambda row: row["begin"])
     if task.order is None:

@@ -69,6 +69,7 @@ class DecodedFile:
     has_times: bool
     keyframes: Collection[int]
     points: list[np.ndarray] = field(default_factory=list)  # of each frame, see `_points`
+    times: list[float] = field(default_factory=list)  # seconds at which each frame is shown
 
 
 def check_content(content: bytes, interlaced: str = "refuse") -> Facts | str:
@@ -135,6 +136,7 @@ def decode_sound(video: bytes, watch: Watch | None = None, interlaced: str = "re
             found = DecodedFile(reader.facts, reader.has_times, reader.keyframes)
             for frame in reader.frames():
                 found.points.append(_points(frame.rgb))
+                found.times.append(float(frame.pts * reader.time_base))
                 if watch:
                     watch(frame.rgb)
             if reader.damage:

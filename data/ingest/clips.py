@@ -1,7 +1,8 @@
 """From a source file to the clips that are made of it: what it holds, checked, in its own bytes or encoded again."""
 
 import hashlib
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from data.ingest.shots import Encoding, encode_shots, find_shots
 from data.ingest.splits import Video
 from data.shards.format import IMAGE_EXTENSIONS, MAX_VIDEO_BYTES
 
+CLOCK = 1e-4  # seconds: lists round times to milliseconds or less, and a frame that begins at one belongs to it
 SAME_COLOUR = 6.0  # of 255, mean of a picture at some 1,000 points
 
 
@@ -49,6 +51,14 @@ class NewClip:
     metadata: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of an accepted file that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
 def read_source(path: Path) -> bytes:
     """The content of a source file.
 
@@ -65,32 +75,64 @@ def read_source(path: Path) -> bytes:
         raise RefusedError(f"cannot be read: {error.strerror}") from error
 
 
-def make_clips(video: Video, content: bytes, ways: Ways) -> Iterator[NewClip]:
+def make_clips(video: Video, content: bytes, ways: Ways) -> Iterator[NewClip | LeftOut]:
     """The clips of a file, one after the other.
 
     Raises:
         RefusedError, DecodeError: it cannot be used, which may show after the first of them.
     """
-    named = {"label": video.label, "group": video.group, "source": video.path}
+    said = dict(video.more or {}) | {"label": video.label, "group": video.group, "source": video.path}
     extension = Path(video.path).suffix.lower().lstrip(".")
     if extension in IMAGE_EXTENSIONS:
-        yield NewClip(video.key, extension, content, asdict(examine_image(content)) | named)
+        yield NewClip(video.key, extension, content, said | asdict(examine_image(content)))
     elif ways.encoding is None:
-        yield NewClip(video.key, extension, content, asdict(examine(content, ways.interlaced, ways.decoder)) | named)
+        yield NewClip(video.key, extension, content, said | asdict(examine(content, ways.interlaced, ways.decoder)))
     else:
-        source = {"source_sha256": hashlib.sha256(content).hexdigest()}
-        for number, (shot, copy, facts) in enumerate(_encoded(content, ways.encoding, ways.decoder)):
+        said["source_sha256"] = hashlib.sha256(content).hexdigest()
+        shots, original = find_shots(content, ways.encoding)
+        if video.cuts:
+            yield from _make_cuts(video, content, original, ways, said)
+            return
+        for number, (shot, copy, facts) in enumerate(_encoded(content, shots, original, ways)):
             key = f"{video.key}_shot{number:03d}" if ways.encoding.shots else video.key
-            yield NewClip(key, "mp4", copy, asdict(facts) | named | source | {"shot": shot})
+            yield NewClip(key, "mp4", copy, said | asdict(facts) | {"shot": shot})
 
 
-def _encoded(content: bytes, encoding: Encoding, decoder: str) -> Iterator[tuple[tuple[int, int], bytes, Facts]]:
+def _make_cuts(
+    video: Video, content: bytes, original: DecodedFile, ways: Ways, said: dict[str, Any]
+) -> Iterator[NewClip | LeftOut]:
+    """A clip for each part of a file that holds frames."""
+    parts = []
+    for number, cut in enumerate(video.cuts):
+        part = find_frames(original.times, cut.start, cut.end)
+        key = f"{video.key}_{number:03d}" if len(video.cuts) > 1 else video.key
+        if part[0] < part[1]:
+            parts.append((part, key, cut))
+        else:
+            length = original.times[-1] + 1 / original.facts.rate
+            yield LeftOut(f"{video.path} ({cut})", f"no frame of the file, which has {float(length):.2f} s, is in it")
+    encoded = _encoded(content, [part for part, _, _ in parts], original, ways)
+    for (_, key, cut), (shot, copy, facts) in zip(parts, encoded, strict=True):
+        own = dict(cut.more) | said | ({"label": cut.label} if cut.label else {})
+        yield NewClip(key, "mp4", copy, own | asdict(facts) | {"shot": shot, "range": [cut.start, cut.end]})
+
+
+def find_frames(times: Sequence[float], start: float | None, end: float | None) -> tuple[int, int]:
+    """First and last (excluded) of the frames that are shown from `start` on and before `end`, by their times."""
+    first = 0 if start is None else bisect_left(times, start - CLOCK)
+    last = len(times) if end is None else bisect_left(times, end - CLOCK)
+    return first, last
+
+
+def _encoded(
+    content: bytes, shots: Sequence[tuple[int, int]], original: DecodedFile, ways: Ways
+) -> Iterator[tuple[tuple[int, int], bytes, Facts]]:
     """First and last frame (excluded) of each shot, its own file, and what is in that."""
-    shots, original = find_shots(content, encoding)
-    for shot, copy in zip(shots, encode_shots(content, shots, encoding), strict=True):
+    assert ways.encoding is not None
+    for shot, copy in zip(shots, encode_shots(content, shots, ways.encoding), strict=True):
         decoded = decode_sound(copy)
         _compare_colours(original, decoded, *shot)
-        yield shot, copy, facts_about(copy, decoded, decoder)
+        yield shot, copy, facts_about(copy, decoded, ways.decoder)
 
 
 def _compare_colours(original: DecodedFile, copy: DecodedFile, start: int, end: int) -> None:

@@ -1,99 +1,270 @@
-"""Lists of videos: a text file with a path on each line, or a table with the columns path, split, label and group."""
+"""Lists of videos: a text file with a path on each line, or a table with a column of paths and whatever else it says.
 
+A table is a .csv, .tsv, .parquet, .jsonl (an object on each line) or .json (a list of objects). Columns that preparation
+does not take for itself become fields of the samples' metadata and columns of the index.
+"""
+
+import ast
 import csv
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tae.runtime.errors import UserError
+from data.ingest.check import Facts
+from data.shards.columns import STRING
+from data.shards.format import COLUMN_KINDS, COLUMN_NAME
+from data.shards.metadata import CAPTION
+from tae.runtime.errors import UserError, first_line
 
-LIST_COLUMNS = ("path", "split", "label", "group")
+LIST_COLUMNS = ("path", "split", "label", "group", "caption", "start", "end")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-TABLES = (*DELIMITERS, ".parquet")
-SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+TABLES = (*DELIMITERS, ".parquet", ".jsonl", ".json")
+SPLIT_NAMES = {
+    "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")  # not 007, which is a name
+MAX_CELL = 1 << 20  # characters of a cell that holds a list
+OWN_FIELDS = {
+    *(entry.name for entry in fields(Facts)), *COLUMN_KINDS, "label", "group", "source", "shot", "source_sha256", "range",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """A video of a list; what the list does not say is empty. A path that is relative is so to the list's folder."""
+    """A video of a list, or a part of one; what the list does not say is empty.
+
+    path:       where relative, to the list's folder
+    start, end: seconds of the file, where the video is only a part of it
+    more:       further fields of the sample's metadata
+    """
 
     path: str
     split: str = ""
     label: str = ""
     group: str = ""
+    start: float | None = None
+    end: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES
 
 
-def read_list(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
-    """The videos that a file lists, in its order.
+def read_list(
+    path: Path, columns: Mapping[str, str | None] | None = None, explode: Sequence[str] = (),
+    captions: Path | None = None,
+) -> tuple[list[Row], dict[str, str]]:  # fmt: skip
+    """The videos that a file lists, in its order, and the types (`data.shards.columns`) of their further fields.
 
     Args:
-        path: .csv, .tsv or .parquet with a header; any other file has a path on each line.
-        columns: what the columns are called in this table, where not path, split, label and group.
+        path: a table with a header; any other file has a path on each line.
+        columns: what the columns of LIST_COLUMNS are called in this table, where not so. Text with names in braces is
+            filled with a row's values, such as `videos/{folder}/{id}.mp4`. None: there is none.
+        explode: columns whose cells hold lists; a row stands for a video for each of their elements, whose number is
+            `{clip}` in `columns`.
+        captions: of a list that is no table: a file with a caption on each of as many lines.
 
     Raises:
-        UserError: the file cannot be read, has no column of paths, or names a split that there is not.
+        UserError: the file cannot be read, has not the columns, or holds a value that cannot be what it should be.
     """
     try:
         if not is_table(path):
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            return [Row(line.strip()) for line in lines if line.strip()]
+            return _read_lines(path, captions)
+        if captions is not None:
+            raise UserError(
+                f"captions={captions} is for a list with a path on each line; columns.caption=NAME is for tables."
+            )
         names = _check_columns(columns or {})
-        return [_row(path, number, cells, names) for number, cells in enumerate(_read_table(path, names), 1)]
+        header, cells = _read_table(path)
+        _check_header(path, header, names, explode)
+        further = _further_names(path, header, names)
+        rows = [
+            _row(path, number, exploded, names, further)
+            for number, row in enumerate(cells, 1)
+            for exploded in _explode(path, number, row, explode)
+        ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"source={path} cannot be read ({error}). A list is a text file with a path on each line, or a .csv, .tsv or "
-            f".parquet file with the columns {', '.join(LIST_COLUMNS)}, of which only path is needed."
+            f"source={path} cannot be read ({error}). A list is a text file with a path on each line, or a .csv, .tsv, "
+            f".parquet, .jsonl or .json file with the columns {', '.join(LIST_COLUMNS)}, of which only path is needed."
         ) from error
+    return _with_types(rows)
 
 
-def _check_columns(columns: Mapping[str, str]) -> dict[str, str]:
+def _read_lines(path: Path, captions: Path | None) -> tuple[list[Row], dict[str, str]]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if captions is None:
+        return [Row(line) for line in lines], {}
+    texts = [line.strip() for line in captions.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if len(texts) != len(lines):
+        raise UserError(f"captions={captions} has {len(texts)} lines, source={path} has {len(lines)}.")
+    return [Row(line, more={CAPTION: text}) for line, text in zip(lines, texts, strict=True)], {CAPTION: STRING}
+
+
+def _check_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
+    """What each column is called, of those that are not said to be missing."""
     if unknown := set(columns) - set(LIST_COLUMNS):
         raise UserError(f"columns.{min(unknown)} is unknown. Choose from: {', '.join(LIST_COLUMNS)}.")
-    return {name: columns.get(name, name) for name in LIST_COLUMNS}
+    return {name: column for name in LIST_COLUMNS if (column := columns.get(name, name)) is not None}
 
 
-def _read_table(path: Path, names: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
-    if path.suffix.lower() == ".parquet":
-        parquet = _parquet()
+def _read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
+    """The names of the columns, and the rows as they come."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
         try:
-            file = parquet.ParquetFile(path)
-            _check_header(path, file.schema_arrow.names, names)
-            wanted = [name for name in names.values() if name in file.schema_arrow.names]
-            for batch in file.iter_batches(columns=wanted):
-                yield from batch.to_pylist()
+            file = _parquet().ParquetFile(path)
         except ValueError as error:  # what pyarrow raises for files that are none
             raise UserError(f"source={path} cannot be read as a parquet file: {error}.") from error
-        return
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.DictReader(text, delimiter=DELIMITERS[path.suffix.lower()])
-        _check_header(path, rows.fieldnames or [], names)
-        yield from rows
-
-
-def _check_header(path: Path, found: list[str] | Any, names: Mapping[str, str]) -> None:
-    missing = [name for name, column in names.items() if column not in found and (name == "path" or column != name)]
-    if missing:
-        shown = ", ".join(map(str, found)) or "none"
-        raise UserError(
-            f"source={path} has no column {names[missing[0]]!r}; its columns are: {shown}. "
-            f"Name the one that is meant: columns.{missing[0]}=NAME."
+        return file.schema_arrow.names, (row for batch in file.iter_batches() for row in batch.to_pylist())
+    if kind in DELIMITERS:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            cells = csv.DictReader(lines, delimiter=DELIMITERS[kind])
+            return list(cells.fieldnames or []), list(cells)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = (
+            [json.loads(line) for line in text.splitlines() if line.strip()] if kind == ".jsonl" else json.loads(text)
         )
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"source={path} cannot be read as {kind}: {first_line(error)}.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"source={path} is no list of objects, one for each video.")
+    return list(dict.fromkeys(name for row in rows for name in row)), rows
 
 
-def _row(path: Path, number: int, cells: Mapping[str, Any], names: Mapping[str, str]) -> Row:
-    values = {name: str(cells[column] or "").strip() for name, column in names.items() if column in cells}
+def _check_header(path: Path, found: Sequence[str], names: Mapping[str, str], explode: Sequence[str]) -> None:
+    shown = ", ".join(map(str, found)) or "none"
+    for name, column in names.items():
+        if "{" not in column and column not in found and (name == "path" or column != name):
+            raise UserError(
+                f"source={path} has no column {column!r}; its columns are: {shown}. "
+                f"Name the one that is meant: columns.{name}=NAME."
+            )
+    if missing := [column for column in explode if column not in found]:
+        raise UserError(f"explode: source={path} has no column {missing[0]!r}; its columns are: {shown}.")
+
+
+def _further_names(path: Path, header: Sequence[str], names: Mapping[str, str]) -> dict[str, str]:
+    """Column of the table -> field of the metadata, for columns that are not taken already."""
+    taken = {CAPTION: "columns.caption"} if "caption" in names and names["caption"] in header else {}
+    further = {}
+    for column in header:
+        if column in names.values() or not isinstance(column, str):
+            continue
+        name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")[:50]
+        name = f"list_{name}" if name in OWN_FIELDS or not COLUMN_NAME.fullmatch(name) else name
+        if name in taken:
+            raise UserError(f"source={path}: the columns {taken[name]!r} and {column!r} would both become {name!r}.")
+        taken[name], further[column] = column, name
+    return further
+
+
+def _explode(path: Path, number: int, cells: Mapping[str, Any], columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """A row for each element of the lists in its cells; the row itself where none is to be taken apart."""
+    if not columns:
+        yield cells
+        return
+    lists = {column: _list_in(path, number, column, cells[column]) for column in columns}
+    counts = {column: len(values) for column, values in lists.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{column} {count}" for column, count in counts.items())
+        raise UserError(f"source={path}: row {number} has lists of different lengths ({said}).")
+    for clip in range(counts[columns[0]]):
+        yield {**cells, **{column: values[clip] for column, values in lists.items()}, "clip": clip}
+
+
+def _list_in(path: Path, number: int, column: str, cell: Any) -> list[Any]:
+    if isinstance(cell, str) and len(cell) <= MAX_CELL:
+        try:
+            cell = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            cell = None
+    if not isinstance(cell, list | tuple):
+        raise UserError(f"source={path}: row {number} has no list in {column}, which explode asks for.")
+    return list(cell)
+
+
+def _row(
+    path: Path, number: int, cells: Mapping[str, Any], names: Mapping[str, str], further: Mapping[str, str]
+) -> Row:
+    values = {}
+    for name, column in names.items():
+        if "{" in column:
+            try:
+                values[name] = column.format_map(cells).strip()
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+                raise UserError(
+                    f"columns.{name}={column} cannot be filled from row {number} of source={path} "
+                    f"({type(error).__name__}: {error}); its columns are: {', '.join(map(str, cells))}."
+                ) from error
+        elif column in cells:
+            values[name] = "" if cells[column] is None else str(cells[column]).strip()
     split = values.get("split", "")
     if split and split not in SPLIT_NAMES:
         raise UserError(
             f"source={path}: row {number} has the split {split!r}. Allowed are {', '.join(SPLIT_NAMES)}, and empty "
             "cells for videos that are to be left out."
         )
-    return Row(**(values | {"split": SPLIT_NAMES.get(split, "")}))
+    start, end = (_seconds(path, number, values.pop(name, "")) for name in ("start", "end"))
+    more = {name: cells.get(column) for column, name in further.items()}
+    if "caption" in values:
+        more[CAPTION] = values.pop("caption")
+    return Row(**(values | {"split": SPLIT_NAMES.get(split, ""), "start": start, "end": end, "more": more}))  # type: ignore[arg-type]
+
+
+def _seconds(path: Path, number: int, text: str) -> float | None:
+    """Seconds, or H:MM:SS.mmm."""
+    if not text:
+        return None
+    try:
+        value = 0.0
+        for part in text.split(":"):
+            value = 60 * value + float(part)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(
+            f"source={path}: row {number} has the time {text!r}. Times are seconds, or hours:minutes:seconds."
+        )
+    return value
+
+
+def _with_types(rows: list[Row]) -> tuple[list[Row], dict[str, str]]:
+    """The rows with numbers for numbers, in the fields that hold nothing else."""
+    kinds = dict.fromkeys((name for row in rows for name in row.more), "float64")
+    for row in rows:
+        for name, value in row.more.items():
+            if kinds[name] != STRING and not (value in (None, "") or _is_number(value)):
+                kinds[name] = STRING
+    for name in [name for name in kinds if all(row.more.get(name) in (None, "") for row in rows)]:
+        kinds[name] = STRING
+    for row in rows:
+        assert isinstance(row.more, dict)
+        for name, value in row.more.items():
+            row.more[name] = _typed(value, kinds[name])
+    return rows, kinds
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return NUMBER.fullmatch(value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _typed(value: Any, kind: str) -> Any:
+    if value is None or (kind != STRING and value == ""):
+        return None
+    if kind != STRING:
+        if isinstance(value, str):
+            value = int(value) if re.fullmatch(r"[-+]?\d{1,15}", value.strip()) else float(value)
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _parquet() -> Any:

@@ -44,7 +44,7 @@ def find_copies(buckets: Sequence[Bucket]) -> tuple[dict[Bucket, set[int]], dict
     """
     files, owners, hashes = array("q"), array("q"), bytearray()
     for owner, bucket in enumerate(buckets):
-        for number, sha256, _ in json.loads((bucket.folder / f"{bucket.name}.json").read_text())["files"]:
+        for number, sha256, *_ in json.loads((bucket.folder / f"{bucket.name}.json").read_text())["files"]:
             if sha256:
                 files.append(number)
                 owners.append(owner)
@@ -64,11 +64,12 @@ def find_copies(buckets: Sequence[Bucket]) -> tuple[dict[Bucket, set[int]], dict
 
 
 def find_refused(buckets: Sequence[Bucket], videos: Sequence[Video]) -> Iterator[tuple[str, str]]:
-    """The files that were refused when they were checked, with the reasons."""
+    """The files, and parts of files, that were refused when they were checked, with the reasons."""
     for bucket in buckets:
-        for number, _, reason in bucket.read()["files"]:
+        for number, _, reason, left_out in bucket.read()["files"]:
             if reason:
                 yield videos[number].path, reason
+            yield from map(tuple, left_out)
 
 
 class Entries:

@@ -26,7 +26,7 @@ from data.ingest.merging import (
 )
 from data.ingest.plan import Plan, make_plan
 from data.ingest.shots import Encoding
-from data.ingest.sources import find_videos, root_of
+from data.ingest.sources import Choice, find_videos, root_of
 from data.ingest.splits import Video, assign_splits
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -63,9 +63,7 @@ def prepare(
     interlaced: str = "refuse",
     decoder: str = "auto",
     shuffle: bool = True,
-    columns: Mapping[str, str] | None = None,
-    group_pattern: str | None = None,
-    root: Path | None = None,
+    choice: Choice | None = None,
 ) -> Preparation:
     """Turn a folder or a list of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
@@ -88,7 +86,7 @@ def prepare(
         decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.
         shuffle: write the clips of each split in a random order (of `seed`), so that clips which stand together in the
             source do not stand together in training.
-        columns, group_pattern, root: as `data.ingest.sources.find_videos` takes them.
+        choice: how the source is read: columns of a list, captions, groups.
 
     Raises:
         UserError: the source holds no usable video, the output holds something else, is in use or cannot be written,
@@ -100,7 +98,11 @@ def prepare(
         raise UserError(f"source={source} does not exist. Give the folder that holds the videos, or a list of them.")
     if source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
-    candidates, rejected = find_videos(source, dataset, output, columns, group_pattern, root)
+    choice = choice or Choice()
+    found = find_videos(source, dataset, output, choice, cutting=encoding is not None)
+    candidates, rejected = found.videos, found.rejected
+    if encoding and encoding.shots and any(video.cuts for video in candidates):
+        raise UserError("shots=true and the list's start and end both say where to cut: give one of them.")
     if not candidates:
         what, extensions = ("images", IMAGE_EXTENSIONS) if dataset == "images" else ("videos", VIDEO_EXTENSIONS)
         example = f" For example, {rejected[0][0]}: {rejected[0][1]}." if rejected else ""
@@ -115,7 +117,7 @@ def prepare(
         raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(VIDEO_READERS)}.")
     split = split or default_split(candidates)
     recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
-    recipe |= {"shuffle": shuffle} | ({"group_pattern": group_pattern} if group_pattern else {})
+    recipe |= {"shuffle": shuffle} | ({"group_pattern": choice.group_pattern} if choice.group_pattern else {})
     if encoding:
         recipe["encoding"] = asdict(encoding)
     # By the files' names and not by what becomes of them, so that each can be written as soon as it is checked. Exact
@@ -125,12 +127,12 @@ def prepare(
     settings = recipe | {"interlaced": interlaced, "decoder": decoder, "source": str(source.resolve())}
     try:
         with Journal(output, settings | {"timeout": timeout, "shard_mb": shard_mb}) as journal:
-            folder = root_of(source, root)
-            states = [_state_of(folder / video.path) for video in candidates]
+            folder = root_of(source, choice.root)
+            states = np.fromiter((_state_of(folder / video.path) for video in candidates), np.dtype((np.int64, 2)))
             plan = make_plan(candidates, splits, states, seed, shuffle, int(shard_mb * 1_000_000))
             journal.settle(plan.digest)
             order = str(seed) if shuffle and encoding and encoding.shots else None
-            work = Work(journal.buckets, folder, candidates, plan, ways, timeout, order)
+            work = Work(journal.buckets, folder, candidates, plan, ways, timeout, order, found.kinds)
             return _write(journal, output, work, engine, recipe, rejected + unlisted)
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
@@ -138,7 +140,11 @@ def prepare(
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be written, and how; the arguments are those of `BucketTask` for all buckets."""
+    """What is to be written, and how; the arguments are those of `BucketTask` for all buckets.
+
+    Args:
+        kinds: types of the index's columns beyond the usual ones.
+    """
 
     folder: Path
     source: Path
@@ -147,6 +153,7 @@ class Work:
     ways: Ways
     timeout: float
     order: str | None
+    kinds: Mapping[str, str]
 
     def buckets(self, split: str) -> list[Bucket]:
         """The buckets of a split."""
@@ -172,6 +179,7 @@ class Work:
                 ways=self.ways,
                 timeout=self.timeout,
                 order=None if self.order is None else f"{self.order} {bucket.name}",
+                columns=tuple(self.kinds),
             )
 
     def _unfilled(self) -> Iterator[tuple[Bucket, np.ndarray]]:
@@ -201,7 +209,7 @@ def _write(
             raise UserError(f"None of the {len(work.videos)} files is usable: see {output / REJECTED}.")
         journal.publish()
     accepted = {
-        split: write_split(output / split, recipe, work.buckets(split), own_kinds={}) for split in work.plan.buckets
+        split: write_split(output / split, recipe, work.buckets(split), work.kinds) for split in work.plan.buckets
     }
     journal.end(accepted)
     return Preparation(accepted, read_rejected(output / REJECTED))

@@ -6,7 +6,8 @@ sample of its split and neighbours in the source are apart. A bucket becomes one
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class Plan:
     """For each split the buckets in their order, and in each the places of its files among the source's."""
 
     buckets: Mapping[str, Sequence[np.ndarray]]
-    digest: str  # changes with any file's name, size or time of change, and with any file's bucket
+    digest: str  # changes with any file's name, size, time of change, bucket, and what a list says of it
 
     def names(self, split: str) -> list[str]:
         return [f"{split}-{number:06d}" for number in range(len(self.buckets[split]))]
@@ -34,7 +35,7 @@ class Plan:
 def make_plan(
     videos: Sequence[Video],
     splits: Mapping[str, Sequence[Video]],
-    states: Sequence[tuple[int, int]],
+    states: np.ndarray,
     seed: int,
     shuffle: bool,
     shard_bytes: int,
@@ -44,16 +45,15 @@ def make_plan(
     Args:
         videos: of the source.
         splits: some of them, by the name of the split.
-        states: size and time of change of each video.
+        states: size and time of change of each video, int64 (n, 2).
         shuffle: False keeps the source's order.
         shard_bytes: of a bucket at most, but for a file.
     """
-    sizes = np.array([size for size, _ in states], np.int64) + OVERHEAD
+    sizes = states[:, 0] + OVERHEAD
     bucket_bytes = min(shard_bytes, max(int(sizes.sum()) // MIN_BUCKETS, MIN_BYTES))
-    place_of = {video.key: place for place, video in enumerate(videos)}
     buckets = {}
     for name, members in splits.items():
-        places = [place_of[video.key] for video in members]
+        places = places_of(members, videos)
         if shuffle:
             random.Random(f"{seed} {name}").shuffle(places)
         buckets[name] = cut(np.array(places, np.int64), sizes, bucket_bytes)
@@ -62,8 +62,20 @@ def make_plan(
         for bucket in cuts:
             digest.update(f"\n{name}\n".encode())
             for place in bucket.tolist():
-                digest.update(f"{videos[place].path}\0{videos[place].key}\0{states[place]}\n".encode(errors="replace"))
+                video = videos[place]
+                said = (
+                    f"{video.path}\0{video.key}\0{states[place].tolist()}\0{video.label}\0{video.more}\0{video.cuts}\n"
+                )
+                digest.update(said.encode(errors="replace"))
     return Plan(buckets, digest.hexdigest())
+
+
+def places_of(members: Iterable[Video], videos: Iterable[Video]) -> "array[int]":
+    """The places of some videos among all, in whose order they are."""
+    places, rest = array("q"), enumerate(videos)
+    for member in members:
+        places.append(next(place for place, video in rest if video is member))
+    return places
 
 
 def cut(places: np.ndarray, sizes: np.ndarray, bucket_bytes: int) -> list[np.ndarray]:

@@ -8,8 +8,10 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from data.ingest.download import download_ucf101
-from data.ingest.pipeline import DUPLICATE, Preparation, prepare
+from data.ingest.merging import DUPLICATE
+from data.ingest.pipeline import Preparation, prepare
 from data.ingest.shots import Encoding
+from data.ingest.sources import Choice
 from data.processes.pool import Engine
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
@@ -69,9 +71,13 @@ def prepare_shards(cfg: DictConfig) -> None:
             interlaced=cfg.interlaced,
             decoder=cfg.decoder,
             shuffle=cfg.shuffle,
-            columns=cfg.columns,
-            group_pattern=cfg.group_pattern,
-            root=None if cfg.root is None else to_path(cfg.root),
+            choice=Choice(
+                columns=dict(cfg.columns),
+                explode=tuple(cfg.explode),
+                root=None if cfg.root is None else to_path(cfg.root),
+                captions=cfg.captions,
+                group_pattern=cfg.group_pattern,
+            ),
         )
     except KeyboardInterrupt as interrupt:
         raise UserError("Stopped. What is done is kept: repeat the command to resume.") from interrupt

@@ -6,7 +6,7 @@ the frame, which they cannot be without (the copied part of a stream starts at a
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -99,16 +99,23 @@ class _ShotWatcher:
         self._seen += 1
 
 
-def encode_shots(video: bytes, shots: list[tuple[int, int]], encoding: Encoding) -> Iterator[bytes]:
-    """An .mp4 file (H.264, 4:2:0, no sound) for each shot, in one pass over the video.
+def encode_shots(video: bytes, shots: Sequence[tuple[int, int]], encoding: Encoding) -> Iterator[bytes]:
+    """An .mp4 file (H.264, 4:2:0, no sound) for each shot; one pass over the video where none begins before the last ends.
 
     Frames come as they are displayed (turned, with square pixels), one for one, at the average frame rate. Sizes are made
     even. The matrix is the video's own and is stated, the range is limited.
     """
-    with as_path(video) as path, VideoReader(path, encoding.interlaced, threads="NONE") as reader:
-        frames = reader.frames()
-        for start, end in shots:
-            yield _encode(frames, end - start, reader, encoding)
+    rest = list(shots)
+    with as_path(video) as path:
+        while rest:
+            with VideoReader(path, encoding.interlaced, threads="NONE") as reader:
+                frames, position = reader.frames(), 0
+                while rest and rest[0][0] >= position:
+                    start, end = rest.pop(0)
+                    for _ in range(start - position):
+                        next(frames)
+                    yield _encode(frames, end - start, reader, encoding)
+                    position = end
 
 
 def _encode(frames: Iterator[Frame], count: int, source: VideoReader, encoding: Encoding) -> bytes:

@@ -1,47 +1,77 @@
 """The videos of a source, a folder or a list, and a unique key for each."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path, PurePath, PurePosixPath
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from data.ingest.lists import Row, read_list
-from data.ingest.splits import UCF101_NAME, Video
-from data.shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from data.ingest.splits import UCF101_NAME, Cut, Video
+from data.shards.columns import STRING
+from data.shards.format import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, VIDEO_EXTENSIONS
 from data.shards.keys import UniqueKeys
+from data.shards.metadata import CAPTION
 from tae.runtime.errors import UserError
 from tae.runtime.paths import list_files, to_path
 
 Rejected = list[tuple[str, str]]  # (path, reason)
+BESIDE = "beside"  # captions in a text file of the same name
+ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a source is read; see conf/prepare.yaml.
+
+    columns, explode: of a list, as `data.ingest.lists.read_list` takes them.
+    root:          the folder that a list's relative paths begin at, None for its own.
+    captions:      `BESIDE`, or of a list of paths the file with as many lines of captions.
+    group_pattern: searched in each path; what its first group in brackets matches, or else the whole of it, is the video's
+                   group. A path in which it is not found makes a group of its own.
+    """
+
+    columns: Mapping[str, str | None] | None = None
+    explode: Sequence[str] = ()
+    root: Path | None = None
+    captions: str | None = None
+    group_pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a source.
+
+    videos:   the candidates, by name
+    rejected: the others, with the reason why they are none
+    kinds:    types of the further fields that a list gives
+    """
+
+    videos: list[Video]
+    rejected: Rejected
+    kinds: Mapping[str, str]
 
 
 def find_videos(
-    source: Path, dataset: str, output: Path | None = None, columns: Mapping[str, str] | None = None,
-    group_pattern: str | None = None, root: Path | None = None,
-) -> tuple[list[Video], Rejected]:  # fmt: skip
-    """Every file of a source: candidates by name, and the others with the reason why they are none.
+    source: Path, dataset: str, output: Path | None = None, choice: Choice | None = None, cutting: bool = False
+) -> Found:
+    """Find every file of a source.
 
     Args:
         source: a folder, whose files come sorted; a list (`data.ingest.lists`), whose files come in its order; or a video.
         output: what lies in it is no part of the source.
-        columns, root: of the list; the folder that its relative paths begin at, None for its own.
-        group_pattern: searched in each path; what its first group in brackets matches, or else the whole of it, is the
-            video's group. A path in which it is not found makes a group of its own.
+        cutting: parts of files can be made into clips; otherwise a list that asks for them is refused.
 
     Raises:
-        UserError: a list that cannot be read, or a pattern that cannot be used or is found in no path.
+        UserError: a list that cannot be read, an archive, or a pattern that cannot be used or is found in no path.
     """
-    pattern = _compile(group_pattern)
-    if not source.is_file():
-        files = _found(source, output)
-    elif _has_video_extension(source):
-        files = iter([(Row(source.name), "")])
-    else:
-        files = _listed(source, columns, root_of(source, root))
-    candidates: list[Video] = []
+    choice = choice or Choice()
+    pattern = _compile(choice.group_pattern)
+    files, kinds = _files_of(source, dataset, output, choice, cutting)
+    videos: list[Video] = []
     rejected: Rejected = []
     keys, matches = UniqueKeys(), 0
-    for row, reason in files:
+    for row, reason, cuts in files:
         path = PurePosixPath(row.path)
         if reason := reason or _why_not(path, dataset):
             rejected.append((row.path, reason))
@@ -52,10 +82,59 @@ def find_videos(
         matches += match is not None
         found = match[1 if match.lastindex else 0] if match else name["group"] if name else ""
         label = row.label or path.parent.name or (name["label"] if name else "")
-        candidates.append(Video(row.path, key, label, row.group or found or key, row.split))
-    if pattern and candidates and not matches:
-        raise UserError(f"group_pattern={group_pattern} is found in no path, such as {candidates[0].path}.")
-    return candidates, rejected
+        videos.append(
+            Video(row.path, key, sys.intern(label), row.group or found or key, row.split, row.more or None, cuts)
+        )
+    if pattern and videos and not matches:
+        raise UserError(f"group_pattern={choice.group_pattern} is found in no path, such as {videos[0].path}.")
+    if choice.captions == BESIDE:
+        videos, rejected, kinds = _with_captions_beside(source, videos, rejected)
+    return Found(videos, rejected, kinds)
+
+
+Files = Iterable[tuple[Row, str, tuple[Cut, ...]]]  # with the reason to reject it, or ""
+
+
+def _files_of(
+    source: Path, dataset: str, output: Path | None, choice: Choice, cutting: bool
+) -> tuple[Files, Mapping[str, str]]:
+    if not source.is_file():
+        return ((Row(entry.path), entry.reason, ()) for entry in list_files(source, output)), {}
+    extension = source.suffix.lower()
+    if extension.lstrip(".") in kind_of(dataset)[1]:
+        return [(Row(source.name), "", ())], {}
+    if extension in ARCHIVES:
+        raise UserError(
+            f"source={source} is an archive. Unpack it and give its folder; shards of WebDataset are trained on as they are "
+            "(python -m data.index)."
+        )
+    captions = None if choice.captions is None else to_path(choice.captions)
+    rows, kinds = read_list(source, choice.columns, choice.explode, captions)
+    if not cutting and any(row.start is not None or row.end is not None for row in rows):
+        raise UserError(
+            f"source={source} has start and end for its videos, and to cut them they must be encoded: reencode=true. Where "
+            "they are cut already, columns.start=null columns.end=null keeps both as fields."
+        )
+    return _listed(rows, source, root_of(source, choice.root)), kinds
+
+
+def _with_captions_beside(
+    source: Path, videos: list[Video], rejected: Rejected
+) -> tuple[list[Video], Rejected, Mapping[str, str]]:
+    """The videos with what stands in the text files of their names, which are no rejected files then."""
+    texts = {path for path, _ in rejected if path.endswith(".txt")}
+    captioned = []
+    for video in videos:
+        beside = str(PurePosixPath(video.path).with_suffix(".txt"))
+        if beside in texts:
+            text = (source / beside).read_text(encoding="utf-8-sig", errors="replace").strip()
+            captioned.append(replace(video, more={CAPTION: text}))
+        else:
+            captioned.append(video)
+    used = {str(PurePosixPath(video.path).with_suffix(".txt")) for video in captioned if video.more}
+    if not used:
+        raise UserError(f"captions={BESIDE}: no video in source={source} has a .txt of its name beside it.")
+    return captioned, [entry for entry in rejected if entry[0] not in used], {CAPTION: STRING}
 
 
 def kind_of(dataset: str) -> tuple[str, frozenset[str]]:
@@ -64,28 +143,37 @@ def kind_of(dataset: str) -> tuple[str, frozenset[str]]:
 
 
 def root_of(source: Path, root: Path | None = None) -> Path:
-    """What the paths of a source's videos are relative to; `root` as in `find_videos`."""
+    """What the paths of a source's videos are relative to; `root` as in `Choice`."""
     if source.is_dir():
         return source
-    return source.parent if root is None or _has_video_extension(source) else root
+    is_file_itself = source.suffix.lower().lstrip(".") in MEDIA_EXTENSIONS
+    return source.parent if root is None or is_file_itself else root
 
 
-def _found(source: Path, output: Path | None) -> Iterator[tuple[Row, str]]:
-    return ((Row(entry.path), entry.reason) for entry in list_files(source, output))
-
-
-def _listed(source: Path, columns: Mapping[str, str] | None, root: Path) -> Iterator[tuple[Row, str]]:
-    seen: set[str] = set()
-    for number, row in enumerate(read_list(source, columns), 1):
-        path = root / to_path(row.path)
+def _listed(rows: Sequence[Row], source: Path, root: Path) -> Files:
+    """The files of a list; rows of one file that are parts of it make one entry."""
+    files: dict[str, list[Row]] = {}
+    for number, row in enumerate(rows, 1):
         if not row.path:
-            yield Row(f"row {number} of {source.name}"), "no path"
-        elif row.path in seen:
-            yield row, "listed more than once"
+            yield Row(f"row {number} of {source.name}"), "no path", ()
         else:
-            seen.add(row.path)
-            row = replace(row, path=str(to_path(row.path)))
-            yield row, "" if path.is_file() else "no such file" if not path.exists() else "not a regular file"
+            files.setdefault(row.path, []).append(row)
+    for name, members in files.items():
+        path = root / to_path(name)
+        row = replace(members[0], path=str(to_path(name)))
+        if not path.is_file():
+            yield row, "not a regular file" if path.exists() else "no such file", ()
+            continue
+        whole = [member for member in members if member.start is None and member.end is None]
+        wrong = [member for member in members if member.split != row.split]
+        if len(whole) == len(members):
+            yield row, "", ()
+            yield from ((row, "listed more than once", ()) for _ in members[1:])
+        elif whole or wrong:
+            yield row, "listed as a whole and in parts" if whole else "its parts are in different splits", ()
+        else:
+            cuts = tuple(Cut(member.start, member.end, member.label, member.more) for member in members)
+            yield replace(row, more={}), "", cuts
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:
@@ -102,7 +190,3 @@ def _why_not(path: PurePosixPath, dataset: str) -> str:
     if dataset == "ucf101" and not UCF101_NAME.match(path.stem):
         return "not named v_<Class>_gXX_cYY as the clips of UCF-101 are (use dataset=folder for other videos)"
     return ""
-
-
-def _has_video_extension(path: PurePath) -> bool:
-    return path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS

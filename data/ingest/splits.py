@@ -3,9 +3,10 @@
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tae.runtime.errors import UserError
 
@@ -17,13 +18,32 @@ SPLIT_KINDS = ("group", "random", *OFFICIAL_SPLITS, "list", "none", "test")
 
 @dataclass(frozen=True, slots=True)  # there may be millions
 class Video:
-    """A source file: path below the source folder, key of its sample, class, scene that it was cut from, split by a list."""
+    """A source file: path below the source folder, key of its sample, class, scene that it was cut from, split by a list.
+
+    more: further fields of its metadata
+    cuts: the parts of it that are to be clips; none: all of it is one
+    """
 
     path: str
     key: str
     label: str
     group: str
     split: str = ""
+    more: Mapping[str, Any] | None = field(default=None, compare=False)
+    cuts: tuple["Cut", ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a file: its seconds (None: from the start, to the end), and what is said of it alone."""
+
+    start: float | None
+    end: float | None
+    label: str
+    more: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{0 if self.start is None else self.start:g} to {'the end' if self.end is None else f'{self.end:g}'} s"
 
 
 def assign_splits(

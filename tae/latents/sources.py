@@ -86,8 +86,8 @@ def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[
     if path is not None and path.is_file() and path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS:
         sources = [Source(keys.claim(path.stem), str(path), path, path.parent.name)]
     elif path is not None and ((path.is_file() and path.suffix != ".tar") or _is_folder_of_videos(path)):
-        videos, rejected = find_videos(path, "folder")
-        root = root_of(path)
+        found = find_videos(path, "folder")
+        videos, rejected, root = found.videos, found.rejected, root_of(path)
         if path.is_file():  # of a list: its own paths may lead anywhere
             rejected = [(str(root / name), reason) for name, reason in rejected]
         names = {video.key: str(root / video.path) if path.is_file() else video.path for video in videos}

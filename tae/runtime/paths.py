@@ -49,7 +49,7 @@ def list_files(folder: Path, output: Path | None = None) -> list[Entry]:
             elif before is not None:
                 found.append(Entry(link, f"a link to a folder that is read already ({before or '.'})"))
         waiting = links
-    return sorted(found, key=lambda entry: entry.path.split("/"))
+    return sorted(found, key=lambda entry: entry.path.replace("/", "\0"))  # by folders: no name has this character
 
 
 def glob_files(pattern: str) -> list[str]:

@@ -109,13 +109,16 @@ class Prepare(Section):
         split: str | None
         label: str | None
         group: str | None
+        caption: str | None
+        start: str | None
+        end: str | None
 
     dataset: Literal["ucf101", "mixkit", "folder", "images"]
     source: str
     output: str
     download: bool
     download_from: Addresses
-    split: Literal["group", "random", "official1", "official2", "official3", "none", "test"] | None
+    split: Literal["group", "random", "official1", "official2", "official3", "list", "none", "test"] | None
     splits_dir: str | None
     test: Annotated[float, Ge(0), Lt(1)]
     val: Annotated[float, Ge(0), Lt(1)]
@@ -123,6 +126,8 @@ class Prepare(Section):
     shuffle: bool
     group_pattern: str | None
     columns: Columns
+    explode: list[str]
+    captions: str | None
     root: str | None
     timeout: AboveZero
     shard_mb: AboveZero
