@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tae.model.inflate import InflationReport
 
 
+MAX_COMPILED = 1024  # shapes of residual blocks
 CHECKPOINTED = 2  # levels, of four: the next one's blocks hold a sixteenth of the first one's bytes
 
 
@@ -260,9 +261,11 @@ class TemporalAutoencoder(
 
     def compile_blocks(self) -> None:
         """Compile the residual blocks, each shape once; the names in the state dict stay as they are."""
-        # The blocks share one forward, so their shapes count together; past the limit they would run uncompiled.
+        # The blocks share one forward, so their shapes count together, those of every source and bucket of the data; past
+        # a limit they would run uncompiled.
         dynamo = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_COMPILED)
+        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MAX_COMPILED)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.compile(dynamic=False)

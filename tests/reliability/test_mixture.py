@@ -12,7 +12,8 @@ from reliability.tiny_run import assert_same_state, finish, start
 from tae.model.checkpoint_file import read_checkpoint
 
 RUN = (
-    "data.sources={video: {weight: 3, batch_size: 2}, images: {num_frames: 1, batch_size: 4}}",
+    "data.sources={video: {weight: 3, batch_size: 2, fps: [24, 12], buckets: {wide: {width: 24}}}, "
+    "images: {num_frames: 1, batch_size: 4}}",
     "data.num_workers=3",
     "trainer.max_steps=10",
     "trainer.val_check_interval=9",
@@ -58,6 +59,6 @@ def check_figures(path: Path) -> None:
     rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row.get("train/loss")]
     assert len(rows) == 10
     assert not {"train/reconstruction", "train/psnr"} & rows[0].keys()
-    shown = [{name for name in ("video", "images") if row[f"train/{name}/reconstruction"]} for row in rows]
-    assert shown[0] == {"video", "images"}  # the first batches are one of each
-    assert {"video"} in shown
+    shown = [{name for name in ("video/wide", "images") if row[f"train/{name}/reconstruction"]} for row in rows]
+    assert shown[0] == {"video/wide", "images"}  # the first batches are one of each
+    assert {"video/wide"} in shown

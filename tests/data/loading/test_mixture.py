@@ -1,13 +1,15 @@
 """A mixture changes nothing of its streams, and which batch comes next is a function of the seed, over any interruption."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,32 +20,42 @@ from data.loading.faults import FaultPolicy
 from data.loading.loader import ClipLoader
 from data.loading.mixture import MixedLoader
 from data.loading.samples import Sample
-from data.loading.stream import ClipStream, DecodedClip, WorkerItem
+from data.loading.stream import ClipStream, DecodedClip, WorkerItem, take_window
+from data.sampling.fitting import FitsBest
 from data.sampling.mixture import divide_workers, draw_stream, make_streams, plain_stream, weigh
 from data.sampling.table import ClipTable
 from data.sampling.types import Sampling, Window
-from data.shards.format import Shard
+from data.shards.columns import Strings
+from data.shards.table import Selection, ShardIndex, ShardList, select
 from tae.runtime.errors import UserError
 
+PACES = [{"frame_stride": 1}, {"frame_stride": (1, 2)}, {"frame_stride": 1, "fps": (24.0, 12.0)}]
+SHAPES = [(2, 8, 8), (4, 8, 8), (2, 8, 16), (3, 16, 8)]  # frames, height, width
+CLIPS = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([(8, 8), (9, 16), (16, 9)])), min_size=1, max_size=9)
 SOURCES = st.lists(
     st.fixed_dictionaries(
         {
-            "sizes": st.lists(st.integers(1, 9), min_size=1, max_size=4),  # clips of each shard
+            "shards": st.lists(CLIPS, min_size=1, max_size=4),  # (frames, (height, width)) of each clip
             "batch": st.integers(1, 4),
             "buffer": st.integers(1, 6),
-            "frames": st.integers(1, 2),
+            "shapes": st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3, unique=True),  # of its buckets
+            "pace": st.sampled_from(PACES),
             "workers": st.sampled_from([0, 1, 2]),
             "weight": st.sampled_from([0.5, 1.0, 3.0]),
         }
     ),
     min_size=1,
-    max_size=4,
+    max_size=3,
 )
+PLAIN: dict[str, Any] = {
+    "shards": [[(9, (8, 8))] * 4],
+    **{"batch": 1, "buffer": 1, "shapes": [(1, 8, 8)], "pace": PACES[0], "workers": 0, "weight": 1.0},
+}
 
 
 @pytest.fixture
 def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read or decoded, and worker processes are taken in turns in this one."""
+    """Nothing is read or decoded, though windows are drawn; worker processes are taken in turns in this one."""
 
     def items(self: ClipLoader) -> Iterator[WorkerItem]:
         stream, count = self._stream(), self.layout.num_workers
@@ -51,19 +63,49 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             yield from map(next, workers)
 
+    def decode(self: ClipStream, sample: Sample, epoch: int, place: torch.Tensor) -> DecodedClip:
+        rng = np.random.default_rng(self._seed(epoch, sample.clip))
+        indices, fps = take_window(self.sampling.window, sample.clip.frames, 24.0, lambda: None, rng)
+        place.zero_()[0, 0, 0, 0] = indices[0]
+        return DecodedClip(sample.clip, fps)
+
     samples = lambda clips, *_: (Sample(clip) for clip in clips)  # noqa: E731
     monkeypatch.setattr(data.loading.stream, "read_samples", samples)
     monkeypatch.setattr(data.loading.samples, "read_samples", samples)
-    monkeypatch.setattr(ClipStream, "_decode", lambda _, sample, *__: DecodedClip(sample.clip, 1.0))
+    monkeypatch.setattr(ClipStream, "_decode", decode)
     monkeypatch.setattr(ClipLoader, "_items", items)
 
 
-def make_loader(number: int, source: dict[str, Any], rank: int, ranks: int, folder: Path) -> ClipLoader:
-    shards = [Shard(f"s{i}", {f"{number}_{i}_{j}": 9 for j in range(n)}) for i, n in enumerate(source["sizes"])]
+def table_of(source: dict[str, Any], shape: tuple[int, int, int]) -> tuple[ClipTable, Window]:
+    """The clips of one bucket of a source, and its window."""
+    clips = [clip for shard in source["shards"] for clip in shard]
+    index = ShardIndex(
+        url="",
+        names=Strings.of(f"s{i}" for i in range(len(source["shards"]))),
+        bytes=np.ones(len(source["shards"]), int),
+        sha256=Strings.of("" for _ in source["shards"]),
+        ends=np.cumsum([len(shard) for shard in source["shards"]]),
+        columns={
+            "frames": np.array([frames for frames, _ in clips], "uint32"),
+            "height": np.array([height for _, (height, _) in clips], "uint32"),
+            "width": np.array([width for _, (_, width) in clips], "uint32"),
+            "fps": np.full(len(clips), 24.0),
+            "key": Strings.of(map(str, range(len(clips)))),
+        },
+    )
+    shards = ShardList(index.names, [index], [0] * len(source["shards"]), range(len(source["shards"])))
+    windows = tuple(Window(t, resolution=(h, w), **source["pace"]) for t, h, w in source["shapes"])
+    place = source["shapes"].index(shape)
+    selection = Selection(rules=(FitsBest(windows, place),))
+    return ClipTable(shards, select(shards, selection).counts, selection), windows[place]
+
+
+def make_loader(source: dict[str, Any], shape: tuple[int, int, int], rank: int, ranks: int, folder: Path) -> ClipLoader:
+    clips, window = table_of(source, shape)
     return ClipLoader(
-        name=f"train/{number}",
-        clips=ClipTable.of(shards),
-        sampling=Sampling(Window(source["frames"], 1, 8), source["batch"], source["buffer"], seed=5),
+        name="train",
+        clips=clips,
+        sampling=Sampling(window, source["batch"], source["buffer"], seed=5),
         faults=FaultPolicy(0.0, folder),
         num_workers=source["workers"],
         rank=rank,
@@ -71,9 +113,16 @@ def make_loader(number: int, source: dict[str, Any], rank: int, ranks: int, fold
     )
 
 
+def buckets_of(sources: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], tuple[int, int, int]]]:
+    """Every bucket that has clips, by its name."""
+    buckets = {f"{i}_{j}": (s, shape) for i, s in enumerate(sources) for j, shape in enumerate(s["shapes"])}
+    return {name: bucket for name, bucket in buckets.items() if len(table_of(*bucket)[0])}
+
+
 def make_mixture(sources: list[dict[str, Any]], rank: int, ranks: int, folder: Path) -> MixedLoader:
-    loaders = {str(i): make_loader(i, source, rank, ranks, folder) for i, source in enumerate(sources)}
-    return MixedLoader(loaders, {str(i): source["weight"] for i, source in enumerate(sources)}, seed=5)
+    buckets = buckets_of(sources)
+    loaders = {name: make_loader(*bucket, rank, ranks, folder) for name, bucket in buckets.items()}
+    return MixedLoader(loaders, {name: source["weight"] for name, (source, _) in buckets.items()}, seed=5)
 
 
 def endless(loader: MixedLoader | ClipLoader) -> Iterator[Batch]:
@@ -81,34 +130,56 @@ def endless(loader: MixedLoader | ClipLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def told(batch: Batch) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
-    return batch["source"], tuple(batch["keys"]), tuple(batch["frames"].shape)
+def told(batch: Batch) -> tuple[Any, ...]:
+    starts = batch["frames"][:, 0, 0, 0, 0].tolist()
+    return batch["source"], (batch["keys"], batch["fps"], starts), tuple(batch["frames"].shape)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sources=SOURCES, ranks=st.integers(1, 2), stop=st.integers(0, 30))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sources=SOURCES, ranks=st.integers(1, 2), stop=st.integers(0, 24))
 def test_streams_are_what_they_are_alone_and_go_on_exactly(
     undecoded: None, sources: list[dict[str, Any]], ranks: int, stop: int, tmp_path: Path
 ) -> None:
     """Each clip once in an epoch, equal parts: what `test_layouts.py` shows of a stream alone."""
-    of_ranks = []
+    buckets, of_ranks = buckets_of(sources), []
+    if not buckets:
+        return
     for rank in range(ranks):
-        batches = [told(batch) for batch in islice(endless(make_mixture(sources, rank, ranks, tmp_path)), 40)]
-        for number, source in enumerate(sources):
-            keys = [keys for name, keys, _ in batches if name == str(number)]
-            alone = endless(make_loader(number, source, rank, ranks, tmp_path))
-            assert keys == [tuple(batch["keys"]) for batch in islice(alone, len(keys))]
+        batches = [told(batch) for batch in islice(endless(make_mixture(sources, rank, ranks, tmp_path)), 24)]
+        for name, bucket in buckets.items():
+            given_ = [clips for stream, clips, _ in batches if stream == name]
+            alone = endless(make_loader(*bucket, rank, ranks, tmp_path))
+            assert given_ == [told({**batch, "source": name})[1] for batch in islice(alone, len(given_))]
         interrupted = make_mixture(sources, rank, ranks, tmp_path)
         list(islice(endless(interrupted), stop))
-        state = interrupted.state_dict() | {"streams": {}}
-        for name, loader in interrupted.loaders.items():
-            saved = loader.state_dict()
-            state["streams"][name] = saved | {"ranks": saved["ranks"] * ranks}
+        state = interrupted.state_dict()
+        for stream in state["streams"].values():
+            stream["ranks"] = stream["ranks"] * ranks  # this one's, in the place of each
         resumed = make_mixture(sources, rank, ranks, tmp_path)
         resumed.load_state_dict(state)
-        assert [told(batch) for batch in islice(endless(resumed), 40 - stop)] == batches[stop:]
+        assert [told(batch) for batch in islice(endless(resumed), 24 - stop)] == batches[stop:]
         of_ranks.append([(name, shape) for name, _, shape in batches])
     assert of_ranks[0] == of_ranks[-1]
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(source=SOURCES.map(lambda sources: sources[0]), ranks=st.integers(1, 2))
+def test_an_epoch_of_all_buckets_takes_each_clip_that_fits_once(
+    undecoded: None, source: dict[str, Any], ranks: int, tmp_path: Path
+) -> None:
+    taken: Counter[str] = Counter()
+    for bucket in buckets_of([source | {"batch": 1}]).values():
+        of_bucket: Counter[str] = Counter()
+        for rank in range(ranks):
+            stream = make_loader(*bucket, rank, ranks, tmp_path)._stream()
+            for worker in range(stream.layout.num_workers):
+                items = takewhile(lambda item: item.position[0] == 0, stream._train(worker))
+                of_bucket.update(key for item in items for key in item.keys)
+        assert set(of_bucket.values()) == {stream.rounds}  # once, except where there are fewer clips than readers
+        taken.update(of_bucket.keys())
+    clips = [frames for shard in source["shards"] for frames, _ in shard]
+    shortest = min(frames for frames, _, _ in source["shapes"])
+    assert taken == Counter(str(number) for number, frames in enumerate(clips) if frames >= shortest)
 
 
 def test_streams_are_drawn_by_their_weights_and_without_a_rhythm() -> None:
@@ -120,26 +191,35 @@ def test_streams_are_drawn_by_their_weights_and_without_a_rhythm() -> None:
 
 
 def test_the_first_batches_are_one_of_each_stream_and_the_largest_is_first(undecoded: None, tmp_path: Path) -> None:
-    plain = {"sizes": [4], "batch": 1, "buffer": 1, "frames": 1, "workers": 0, "weight": 1.0}
-    sources = [plain, plain | {"batch": 4, "weight": 0.001}, plain | {"frames": 17}]
+    sources = [PLAIN, PLAIN | {"batch": 4, "weight": 0.001}, PLAIN | {"shapes": [(9, 8, 8)]}]
     mixture = make_mixture(sources, 0, 1, tmp_path)
-    assert [batch["source"] for batch in islice(mixture, 3)] == ["1", "2", "0"]  # 32, 24 and 8 frames in latent ones
+    assert [batch["source"] for batch in islice(mixture, 3)] == [
+        "1_0",
+        "2_0",
+        "0_0",
+    ]  # 32, 16 and 8 latent frames' pixels
     assert len(mixture) == 4 + 1 + 4
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"weight": 2.0}, "data.sources was 0 1, 1 1 and is 0 2, 1 1"), ({"batch": 2}, "data.batch_size was 1 and is 2")],
+    [
+        ({"weight": 2.0}, "data.sources was 0_0 1, 1_0 1 and is 0_0 2, 1_0 1"),
+        ({"batch": 2}, "data.batch_size was 1 and is 2"),
+        ({"pace": {"frame_stride": (1, 2)}, "shapes": [(2, 8, 8)]}, r"data.frame_stride was None and is \[1, 2\]"),
+        ({"pace": PACES[2], "shapes": [(2, 8, 8)]}, r"data.fps was None and is \[24.0, 12.0\]"),
+        ({"shapes": [(2, 8, 8)]}, "data.buckets was 1x8x8, of which this is 1x8x8 and is 2x8x8"),
+    ],
 )
 def test_another_mixture_is_refused(undecoded: None, change: dict[str, Any], named: str, tmp_path: Path) -> None:
-    plain = {"sizes": [4], "batch": 1, "buffer": 1, "frames": 1, "workers": 0, "weight": 1.0}
-    state = make_mixture([plain, plain], 0, 1, tmp_path).state_dict()
+    state = make_mixture([PLAIN, PLAIN], 0, 1, tmp_path).state_dict()
+    alone = make_loader(PLAIN, (1, 8, 8), 0, 1, tmp_path)
     with pytest.raises(UserError, match=named):
-        make_mixture([plain | change, plain], 0, 1, tmp_path).load_state_dict(state)
-    with pytest.raises(UserError, match=r"data\.sources was 0 1, 1 1 and is None"):
-        make_loader(0, plain, 0, 1, tmp_path).load_state_dict(state)
-    with pytest.raises(UserError, match=r"data\.sources was None and is 0 1, 1 1"):
-        make_mixture([plain, plain], 0, 1, tmp_path).load_state_dict(make_loader(0, plain, 0, 1, tmp_path).state_dict())
+        make_mixture([PLAIN | change, PLAIN], 0, 1, tmp_path).load_state_dict(state)
+    with pytest.raises(UserError, match=r"data\.sources was 0_0 1, 1_0 1 and is None"):
+        alone.load_state_dict(state)
+    with pytest.raises(UserError, match=r"data\.sources was None and is 0_0 1, 1_0 1"):
+        make_mixture([PLAIN, PLAIN], 0, 1, tmp_path).load_state_dict(alone.state_dict())
 
 
 def test_workers_are_divided_by_the_frames_that_they_have_to_decode() -> None:

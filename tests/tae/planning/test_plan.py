@@ -16,7 +16,16 @@ from torch import nn
 from tae.model.layers import GroupNorm
 from tae.plan import main
 from tae.planning.meter import Cost, rehearsal
-from tae.planning.planner import build_losses, check_plan, find_largest, largest, make_planner, plan
+from tae.planning.planner import (
+    build_losses,
+    check_plan,
+    find_largest,
+    find_peaks,
+    largest,
+    make_planner,
+    plan,
+    shapes_of,
+)
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 
@@ -196,6 +205,25 @@ def test_the_largest_clip_is_looked_for_along_time_and_along_the_side():
     found = find_largest(cfg, make_planner(cfg), tasks, (cfg.data.batch_size, 8, 64, 64))
     # 1e14 bytes are 1e8 positions: 24,414 frames of 64x64, rounded down to 8, and 8 frames of 3,535x3,535, to 16
     assert found == dict.fromkeys(("encoding", "decoding", "step"), (24_408, 3_520))
+
+
+def test_the_worst_of_several_shapes_is_planned():
+    cfg = config(
+        "data.sources={video: {weight: 3}, images: {num_frames: 1, batch_size: 9}}",
+        "data.buckets={square: {}, wide: {height: 32, width: 96}}",
+    )
+    shapes = shapes_of(cfg)
+    expected = {"video/square": (1, 8, 64, 64), "video/wide": (1, 8, 32, 96), "images/square": (9, 1, 64, 64)}
+    assert shapes == expected | {"images/wide": (9, 1, 32, 96)}
+    tasks = {"encoding": lambda shape: Cost(0, 0), "step": lambda shape: Cost(0, math.prod(shape))}
+    peaks = find_peaks(tasks, shapes)
+    assert peaks == {name: math.prod(shape) for name, shape in shapes.items()}
+    assert max(peaks, key=peaks.get) == "images/square"
+    assert shapes_of(config()) == {"": (1, 8, 64, 64)}
+    with pytest.raises(
+        UserError, match=r"data\.sources\.video\.weigth is unknown\. Did you mean data\.sources\.video\.weight\?"
+    ):
+        check_plan(config("data.sources={video: {weigth: 3}}"))
 
 
 def test_the_plan_is_printed(capsys):

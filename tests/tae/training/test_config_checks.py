@@ -109,6 +109,37 @@ def test_shards_of_the_test_are_asked_for_before_the_training(there: str) -> Non
     check_training(folder(*given, "data.shards.val=null", f"data.shards.test={there}"))
 
 
+def test_shards_of_every_source_are_asked_for_before_the_training(there: str) -> None:
+    given = [f"data.shards.{split}={there}" for split in ("val", "test")]
+    sources = f"data.sources={{a: {{shards: '{there}'}}, b: {{num_frames: 1, shards: '{there}'}}, c: null}}"
+    check_training(folder(*given, sources, "data.shards.train=null"))  # which no source reads
+    absent = sources.replace("num_frames: 1, shards", "num_frames: 1, interleave: 2, index").replace(
+        "index: '", "index: 'x"
+    )
+    assert "data.shards.train is not set" in refusal(folder(*given, absent, "data.shards.train=null"))
+    assert "data.sources.a.shards=nowhere/*.tar" in refusal(
+        folder(*given, sources.replace(f"'{there}'", "'nowhere/*.tar'", 1), "data.shards.train=null")
+    )
+    told = refusal(
+        folder(*given, sources.replace("num_frames: 1", "num_frames: 0, weight: -1"), "data.shards.train=null")
+    )
+    assert "data.sources.b.num_frames=0 is not allowed: give a whole number, at least 1 or null." in told
+    assert "data.sources.b.weight=-1 is not allowed: give a number, greater than 0." in told
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("data.fps=0", "data.fps=0 is not allowed: give a number, greater than 0, a list"),
+    ("data.fps=nan", "data.fps=nan is not allowed"),
+    ("data.fps=[24,-1]", "data.fps=[24, -1] is not allowed"),
+    ("data.frame_stride=[1,0]", "data.frame_stride=[1, 0] is not allowed"),
+    ("data.buckets={a: {height: tall}}", "data.buckets.a.height=tall is not allowed: give a whole number"),
+])  # fmt: skip
+def test_a_rate_or_a_shape_that_is_none_is_a_sentence(setting: str, said: str, there: str) -> None:
+    told = refusal(folder(*(f"data.shards.{split}={there}" for split in ("train", "val", "test")), setting))
+    assert said in told
+    assert "\n" not in told
+
+
 @pytest.mark.parametrize("never", ["0", "null"])
 def test_the_last_checkpoint_need_not_be_written_every_few_steps(never: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = demo(f"callbacks.last.every_n_steps={never}")
