@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch.distributed as dist
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
@@ -196,8 +197,16 @@ class ClipDataModule(LightningDataModule):
             loader = MixedLoader(
                 dict(zip(names, loaders, strict=True)), dict(zip(names, weights, strict=True)), self.seed
             )
+            self._tell_shapes(loader.stream_of(0), sum(workers))
         self._training.append(loader)
         return loader
+
+    def _tell_shapes(self, first: str, workers: int) -> None:
+        """Say which shape is tried first, and where more worker processes are needed than were asked for."""
+        shape = next(stream.shape_in_words for stream in self.streams if stream.name == first)
+        rank_zero_info(f"train: batches of {len(self.streams)} kinds; the first is of {first} ({shape}), the largest.")
+        if workers > self.num_workers:
+            rank_zero_info(f"train: each kind needs a worker, so there are {workers} instead of {self.num_workers}.")
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers of training; called by the Trainer."""

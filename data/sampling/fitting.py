@@ -30,10 +30,14 @@ class FitsIn:
 
     def of(self, shards: ShardList, number: int) -> np.ndarray:
         """Which samples of a shard these are."""
-        frames = shards.numbers("frames", number)
+        missing = self.missing(shards, number)
+        return np.isfinite(missing) if self.filled else missing == 0
+
+    def missing(self, shards: ShardList, number: int) -> np.ndarray:
+        """How many frames each sample has too few; infinite where it is too slow."""
+        frames = shards.numbers("frames", number).astype(float)
         rates = shards.numbers("fps", number) if self.window.needs_rate else np.zeros(len(frames))
-        spans = self.window.spans(rates).min(0)
-        return np.isfinite(spans) if self.filled else spans <= frames
+        return np.maximum(self.window.spans(rates).min(0) - frames, 0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class FitsBest:
     """Clips for which one of several windows is the best, of those that they fit in.
 
     The best one shows most of the picture; of several it is the one for which the picture is least scaled up, then the one
-    of the most frames, then of the most pixels.
+    of the most frames, then of the most pixels. A clip that is too short for all has the one that lacks the fewest frames.
 
     Args:
         windows: to choose from.
@@ -83,14 +87,15 @@ class FitsBest:
 
     def of(self, shards: ShardList, number: int) -> np.ndarray:
         """Which samples of a shard these are."""
-        fitting = np.stack([FitsIn(window, self.filled).of(shards, number) for window in self.windows])
+        fitting = FitsIn(self.windows[self.place], self.filled).of(shards, number)
+        missing = np.stack([FitsIn(window).missing(shards, number) for window in self.windows])
         kept, enlarged = self._pictures(shards, number)
         length = [(window.num_frames, window.num_frames * window.size[0] * window.size[1]) for window in self.windows]
         preferred = np.array(
             sorted(range(len(length)), key=length.__getitem__, reverse=True)
         )  # where all else is equal
-        order = np.lexsort((enlarged[preferred], -kept[preferred], ~fitting[preferred]), axis=0)
-        return fitting[self.place] & (preferred[order[0]] == self.place)
+        order = np.lexsort((enlarged[preferred], -kept[preferred], missing[preferred]), axis=0)
+        return fitting & (preferred[order[0]] == self.place)
 
     def _pictures(self, shards: ShardList, number: int) -> tuple[np.ndarray, np.ndarray]:
         """For each window and clip the share of the picture that is kept, and how far it is scaled up (at least 1)."""

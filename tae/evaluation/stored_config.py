@@ -55,6 +55,9 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
             "The checkpoint's data config allows pipes. Only the command line can: add data.allow_pipe=true and "
             "data.shards.test=..., or give data=GROUP instead."
         )
+    for name, other in (("frame_stride", {"fps": None}), ("fps", {"frame_stride": 1})):
+        if name in given:  # either takes the place of the other
+            stored |= other
     stored["cache_dir"] = own_cache(stored)
     if given.get("allow_pipe"):  # commands may then be run, but only those on the command line
         stored["shards"] = {}

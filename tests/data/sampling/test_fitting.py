@@ -68,7 +68,8 @@ def test_buckets_of_one_size_need_frames_alone() -> None:
         [False, True, True, False, False],
         [False] * 3 + [True] * 2,
     ]
-    assert FitsBest(windows, 1, filled=True).of(shards, 0).all()
+    filled = [FitsBest(windows, place, filled=True).of(shards, 0).tolist() for place in range(2)]
+    assert filled == [[True, True, True, False, False], [False] * 3 + [True] * 2]
     assert FitsBest((*windows, Window(9, 1, 32)), 0).columns == ("width", "height")
 
 
