@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+from PIL import Image
 
 from tae import TemporalAutoencoder, frames_to_clip
 from tae.runtime.cli import chooses
@@ -46,6 +47,7 @@ NOT_RUN = {
     "protocol=ucf101-17": "that split; tests/tae/evaluation/test_published.py measures by the protocol",
     "s3://": "no such bucket; tests/data/storage/test_remote.py reads from a local one",
     "experiment=ucf101_gan": "chooses by LPIPS, whose weights are fetched; test_adversarial_training.py trains small ones",
+    "datasets/layouts/": "data sets of others; tests/data/ingest/test_layouts.py runs them where there are samples",
     "diffusers:": "weights of others; tests/tae/evaluation/test_peers.py makes small ones",
 }
 
@@ -185,6 +187,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips(folder / "UCF-101", names)
     for name in ("film.mp4", "my film (1), cut=2 & more.mp4"):
         shutil.copy(folder / "videos" / "clip0.mp4", folder / name)
+    (folder / "photos").mkdir()
+    for number in range(4):
+        Image.new("RGB", (48, 32), (number, 0, 0)).save(folder / "photos" / f"{number}.png")
     (folder / "webdataset").mkdir()
     with tarfile.open(folder / "webdataset" / "00000.tar", "w") as tar:  # as others write them
         for video in sorted((folder / "videos").iterdir()):

@@ -182,7 +182,7 @@ def _add_file(task: BucketTask, video: Video, shard: ShardFile) -> dict[str, Any
     """
     size, digest = shard.size, shard.digest.copy()
     try:
-        content = read_source(task.source / video.path)
+        content = read_source(task.source / video.path, task.ways)
         rows: list[Row] = []
         left_out: list[tuple[str, str]] = []
         for clip in make_clips(video, content, task.ways):

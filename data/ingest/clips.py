@@ -18,6 +18,7 @@ from data.ingest.check import (
     examine_image,
     facts_about,
 )
+from data.ingest.frame_folders import FRAMES_EXTENSION, pack_frames
 from data.ingest.shots import Encoding, encode_shots, find_shots
 from data.ingest.splits import Video
 from data.shards.format import IMAGE_EXTENSIONS, MAX_VIDEO_BYTES
@@ -34,11 +35,13 @@ class Ways:
         encoding: how to encode clips; None keeps the files' own bytes.
         interlaced: what becomes of interlaced video whose bytes are kept: refuse or keep.
         decoder: the reader to prefer, see `data.ingest.check.examine`.
+        frame_rate: of folders of pictures that state none, where the source is made of these; else None.
     """
 
     encoding: Encoding | None = None
     interlaced: str = "refuse"
     decoder: str = "auto"
+    frame_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class LeftOut:
     reason: str
 
 
-def read_source(path: Path) -> bytes:
-    """The content of a source file.
+def read_source(path: Path, ways: Ways) -> bytes:
+    """The content of a source file, or the video file of a folder of pictures.
 
     Raises:
         RefusedError: it cannot be read, or is larger than readers of shards take.
     """
+    if ways.frame_rate is not None:
+        return pack_frames(path, ways.frame_rate)
     try:
         if (size := path.stat().st_size) > MAX_VIDEO_BYTES:  # before it is read into memory
             raise RefusedError(
@@ -82,7 +87,7 @@ def make_clips(video: Video, content: bytes, ways: Ways) -> Iterator[NewClip | L
         RefusedError, DecodeError: it cannot be used, which may show after the first of them.
     """
     said = dict(video.more or {}) | {"label": video.label, "group": video.group, "source": video.path}
-    extension = Path(video.path).suffix.lower().lstrip(".")
+    extension = Path(video.path).suffix.lower().lstrip(".") if ways.frame_rate is None else FRAMES_EXTENSION
     if extension in IMAGE_EXTENSIONS:
         yield NewClip(video.key, extension, content, said | asdict(examine_image(content)))
     elif ways.encoding is None:

@@ -3,6 +3,7 @@
 python -m data.prepare dataset=ucf101|mixkit|folder source=DIR output=DIR
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,15 +27,14 @@ from data.ingest.merging import (
 )
 from data.ingest.plan import Plan, make_plan
 from data.ingest.shots import Encoding
-from data.ingest.sources import Choice, find_videos, root_of
+from data.ingest.sources import FRAMES, Choice, find_videos, kind_of, root_of
 from data.ingest.splits import Video, assign_splits
 from data.processes.pool import Engine, Failure, run_isolated
-from data.shards.format import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from tae.runtime.errors import UserError
 from tae.runtime.progress import progress_bar
 from tae.video.facts import INTERLACED
 
-DATASETS = ("ucf101", "mixkit", "folder", "images")
+DATASETS = ("ucf101", "mixkit", "folder", "images", FRAMES)
 KEPT_AS_IT_IS = ("refuse", "keep")  # what may be done with interlaced video whose bytes are kept
 REJECTED = "rejected.csv"
 
@@ -64,6 +64,7 @@ def prepare(
     decoder: str = "auto",
     shuffle: bool = True,
     choice: Choice | None = None,
+    frame_rate: float = 24.0,
 ) -> Preparation:
     """Turn a folder or a list of videos into shards under `output`; every file is in a shard or in `output/rejected.csv`.
 
@@ -71,7 +72,8 @@ def prepare(
     same bytes for any engine and any number of interruptions.
 
     Args:
-        dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos), or `images`.
+        dataset: `ucf101` (class folders, names v_<Class>_gXX_cYY), `mixkit` or `folder` (any videos), `images`, or `frames`
+            (folders of numbered pictures).
         source: a folder, or a list (`data.ingest.lists`).
         split: `group`, `random`, `official1|2|3`, `list`, `none` (all train) or `test` (all test); None is `list` where
             the source names splits, else `group` where groups are known (ucf101, a list with groups, `group_pattern`),
@@ -86,6 +88,7 @@ def prepare(
         decoder: the reader to prefer for files that it is right for, see `data.ingest.check.examine`.
         shuffle: write the clips of each split in a random order (of `seed`), so that clips which stand together in the
             source do not stand together in training.
+        frame_rate: of folders of pictures that state none.
         choice: how the source is read: columns of a list, captions, groups.
 
     Raises:
@@ -104,7 +107,8 @@ def prepare(
     if encoding and encoding.shots and any(video.cuts for video in candidates):
         raise UserError("shots=true and the list's start and end both say where to cut: give one of them.")
     if not candidates:
-        what, extensions = ("images", IMAGE_EXTENSIONS) if dataset == "images" else ("videos", VIDEO_EXTENSIONS)
+        what = {"images": "images", FRAMES: "folders of numbered pictures"}.get(dataset, "videos")
+        extensions = kind_of(dataset)[1]
         example = f" For example, {rejected[0][0]}: {rejected[0][1]}." if rejected else ""
         raise UserError(f"source={source} holds no {what} (by extension: {', '.join(sorted(extensions))}).{example}")
     if encoding and dataset == "images":
@@ -123,7 +127,8 @@ def prepare(
     # By the files' names and not by what becomes of them, so that each can be written as soon as it is checked. Exact
     # shares of the names, and not a hash of each: the bundled model's published test clips are chosen in this way.
     splits, unlisted = assign_splits(candidates, split, test, val, seed, splits_dir)
-    ways = Ways(encoding, interlaced, decoder)
+    ways = Ways(encoding, interlaced, decoder, frame_rate if dataset == FRAMES else None)
+    recipe |= {"frame_rate": frame_rate} if dataset == FRAMES else {}
     settings = recipe | {"interlaced": interlaced, "decoder": decoder, "source": str(source.resolve())}
     try:
         with Journal(output, settings | {"timeout": timeout, "shard_mb": shard_mb}) as journal:
@@ -248,11 +253,14 @@ def leave_out_copies(work: Work, engine: Engine) -> Rejected:
 
 
 def _state_of(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file; zeros where it has vanished, which shows when it is to be read."""
+    """Size and time of change of a file or a folder of pictures; zeros where it has vanished, which reading shows."""
     try:
         status = path.stat()
     except OSError:
         return 0, 0
+    if path.is_dir():
+        sizes = [entry.stat().st_size for entry in os.scandir(path) if entry.is_file()]
+        return sum(sizes), status.st_mtime_ns
     return status.st_size, status.st_mtime_ns
 
 

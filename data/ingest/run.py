@@ -71,6 +71,7 @@ def prepare_shards(cfg: DictConfig) -> None:
             interlaced=cfg.interlaced,
             decoder=cfg.decoder,
             shuffle=cfg.shuffle,
+            frame_rate=cfg.frame_rate,
             choice=Choice(
                 columns=dict(cfg.columns),
                 explode=tuple(cfg.explode),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from data.ingest.frame_folders import find_folders, name_of
 from data.ingest.lists import Row, read_list
 from data.ingest.splits import UCF101_NAME, Cut, Video
 from data.shards.columns import STRING
@@ -17,6 +18,7 @@ from tae.runtime.paths import list_files, to_path
 
 Rejected = list[tuple[str, str]]  # (path, reason)
 BESIDE = "beside"  # captions in a text file of the same name
+FRAMES = "frames"  # the dataset whose videos are folders of pictures
 ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
 
 
@@ -76,7 +78,9 @@ def find_videos(
         if reason := reason or _why_not(path, dataset):
             rejected.append((row.path, reason))
             continue
-        key = keys.claim(path.stem)
+        if dataset == FRAMES:
+            path = name_of(path, source)
+        key = keys.claim(path.name if dataset == FRAMES else path.stem)
         name = UCF101_NAME.match(path.stem) if dataset == "ucf101" else None
         match = pattern.search(row.path) if pattern else None
         matches += match is not None
@@ -99,7 +103,12 @@ def _files_of(
     source: Path, dataset: str, output: Path | None, choice: Choice, cutting: bool
 ) -> tuple[Files, Mapping[str, str]]:
     if not source.is_file():
-        return ((Row(entry.path), entry.reason, ()) for entry in list_files(source, output)), {}
+        entries = list_files(source, output)
+        if dataset == FRAMES:
+            return ((row, reason, ()) for row, reason in find_folders(entries)), {}
+        return ((Row(entry.path), entry.reason, ()) for entry in entries), {}
+    if dataset == FRAMES:
+        raise UserError(f"source={source}: dataset={FRAMES} takes a folder, in which are folders of numbered pictures.")
     extension = source.suffix.lower()
     if extension.lstrip(".") in kind_of(dataset)[1]:
         return [(Row(source.name), "", ())], {}
@@ -139,7 +148,7 @@ def _with_captions_beside(
 
 def kind_of(dataset: str) -> tuple[str, frozenset[str]]:
     """What a dataset is made of, in words, and the extensions of its files."""
-    return ("an image", IMAGE_EXTENSIONS) if dataset == "images" else ("a video", VIDEO_EXTENSIONS)
+    return ("a video", VIDEO_EXTENSIONS) if dataset not in ("images", FRAMES) else ("an image", IMAGE_EXTENSIONS)
 
 
 def root_of(source: Path, root: Path | None = None) -> Path:
@@ -184,6 +193,8 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _why_not(path: PurePosixPath, dataset: str) -> str:
+    if dataset == FRAMES:
+        return ""
     kind, extensions = kind_of(dataset)
     if path.suffix.lower().lstrip(".") not in extensions:
         return f"not {kind} by its extension ({path.suffix or 'none'})"

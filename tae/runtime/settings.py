@@ -113,7 +113,7 @@ class Prepare(Section):
         start: str | None
         end: str | None
 
-    dataset: Literal["ucf101", "mixkit", "folder", "images"]
+    dataset: Literal["ucf101", "mixkit", "folder", "images", "frames"]
     source: str
     output: str
     download: bool
@@ -129,6 +129,7 @@ class Prepare(Section):
     explode: list[str]
     captions: str | None
     root: str | None
+    frame_rate: Annotated[float, Gt(0), Lt(1000)]
     timeout: AboveZero
     shard_mb: AboveZero
     reencode: bool

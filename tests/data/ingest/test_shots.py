@@ -96,7 +96,7 @@ def test_files_larger_than_readers_take_are_refused_before_they_are_read(
         file.truncate(MAX_VIDEO_BYTES + 1)  # a hole: no disk is filled
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read into memory"))
     with pytest.raises(RefusedError, match=r"4.0 GiB; readers of shards take"):
-        read_source(tmp_path / "a.mp4")
+        read_source(tmp_path / "a.mp4", Ways())
 
 
 def test_sizes_are_even_and_never_larger() -> None:
