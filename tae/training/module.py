@@ -74,6 +74,7 @@ class AutoencoderModule(L.LightningModule):
         self.loss_parameters = nn.ParameterList(loss.parameters)  # so that they are moved, trained and saved
         self.adversary = adversary
         self.adversary_state: dict[str, Any] | None = None  # of a checkpoint, until the device is known
+        self.frozen_encoder: str | None = None  # its identity, once it was asked for
         self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
@@ -289,7 +290,16 @@ class AutoencoderModule(L.LightningModule):
             checkpoint["adversary"] = self.adversary.state_dict()
         checkpoint["starting_weights"] = self.model.starting_weights
         # Of the weights that are loaded for use, which may be their moving average. Whoever has latents looks for it.
-        checkpoint["encoder"] = encoder_sha256(self.model.architecture, model_weights(checkpoint, "ema"))
+        checkpoint["encoder"] = self.encoder_digest(checkpoint)
+
+    def encoder_digest(self, checkpoint: Mapping[str, Any]) -> str:
+        """The encoder's identity; that of a frozen one is computed for the first checkpoint alone."""
+        if self.frozen_encoder is not None:
+            return self.frozen_encoder
+        digest = encoder_sha256(self.model.architecture, model_weights(checkpoint, "ema"))
+        if is_frozen(self.model.encoder):
+            self.frozen_encoder = digest
+        return digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.starting_weights = checkpoint.get("starting_weights")

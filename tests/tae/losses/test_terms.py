@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from tae.losses import KL, Context, Objective, OutlierPenalty, Perceptual, Reconstruction, outlier_rate
 from tae.model.posterior import DiagonalGaussian
+from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 from tests.references.losses import kl_by_loops, opl_by_loops
 
@@ -176,3 +178,32 @@ def test_the_default_config_builds_the_objective():
     config.perceptual.weight = 0  # its weights need a download
     loss = instantiate(config)
     assert {name: term.weight for name, term in loss.terms.items()} == {"reconstruction": 1, "kl": 1e-6, "opl": 1}
+
+
+@pytest.mark.parametrize(
+    ("preset", "weights"),
+    [
+        ("movie_gen", {"reconstruction": 1, "perceptual": 1, "kl": 1e-6, "opl": 0.5}),
+        ("hunyuan", {"reconstruction": 1, "perceptual": 0.1, "kl": 1e-6}),
+        ("wan", {"reconstruction": 3, "perceptual": 3, "kl": 3e-6}),
+        ("cosmos", {"reconstruction": 1, "perceptual": 1, "temporal": 1}),
+    ],
+)
+def test_presets_have_the_weights_of_their_papers(preset, weights):
+    """In this project's reduction; docs/losses.md derives them."""
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        cfg = compose("train", overrides=[f"loss={preset}", "output_dir=x"]).loss
+    found = {name: term.weight for name, term in cfg.items() if name != "_target_" and term.weight}
+    assert found == weights
+
+
+def test_a_common_factor_separates_sums_from_means():
+    """Sum over C, H, W and T of |x - y| + w LPIPS, plus w' times the sum of KL, is N times ours of the same weights."""
+    clip, out = make_output()
+    distance = 0.7  # LPIPS, one number added to every value, as in latent diffusion's code
+    of_sums = ((clip - out.reconstruction).abs() + 0.1 * distance).sum() + 1e-6 * out.posterior.kl().sum()
+    ours = Reconstruction(1.0)(of(clip, out)) + 0.1 * distance + 1e-6 * KL(1.0)(of(clip, out))
+    assert of_sums.item() == pytest.approx(clip.numel() * ours.item(), rel=1e-5)
+    # A KL that is a mean over latent values weighs N / n times as much here: 96 at 8x8x8 with 16 channels.
+    mean = out.posterior.kl().mean().item()
+    assert mean == pytest.approx(96 * KL(1.0)(of(torch.zeros(2, 3, 24, 48, 40), out)).item(), rel=1e-5)

@@ -12,6 +12,7 @@ from reliability.tiny_run import train_here
 from tae import UserError
 from tae.encode import main as encode
 from tae.model.checkpoint_file import read_checkpoint
+from tae.model.encoder_identity import encoder_sha256
 from tae.model.frame_conversion import frames_to_clip
 from tae.model.inflate import is_temporal
 from tae.model.pretrained import load_model
@@ -79,6 +80,20 @@ def test_the_checkpoint_names_the_encoder(runs: dict[str, Path]) -> None:
     named = {run: read_checkpoint(ckpt)["encoder"] for run, ckpt in runs.items()}
     assert named == {run: load_model(ckpt).encoder for run, ckpt in runs.items()}
     assert named["decoder"] == named["all"] != named["temporal"]
+
+
+def test_a_frozen_encoder_is_hashed_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counting(*args: Any) -> str:
+        hashed.append(encoder_sha256(*args))
+        return hashed[-1]
+
+    monkeypatch.setattr("tae.training.module.encoder_sha256", counting)
+    train_here(tmp_path, cache, *RUN, *DECODER, "callbacks.last.every_n_steps=1")
+    saved = {read_checkpoint(path)["encoder"] for path in (tmp_path / "checkpoints").glob("*.ckpt")}
+    assert len(hashed) == 1
+    assert saved == set(hashed) == {load_model(tmp_path / "checkpoints" / "last.ckpt").encoder}
 
 
 def command(entry: str, **values: Any) -> Any:
