@@ -20,7 +20,12 @@ from tests.documented import CONF, NAMES, PAGES, PAPERS, ROOT, inline_code, pros
 def settings() -> set[str]:
     """The dotted names of everything that an entry point takes."""
     names: set[str] = set()
-    variants = {"train": [["data=folder", "adversary=patch", "logger=[csv,tensorboard,wandb]"], ["experiment=demo", "strategy=ddp"]]}
+    variants = {
+        "train": [
+            ["data=folder", "adversary=patch", "logger=[csv,tensorboard,wandb]"],
+            ["experiment=demo", "strategy=ddp"],
+        ]
+    }
     for path in CONF.glob("*.yaml"):
         for overrides in variants.get(path.stem, [[]]):
             with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,5 +1,6 @@
 """Equivariance: latents that were made smaller or turned decode to the clip that was made smaller or turned."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -30,7 +31,7 @@ class Equivariance:
     LPIPS in it too.
 
     Sizes are changed by averaging over areas, in pixels and in latents alike; a latent is never less than one position.
-    Which T a step takes comes from PyTorch's global generator.
+    Which T a step takes follows from PyTorch's seed, which a training sets for every batch, and the step.
 
     Args:
         weight: share of the steps (replace, at most 1), or factor in the objective (extra); 0 turns the term off.
@@ -61,18 +62,23 @@ class Equivariance:
     def __call__(self, context: Context) -> Tensor:
         """The value of the extra term."""
         model, clip = cast(TemporalAutoencoder, context.model), context.clip
-        view = self.draw()
+        view = self.draw(numbers_of(context.step))
         decoded = model.decode(view.of_latents(context.output.latents), clip.shape[2])
         with torch.autocast(clip.device.type, enabled=False):
             return F.l1_loss(decoded.float(), view.of_clip(model, clip).float())
 
-    def view_of_step(self) -> "View | None":
+    def view_of_step(self, step: int) -> "View | None":
         """With replace: what a step does to its latents and its clip; None where it leaves them as they are."""
-        return self.draw() if torch.rand(()).item() < self.weight else None
+        numbers = numbers_of(step)
+        return self.draw(numbers) if numbers.random() < self.weight else None
 
-    def draw(self) -> "View":
-        scale = self.scales[int(torch.randint(len(self.scales), ()))]
-        return View(scale, int(torch.randint(4, ())) if self.turns else 0)
+    def draw(self, numbers: random.Random) -> "View":
+        return View(numbers.choice(self.scales), numbers.randrange(4) if self.turns else 0)
+
+
+def numbers_of(step: int) -> random.Random:
+    """Random numbers of a step, by PyTorch's seed; on the host, since they decide sizes."""
+    return random.Random(f"{torch.initial_seed()} {step}")
 
 
 def smallest_scale(weight: float, mode: str, scales: Sequence[float] | None) -> float:

@@ -62,9 +62,9 @@ class Objective:
         """What is trained beside the model."""
         return [] if self.log_scale is None else [self.log_scale]
 
-    def draw_view(self) -> View | None:
+    def draw_view(self, step: int) -> View | None:
         """A transform of a step's latents and of the clip that they decode to, None for a plain step."""
-        views = [term.view_of_step() for term in self.views.values()]
+        views = [term.view_of_step(step) for term in self.views.values()]
         return views[0] if views else None
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:

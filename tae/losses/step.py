@@ -35,7 +35,7 @@ def compute_loss(
 
     An adversary is trained on the same decoding, and its term is in the total; it is updated by its own `update`.
     """
-    view = objective.draw_view()
+    view = objective.draw_view(step)
     encoded = clip
     if view is None:
         output = model(clip)

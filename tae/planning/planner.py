@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from data.sampling.mixture import make_streams, plain_stream
 from tae.adversarial.adversary import PatchAdversary
 from tae.losses import Objective
+from tae.losses.equivariance import SCALES
 from tae.losses.step import training_step
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.average import WeightAverage
@@ -169,12 +170,23 @@ def has_lpips(cfg: DictConfig) -> bool:
 
 def build_losses(cfg: DictConfig) -> dict[str, Objective]:
     """The configured objective with LPIPS and without."""
+    most = settings_of_the_largest_step(cfg)
     with tempfile.TemporaryDirectory() as folder:
-        losses = {"without LPIPS": instantiate(cfg, perceptual=None)}
+        losses = {"without LPIPS": instantiate(cfg, perceptual=None, **most)}
         if has_lpips(cfg):
             weights = str(random_lpips_weights(Path(folder)))
-            losses["with LPIPS"] = instantiate(cfg, perceptual={"net": "vgg", "weights_path": weights})
+            losses["with LPIPS"] = instantiate(cfg, perceptual={"net": "vgg", "weights_path": weights}, **most)
     return losses
+
+
+def settings_of_the_largest_step(cfg: DictConfig) -> dict[str, Any]:
+    """What to change in an objective whose steps differ in size, so that each is of the largest."""
+    term = cfg.get("equivariance")
+    if not term or not term.weight:
+        return {}
+    if term.mode == "replace":
+        return {"equivariance": None}  # a plain step decodes more
+    return {"equivariance": {"scales": [max(term.scales or SCALES[term.mode])]}}
 
 
 def check_plan(cfg: DictConfig) -> None:

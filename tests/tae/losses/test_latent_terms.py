@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tae import TemporalAutoencoder, UserError
 from tae.losses import KL, Context, Equivariance, Objective, Reconstruction, Spectrum
-from tae.losses.equivariance import View, area_resized
+from tae.losses.equivariance import View, area_resized, numbers_of
 from tae.losses.spectrum import band_shares
 from tae.losses.step import compute_loss
 from tests.references.losses import area_by_loops, spectrum_by_loops
@@ -59,16 +59,16 @@ def test_the_extra_term_is_the_error_of_what_smaller_latents_decode_to() -> None
     assert term(of_latents(clip, latents, model)).item() == pytest.approx(0, abs=1e-6)
     shifted = term(of_latents(clip + 0.5, latents, model))
     assert shifted.item() == pytest.approx(0.5, abs=1e-6)
-    assert {term.draw().scale for _ in range(40)} == {0.5, 0.25}
-    assert {term.draw().turns for _ in range(40)} == {0}
+    views = [term.draw(numbers_of(step)) for step in range(40)]
+    assert {view.scale for view in views} == {0.5, 0.25}
+    assert {view.turns for view in views} == {0}
 
 
 def test_a_replaced_step_compares_all_with_the_transformed_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clip = small_model(), torch.rand(1, 3, 1, 32, 48)
     term = Equivariance(1.0, scales=[0.5], turns=True)
-    monkeypatch.setattr(term, "draw", lambda: View(0.5, 1))
+    monkeypatch.setattr(term, "draw", lambda numbers: View(0.5, 1))
     torch.manual_seed(1)
-    torch.rand(())  # whether this step is replaced
     out = model(clip, transform=lambda z: F.avg_pool3d(z, (1, 2, 2)).rot90(1, (3, 4)))
     wanted = F.avg_pool3d(clip, (1, 2, 2)).rot90(1, (3, 4))
     torch.manual_seed(1)
@@ -83,12 +83,18 @@ def test_a_replaced_step_compares_all_with_the_transformed_clip(monkeypatch: pyt
 
 def test_the_share_of_replaced_steps_is_the_weight() -> None:
     term = Equivariance(0.3)
-    views = [term.view_of_step() for _ in range(2000)]
+    views = [term.view_of_step(step) for step in range(2000)]
     drawn = [view for view in views if view is not None]
     assert len(drawn) / 2000 == pytest.approx(0.3, abs=0.04)  # four standard deviations
     assert {view.scale for view in drawn} == {0.25, 0.5, 0.75, 1.0}
     assert {view.turns for view in drawn} == {0, 1, 2, 3}
-    assert Objective(reconstruction=Reconstruction(1.0), equivariance=Equivariance(0.0)).draw_view() is None
+    assert Objective(reconstruction=Reconstruction(1.0), equivariance=Equivariance(0.0)).draw_view(0) is None
+    torch.manual_seed(0)
+    first = [term.view_of_step(step) for step in range(20)]
+    torch.manual_seed(1)
+    assert first != [term.view_of_step(step) for step in range(20)]
+    torch.manual_seed(0)
+    assert first == [term.view_of_step(step) for step in range(20)]
 
 
 @pytest.mark.slow

@@ -145,6 +145,15 @@ def test_what_is_frozen_needs_less() -> None:
     assert step_peak("data.resolution=128", "trainable=temporal") < everything
 
 
+def test_options_that_draw_are_planned_at_their_largest() -> None:
+    """A rehearsal has no values to draw by; what a step decodes a second time is counted."""
+    everything = ("model.latent_noise=0.2", "model.latent_mask=0.2", "model.channel_dropout=[4,16]")
+    terms = ("loss.spectrum.weight=1", "loss.reconstruction.learned_scale=true")
+    plain = step_peak()
+    assert plain <= step_peak("loss.equivariance.weight=1", *everything, *terms) < 1.05 * plain
+    assert step_peak("loss.equivariance.weight=1", "loss.equivariance.mode=extra") > 1.1 * plain
+
+
 def test_an_adversary_is_planned_in_its_last_phase() -> None:
     """Its networks, their moments and a step that trains them; the step without it is as it was."""
     cfg = config("adversary=patch", "data.resolution=32")
