@@ -92,7 +92,8 @@ def rate_of(folder: Path, default: float) -> Fraction:
         if path.is_file():
             parser = configparser.ConfigParser()
             try:
-                parser.read_string(path.read_text(encoding="utf-8-sig"))
+                with path.open(encoding="utf-8-sig", errors="replace") as text:
+                    parser.read_string(text.read(1 << 16))
                 rate = Fraction(parser["Sequence"]["frameRate"])
             except (configparser.Error, KeyError, ValueError, ZeroDivisionError) as error:
                 raise RefusedError(f"its {SEQUENCE} states no frameRate ({error})") from error

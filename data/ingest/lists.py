@@ -27,6 +27,7 @@ SPLIT_NAMES = {
     "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test",
 }  # fmt: skip
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")  # not 007, which is a name
+MAX_LIST_BYTES = 16 << 30  # a hundred million rows; whatever is larger was not meant as a list
 MAX_CELL = 1 << 20  # characters of a cell that holds a list
 OWN_FIELDS = {
     *(entry.name for entry in fields(Facts)), *COLUMN_KINDS, "label", "group", "source", "shot", "source_sha256", "range",
@@ -73,6 +74,8 @@ def read_list(
         UserError: the file cannot be read, has not the columns, or holds a value that cannot be what it should be.
     """
     try:
+        if (size := path.stat().st_size) > MAX_LIST_BYTES:
+            raise UserError(f"source={path} has {size / 1e9:.0f} GB, which is more than a list of videos may have.")
         if not is_table(path):
             return _read_lines(path, captions)
         if captions is not None:

@@ -10,7 +10,7 @@ from data.ingest.frame_folders import find_folders, name_of
 from data.ingest.lists import Row, read_list
 from data.ingest.splits import UCF101_NAME, Cut, Video
 from data.shards.columns import STRING
-from data.shards.format import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, VIDEO_EXTENSIONS
+from data.shards.format import IMAGE_EXTENSIONS, MAX_JSON_BYTES, MEDIA_EXTENSIONS, VIDEO_EXTENSIONS
 from data.shards.keys import UniqueKeys
 from data.shards.metadata import CAPTION
 from tae.runtime.errors import UserError
@@ -96,6 +96,16 @@ def find_videos(
     return Found(videos, rejected, kinds)
 
 
+def _read_caption(path: Path) -> str:
+    """The text of a file; "" where it cannot be read, or is longer than metadata may be."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES // 2)
+            return "" if file.read(1) else text.decode("utf-8-sig", errors="replace").strip()
+    except OSError:
+        return ""
+
+
 Files = Iterable[tuple[Row, str, tuple[Cut, ...]]]  # with the reason to reject it, or ""
 
 
@@ -135,11 +145,8 @@ def _with_captions_beside(
     captioned = []
     for video in videos:
         beside = str(PurePosixPath(video.path).with_suffix(".txt"))
-        if beside in texts:
-            text = (source / beside).read_text(encoding="utf-8-sig", errors="replace").strip()
-            captioned.append(replace(video, more={CAPTION: text}))
-        else:
-            captioned.append(video)
+        text = _read_caption(source / beside) if beside in texts else ""
+        captioned.append(replace(video, more={CAPTION: text}) if text else video)
     used = {str(PurePosixPath(video.path).with_suffix(".txt")) for video in captioned if video.more}
     if not used:
         raise UserError(f"captions={BESIDE}: no video in source={source} has a .txt of its name beside it.")

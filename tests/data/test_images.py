@@ -88,6 +88,8 @@ def test_what_is_no_picture_is_refused_in_one_sentence() -> None:
         assert isinstance(found, str)
         assert found.startswith(reason)
         assert "\n" not in found
+        with pytest.raises(DecodeError):  # in the loader it costs its clip
+            read_frames(content, [0])
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav", "decord"])

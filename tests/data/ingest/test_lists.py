@@ -211,6 +211,19 @@ def test_captions_beside_videos_are_no_rejected_files(tmp_path: Path) -> None:
         find_videos(tmp_path, "folder", choice=Choice(captions="beside"))
 
 
+def test_files_of_a_hundred_gigabytes_are_refused_unread(tmp_path: Path) -> None:
+    """Holes: no disk is filled. One in the place of a list, and one in that of a caption."""
+    for name in ("list.csv", "videos.txt", "a.txt"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(100 * 10**9)
+    for name in ("list.csv", "videos.txt"):
+        with pytest.raises(UserError, match="has 100 GB, which is more than a list"):
+            read_list(tmp_path / name)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(UserError, match="no video"):
+        find_videos(tmp_path, "folder", choice=Choice(captions="beside"))
+
+
 def test_archives_and_parts_of_files_are_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "data.zip").touch()
     with pytest.raises(UserError, match="is an archive"):
