@@ -50,7 +50,7 @@ def find_copies(buckets: Sequence[Bucket]) -> tuple[dict[Bucket, set[int]], dict
                 owners.append(owner)
                 hashes += bytes.fromhex(sha256)
     numbers = np.frombuffer(files, np.int64) if files else np.zeros(0, np.int64)
-    parts = np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 4)
+    parts = np.frombuffer(hashes, np.uint64).reshape(-1, 4)
     order = np.lexsort((numbers, *parts.T))
     same = np.zeros(len(order), bool)
     same[1:] = (parts[order[1:]] == parts[order[:-1]]).all(1)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,24 @@ def write_index(
             through several times; need not be in memory all at once.
         own_kinds: types of columns beyond those that have a meaning, which only a table has room for.
     """
-    counts = [entry["samples"] for entry in entries]
-    if sum(counts) <= MAX_LISTED and not own_kinds:
+    samples, present = 0, set(OPTIONAL_COLUMNS)
+    for entry in entries:
+        samples += entry["samples"]
+        present &= entry.keys()
+    if samples <= MAX_LISTED and not own_kinds:
         write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header) | {"shards": list(entries)})
         return
-    present = set(OPTIONAL_COLUMNS)
-    for entry in entries:
-        present &= entry.keys()
-    kinds = {name: COLUMN_KINDS[name] for name in ("frames", "key")}
-    kinds |= {name: COLUMN_KINDS[name] for column, name in OPTIONAL_COLUMNS.items() if column in present}
+    own = dict(own_kinds or {})
+    optional = {column: name for column, name in OPTIONAL_COLUMNS.items() if column in present}
+    kinds = {name: COLUMN_KINDS[name] for name in ("frames", "key", *optional.values())} | own
+    shards, again = tee(entries)  # in step: one entry is in memory
     rows = (
         {"frames": list(entry["frames"].values()), "key": list(entry["frames"])}
-        | {OPTIONAL_COLUMNS[column]: entry[column] for column in present}
-        | {name: entry[name] for name in own_kinds or ()}
-        for entry in entries
+        | {name: entry[column] for column, name in optional.items()}
+        | {name: entry[name] for name in own}
+        for entry in again
     )
-    write_table(folder, header, entries, kinds | dict(own_kinds or {}), rows)
+    write_table(folder, header, shards, kinds, rows)
 
 
 def write_table(
