@@ -12,9 +12,11 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from data.ingest.files import MANIFESTS, folder_of, index_files
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.mixture import MixedLoader
+from data.processes.pool import Engine
 from data.sampling.mixture import (
     Bounds,
     Bucket,
@@ -60,6 +62,8 @@ class ClipDataModule(LightningDataModule):
 
     Args:
         shards: patterns for "train", "val" and "test" (see `data.shards.index.find_shards`); null leaves a split out.
+        files: for each split a folder or a list of files to read where they lie, in place of shards
+            (`data.ingest.files.index_files`); of a list that names splits, those of this one.
         num_frames: frames of a clip.
         frame_stride: every how manieth frame of the file is taken; of several one is drawn for each training clip, of those
             that fit into it. Validation and evaluation take the first.
@@ -128,6 +132,7 @@ class ClipDataModule(LightningDataModule):
         filter: Mapping[str, Bounds] | None = None,
         metadata: Sequence[str] = (),
         sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
+        files: Shards | None = None,
         fps: AboveZero | Sequence[AboveZero] | None = None,
         buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Bucket)]] | None = None,
     ) -> None:
@@ -135,9 +140,12 @@ class ClipDataModule(LightningDataModule):
         super().__init__()
         if decoder == "torchcodec" and find_spec("torchcodec") is None:
             raise UserError("decoder=torchcodec needs the package torchcodec, and FFmpeg's libraries. Install both.")
-        if unknown := set(shards) - set(SPLITS):
-            raise UserError(f"shards: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
-        self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards))
+        for name, given in (("shards", shards), ("files", files or {})):
+            if unknown := set(given) - set(SPLITS):
+                raise UserError(f"{name}: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
+        self.files = {split: to_path(source) for split, source in (files or {}).items() if source is not None}
+        manifests = {split: f"{folder_of(source, split)}/{MANIFESTS}" for split, source in self.files.items()}
+        self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards)) | manifests
         window = Window(
             num_frames,
             1,
@@ -225,7 +233,7 @@ class ClipDataModule(LightningDataModule):
         """What a number on this split has to be told with: its shards, how they were split, the window and its size."""
         option, patterns, window = f"data.shards.{split}", self.shards[split], self.stream.window.first_pace()
         return {
-            "shards": [patterns] if isinstance(patterns, str) else list(patterns or ()),
+            "shards": [str(self.files.get(split, patterns))] if isinstance(patterns, str) else list(patterns or ()),
             "split": read_recipe(find_shards(patterns or (), option, self.access, self.stream.index), self.access),
             "num_frames": window.num_frames,
             "frame_stride": window.frame_stride,
@@ -280,8 +288,16 @@ class ClipDataModule(LightningDataModule):
     def _clips_of(self, split: str, stream: Stream) -> ClipTable:
         name = _name(split, stream)
         if name not in self.clips:
+            if split in self.files and stream.shards == self.shards[split]:
+                self._index_files(split)
             self.clips[name] = find_clips(stream, name, self.access)
         return self.clips[name]
+
+    def _index_files(self, split: str) -> None:
+        source = self.files[split]
+        if not source.exists():
+            raise UserError(f"data.files.{split}={source} does not exist. Give a folder of videos, or a list of them.")
+        index_files(source, folder_of(source, split), split, None, None, self.decode_timeout, Engine())
 
 
 def _name(split: str, stream: Stream) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES, MEDIA_EXTENSIONS, Shard
+from data.shards.manifest import is_manifest, read_listed
 from data.storage.remote import Access, open_file
 
 TEXTS = {"json", "txt"}
@@ -29,7 +30,10 @@ def open_samples(
     """
     with open_file(shard.url, access or Access(), shard.bytes, shard.sha256) as file:
         file.seek(0 if wanted is None else shard.begin_of(wanted))
-        yield _read_samples(file, shard, wanted)
+        if is_manifest(shard.url):
+            yield read_listed(file, wanted, access or Access())
+        else:
+            yield _read_samples(file, shard, wanted)
 
 
 class _Headers:

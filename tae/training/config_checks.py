@@ -84,12 +84,20 @@ def shards(cfg: DictConfig) -> str | None:
     patterns = cfg.data.get("shards")
     if patterns is None:
         return None
-    named = {f"data.shards.{split}": patterns.get(split) for split in ("train", *patterns, "test")}
+    files = {split: source for split, source in (cfg.data.get("files") or {}).items() if source is not None}
+    named = {
+        f"data.shards.{split}": patterns.get(split) for split in ("train", *patterns, "test") if split not in files
+    }
     sources = {name: source for name, source in (cfg.data.get("sources") or {}).items() if source is not None}
     own = {f"data.sources.{name}.shards": source.get("shards") for name, source in sources.items()}
     if own and None not in own.values():
         del named["data.shards.train"]  # which no source reads
     findings = [missing_shards(given, key) for key, given in (named | own).items() if given is not None]
+    findings += [
+        f"data.files.{split}={source} does not exist. Give a folder of videos, or a list of them."
+        for split, source in files.items()
+        if not to_path(source).exists()
+    ]
     needed = {
         "data.shards.train": "there is nothing to train on.",
         "data.shards.test": "the training ends with an evaluation of it.",

@@ -1,0 +1,176 @@
+"""An index of files where they lie: a list or a folder of videos or images becomes manifests that training reads."""
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from data.decode import DecodeError
+from data.ingest.indexing import REJECTED, ROW_KINDS, Indexed, probe_video
+from data.ingest.sources import find_videos, root_of
+from data.ingest.splits import Video
+from data.processes.pool import Engine, Failure, run_isolated
+from data.shards.index_writer import write_table
+from data.shards.manifest import MANIFEST, manifest_line, read_media
+from data.storage.fetched import tables_folder
+from data.storage.remote import Access
+from tae.runtime.errors import UserError
+from tae.runtime.files import replacing, write_text
+from tae.runtime.progress import progress_bar
+from tae.video.facts import VideoError
+
+FILES_IN_A_MANIFEST = 1_000
+MANIFESTS = f"files-*{MANIFEST}"
+PROBED = "probed.jsonl"  # what was found so far, a file on each line
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """A file to look at; its size and time tell a later run whether it is still the same."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def index_files(
+    source: Path, folder: Path, split: str | None, columns: Mapping[str, str] | None, root: Path | None, timeout: float,
+    engine: Engine,
+) -> Indexed:  # fmt: skip
+    """Look at each file once, and write manifests and their index to `folder`, with `rejected.csv` for what cannot be used.
+
+    May be stopped at any moment and called again: a file that was looked at, and has not changed, is not read again.
+
+    Args:
+        source: a folder, or a list (`data.ingest.lists`), whose order is kept.
+        split: of a list that names splits, the one to take; None takes all files.
+        columns, root: as `data.ingest.sources.find_videos` takes them.
+        timeout: seconds for one file.
+
+    Raises:
+        UserError: no file can be used.
+    """
+    videos, rejected = find_files(source, folder, columns, root)
+    if split is not None and any(video.split for video in videos):
+        videos = [video for video in videos if video.split == split]
+    if not videos:
+        raise UserError(f"{source} names no video or image{f' for the split {split}' if split else ''}.")
+    base = root_of(source, root).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # of several processes the first one works, the others find its work
+        tasks = {video: task for video in videos if (task := task_of(base / video.path)) is not None}
+        found = probe_files(tuple(tasks.values()), folder / PROBED, timeout, engine)
+        rejected += [(video.path, "vanished") for video in videos if video not in tasks]
+        rejected += [(v.path, found[t]["reason"]) for v, t in tasks.items() if "reason" in found[t]]
+        usable = [(video, found[task]) for video, task in tasks.items() if "reason" not in found[task]]
+        write_rejected(folder, rejected)
+        if not usable:
+            raise UserError(f"None of the {len(videos)} files of {source} is usable: see {folder / REJECTED}.")
+        write_manifests(folder, base, usable, {"dataset": "files", "source": str(source.resolve())}, split)
+    return Indexed(-(-len(usable) // FILES_IN_A_MANIFEST), len(usable), Counter(reason for _, reason in rejected))
+
+
+def find_files(
+    source: Path, folder: Path, columns: Mapping[str, str] | None, root: Path | None
+) -> tuple[list[Video], list[tuple[str, str]]]:
+    """The videos of a source, or where it holds none its images; and what is neither."""
+    videos, rejected = find_videos(source, "folder", folder, columns, None, root)
+    if videos:
+        return videos, rejected
+    return find_videos(source, "images", folder, columns, None, root)
+
+
+def task_of(path: Path) -> ProbeTask | None:
+    """None where the file is gone by now."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return ProbeTask(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def probe_files(
+    tasks: Sequence[ProbeTask], journal: Path, timeout: float, engine: Engine
+) -> dict[ProbeTask, dict[str, Any]]:
+    """What each file is, or under "reason" why it cannot be used; those in the journal are done."""
+    found = dict(read_journal(journal))
+    waiting = [task for task in tasks if task not in found]
+    with journal.open("a", encoding="utf-8") as file, progress_bar("files") as progress:
+        bar = progress.add_task("looking at files", total=len(tasks), completed=len(tasks) - len(waiting))
+        for task, result in run_isolated(probe_file, waiting, timeout, engine) if waiting else ():
+            found[task] = {"reason": result.reason} if isinstance(result, Failure) else result
+            file.write(json.dumps(vars(task) | {"found": found[task]}) + "\n")
+            file.flush()
+            progress.advance(bar)
+    return found
+
+
+def read_journal(path: Path) -> Iterator[tuple[ProbeTask, dict[str, Any]]]:
+    """The lines of earlier runs; one that was cut off in the middle is dropped, and its file looked at again."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    for line in whole.splitlines():
+        entry = json.loads(line)
+        found = entry.pop("found")
+        yield ProbeTask(**entry), found
+
+
+def probe_file(task: ProbeTask) -> dict[str, Any]:
+    """Frames, rate, size and reader of a file, or the reason why it cannot be used."""
+    try:
+        _, content = read_media(task.path, Access())
+        return probe_video(content)
+    except VideoError as error:
+        return {"reason": error.reason}
+    except DecodeError as error:
+        return {"reason": str(error)}
+    except OSError as error:
+        return {"reason": error.strerror or str(error)}
+
+
+def write_manifests(
+    folder: Path,
+    base: Path,
+    usable: Sequence[tuple[Video, Mapping[str, Any]]],
+    recipe: Mapping[str, Any],
+    split: str | None,
+) -> None:
+    """Write the files' manifests, in their order, and last the index."""
+    remaining = iter(usable)
+    shards: list[dict[str, Any]] = []
+    rows: list[dict[str, list[Any]]] = []
+    while block := list(islice(remaining, FILES_IN_A_MANIFEST)):
+        lines = [manifest_line(v.key, str(base / v.path), {"label": v.label, "group": v.group}) for v, _ in block]
+        content, name = b"".join(lines), f"files-{len(shards):06d}{MANIFEST}"
+        write_text(folder / name, content.decode())
+        sha256 = hashlib.sha256(content).hexdigest()
+        shards.append({"name": name, "samples": len(block), "bytes": len(content), "sha256": sha256})
+        values = {"key": [v.key for v, _ in block], "offset": list(accumulate(map(len, lines[:-1]), initial=0))}
+        facts = {name: [found[name] for _, found in block] for name in ROW_KINDS if name not in values}
+        rows.append(values | facts)
+    for old in set(folder.glob(MANIFESTS)) - {folder / shard["name"] for shard in shards}:
+        old.unlink()
+    write_table(folder, {"split": split or "all", "recipe": dict(recipe)}, shards, ROW_KINDS, rows)
+
+
+def write_rejected(folder: Path, rejected: Sequence[tuple[str, str]]) -> None:
+    with replacing(folder / REJECTED) as partial, partial.open("w", newline="", encoding="utf-8") as text:
+        csv.writer(text).writerows([("path", "reason"), *sorted(rejected)])
+
+
+def folder_of(source: Path, split: str) -> Path:
+    """Where the index of a training's files is kept: in the user's cache, by the source's path and the split."""
+    name = hashlib.sha256(f"{source.resolve()} {split}".encode()).hexdigest()[:16]
+    return tables_folder() / f"files-{name}"

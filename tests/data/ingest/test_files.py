@@ -1,0 +1,140 @@
+"""Training on files where they lie: found, looked at once, and read through manifests as shards are."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.datamodule import ClipDataModule
+from data.drawing import draw_clip, encode_mp4
+from data.ingest.files import PROBED, index_files
+from data.processes.pool import Engine
+from data.shards.format import Shard
+from data.shards.manifest import manifest_line
+from data.shards.reader import open_samples
+from tae.runtime.errors import UserError
+
+ONE = Engine(workers=1)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A class folder with three videos, a file that is broken and one that is no video."""
+    folder, rng = tmp_path / "videos" / "waving", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes(encode_mp4(draw_clip(rng, 20, 32, 42)))
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    (folder / "notes.txt").write_text("a.mp4")
+    return folder.parent
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def keys_of(manifest: Path) -> list[str]:
+    return [json.loads(line)["key"] for line in manifest.read_text().splitlines()]
+
+
+def index(source: Path, folder: Path, split: str | None = None) -> list[str]:
+    index_files(source, folder, split, None, None, 60.0, ONE)
+    return keys_of(folder / "files-000000.jsonl")
+
+
+def test_what_is_found_and_what_is_left_out(videos: Path, tmp_path: Path) -> None:
+    assert index(videos, tmp_path / "index") == ["a", "b", "c"]
+    rejected = (tmp_path / "index" / "rejected.csv").read_text()
+    assert "waving/broken.mp4" in rejected
+    assert "waving/notes.txt" in rejected
+    assert len(rejected.splitlines()) == 3
+
+
+def test_training_on_files_is_training_on_their_shards(
+    videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule], write_shard: Callable
+) -> None:
+    names = [path.stem for path in sorted((videos / "waving").glob("?.mp4"))]
+    write_shard(tmp_path / "shards", {n: ((videos / "waving" / f"{n}.mp4").read_bytes(), 20) for n in names})
+    of_files = make_module(shards={}, files={"train": str(videos), "test": str(videos)})
+    of_shards = make_module(shards={"train": str(tmp_path / "shards/*.tar")})
+    of_files.setup("fit")
+    of_shards.setup("fit")
+    loaders = [module.train_dataloader() for module in (of_files, of_shards)]
+    for _ in range(4):  # several epochs, a batch each
+        theirs, ours = (next(iter(loader)) for loader in loaders)
+        assert theirs["keys"] == ours["keys"]
+        assert torch.equal(theirs["frames"], ours["frames"])
+    assert set(theirs["labels"]) == {"waving"}
+    of_files.setup("test")
+    (batch, *_) = of_files.test_dataloader()
+    assert batch["keys"] == ["a", "b"]
+    assert of_files.describe("test")["shards"] == [str(videos)]
+
+
+def test_a_file_is_looked_at_once(videos: Path, tmp_path: Path) -> None:
+    """Unless it has changed, or its line was cut off when the machine stopped."""
+    folder = tmp_path / "index"
+    index(videos, folder)
+    lines = (folder / PROBED).read_text().splitlines()
+    assert len(lines) == 4
+    index(videos, folder)
+    assert (folder / PROBED).read_text().splitlines() == lines
+    (folder / PROBED).write_text("\n".join(lines)[:-10])
+    os.utime(videos / "waving" / "a.mp4", (1, 1))
+    assert index(videos, folder) == ["a", "b", "c"]
+    assert (
+        len((folder / PROBED).read_text().splitlines()) == 5
+    )  # three that were left, the last one, and the changed one
+
+
+def test_a_list_gives_each_split_its_files(videos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text(
+        "path,split,label\nvideos/waving/b.mp4,train,x\nvideos/waving/a.mp4,train,\nvideos/waving/c.mp4,test,\n"
+    )
+    assert index(table, tmp_path / "train", "train") == ["b", "a"]  # in the list's order
+    assert index(table, tmp_path / "test", "test") == ["c"]
+    with pytest.raises(UserError, match="no video or image for the split val"):
+        index(table, tmp_path / "val", "val")
+
+
+def test_nothing_usable_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(UserError, match="names no video or image"):
+        index(tmp_path / "videos", tmp_path / "index")
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"None of the 1 files of .* is usable: see .*rejected\.csv"):
+        index(tmp_path / "videos", tmp_path / "index")
+
+
+def test_a_file_that_cannot_be_read_costs_its_own_sample(videos: Path, tmp_path: Path) -> None:
+    """Also one that asks for a command to be run, or for more memory than there is."""
+    huge = tmp_path / "huge.mp4"
+    with huge.open("wb") as file:
+        os.truncate(file.fileno(), 100 << 30)
+    paths = {
+        "gone": "/nowhere/gone.mp4", "huge": str(huge), "command": f"pipe:touch {tmp_path}/run.mp4", "text": "/etc/passwd",
+        "scheme": "file:///etc/a.mp4", "good": str(videos / "waving/a.mp4"),
+    }  # fmt: skip
+    manifest = tmp_path / "files-000000.jsonl"
+    manifest.write_bytes(b"".join(manifest_line(key, path, {}) for key, path in paths.items()))
+    with open_samples(Shard(str(manifest), {}), None) as samples:
+        found = {sample["__key__"]: sample for sample in samples}
+    assert found["good"]["mp4"] == (videos / "waving/a.mp4").read_bytes()
+    faults = {key: sample["__fault__"] for key, sample in found.items() if "__fault__" in sample}
+    assert set(faults) == set(paths) - {"good"}
+    assert "no such file" in faults["gone"]
+    assert "4 GiB" in faults["huge"]
+    assert "only paths" in faults["command"]
+    assert not (tmp_path / "run.mp4").exists()
+
+
+def test_files_that_are_not_there_are_named(make_module: Callable[..., ClipDataModule]) -> None:
+    module = make_module(shards={}, files={"train": "/nowhere/list.csv"})
+    with pytest.raises(UserError, match=r"data.files.train=/nowhere/list.csv does not exist"):
+        module.setup("fit")
