@@ -54,6 +54,14 @@ class Shards(TypedDict, total=False):
     test: str | Sequence[str] | None
 
 
+class Files(TypedDict, total=False):
+    """A folder or a list of files for each split; null or left out: there is none."""
+
+    train: str | None
+    val: str | None
+    test: str | None
+
+
 class ClipDataModule(LightningDataModule):
     """Clips from shards, for training and evaluation.
 
@@ -132,7 +140,7 @@ class ClipDataModule(LightningDataModule):
         filter: Mapping[str, Bounds] | None = None,
         metadata: Sequence[str] = (),
         sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
-        files: Shards | None = None,
+        files: Files | None = None,
         fps: AboveZero | Sequence[AboveZero] | None = None,
         buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Bucket)]] | None = None,
     ) -> None:
@@ -140,7 +148,7 @@ class ClipDataModule(LightningDataModule):
         super().__init__()
         if decoder == "torchcodec" and find_spec("torchcodec") is None:
             raise UserError("decoder=torchcodec needs the package torchcodec, and FFmpeg's libraries. Install both.")
-        for name, given in (("shards", shards), ("files", files or {})):
+        for name, given in (("shards", dict(shards)), ("files", dict(files or {}))):
             if unknown := set(given) - set(SPLITS):
                 raise UserError(f"{name}: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
         self.files = {split: to_path(source) for split, source in (files or {}).items() if source is not None}
@@ -297,7 +305,7 @@ class ClipDataModule(LightningDataModule):
         source = self.files[split]
         if not source.exists():
             raise UserError(f"data.files.{split}={source} does not exist. Give a folder of videos, or a list of them.")
-        index_files(source, folder_of(source, split), split, None, None, self.decode_timeout, Engine())
+        index_files(source, folder_of(source, split), split, self.decode_timeout, Engine())
 
 
 def _name(split: str, stream: Stream) -> str:

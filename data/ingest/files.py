@@ -6,19 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from data.decode import DecodeError
-from data.ingest.indexing import REJECTED, ROW_KINDS, Indexed, probe_video
-from data.ingest.sources import find_videos, root_of
+from data.ingest.indexing import REJECTED, ROW_KINDS, Indexed, column_value, probe_video
+from data.ingest.sources import Choice, Found, find_videos, root_of
 from data.ingest.splits import Video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.index_writer import write_table
-from data.shards.manifest import MANIFEST, manifest_line, read_media
+from data.shards.manifest import FIRST_FRAME, MANIFEST, manifest_line, read_media
 from data.storage.fetched import tables_folder
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
@@ -40,51 +40,80 @@ class ProbeTask:
     mtime_ns: int
 
 
+@dataclass(frozen=True)
+class ListedSample:
+    """A line of a manifest, and what the index says of it: frames, rate, size, reader."""
+
+    key: str
+    path: str
+    metadata: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
 def index_files(
-    source: Path, folder: Path, split: str | None, columns: Mapping[str, str] | None, root: Path | None, timeout: float,
-    engine: Engine,
-) -> Indexed:  # fmt: skip
+    source: Path, folder: Path, split: str | None, timeout: float, engine: Engine, choice: Choice | None = None
+) -> Indexed:
     """Look at each file once, and write manifests and their index to `folder`, with `rejected.csv` for what cannot be used.
 
     May be stopped at any moment and called again: a file that was looked at, and has not changed, is not read again.
 
     Args:
-        source: a folder, or a list (`data.ingest.lists`), whose order is kept.
+        source: a folder, or a list (`data.ingest.lists`), whose order is kept. Its parts of files are clips of their own.
         split: of a list that names splits, the one to take; None takes all files.
-        columns, root: as `data.ingest.sources.find_videos` takes them.
         timeout: seconds for one file.
+        choice: how the source is read.
 
     Raises:
         UserError: no file can be used.
     """
-    videos, rejected = find_files(source, folder, columns, root)
+    choice = choice or Choice()
+    found = find_files(source, folder, choice)
+    videos = list(found.videos)
     if split is not None and any(video.split for video in videos):
         videos = [video for video in videos if video.split == split]
     if not videos:
         raise UserError(f"{source} names no video or image{f' for the split {split}' if split else ''}.")
-    base = root_of(source, root).resolve()
+    base = root_of(source, choice.root).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # of several processes the first one works, the others find its work
         tasks = {video: task for video in videos if (task := task_of(base / video.path)) is not None}
-        found = probe_files(tuple(tasks.values()), folder / PROBED, timeout, engine)
-        rejected += [(video.path, "vanished") for video in videos if video not in tasks]
-        rejected += [(v.path, found[t]["reason"]) for v, t in tasks.items() if "reason" in found[t]]
-        usable = [(video, found[task]) for video, task in tasks.items() if "reason" not in found[task]]
+        probed = probe_files(tuple(tasks.values()), folder / PROBED, timeout, engine)
+        rejected = found.rejected + [(video.path, "vanished") for video in videos if video not in tasks]
+        samples: list[ListedSample] = []
+        for video, task in tasks.items():
+            facts = probed[task]
+            if "reason" in facts:
+                rejected.append((video.path, facts["reason"]))
+                continue
+            for sample in samples_of(video, task.path, facts):
+                if sample.facts["frames"] < 1:
+                    rejected.append((video.path, f"nothing of it is in {sample.metadata['range']}"))
+                else:
+                    samples.append(sample)
         write_rejected(folder, rejected)
-        if not usable:
+        if not samples:
             raise UserError(f"None of the {len(videos)} files of {source} is usable: see {folder / REJECTED}.")
-        write_manifests(folder, base, usable, {"dataset": "files", "source": str(source.resolve())}, split)
-    return Indexed(-(-len(usable) // FILES_IN_A_MANIFEST), len(usable), Counter(reason for _, reason in rejected))
+        header = {"split": split or "all", "recipe": {"dataset": "files", "source": str(source.resolve())}}
+        write_manifests(folder, samples, header, found.kinds)
+    return Indexed(-(-len(samples) // FILES_IN_A_MANIFEST), len(samples), Counter(reason for _, reason in rejected))
 
 
-def find_files(
-    source: Path, folder: Path, columns: Mapping[str, str] | None, root: Path | None
-) -> tuple[list[Video], list[tuple[str, str]]]:
-    """The videos of a source, or where it holds none its images; and what is neither."""
-    videos, rejected = find_videos(source, "folder", folder, columns, None, root)
-    if videos:
-        return videos, rejected
-    return find_videos(source, "images", folder, columns, None, root)
+def find_files(source: Path, folder: Path, choice: Choice) -> Found:
+    """The videos of a source, or where it holds none its images."""
+    found = find_videos(source, "folder", folder, choice, cutting=True)
+    return found if found.videos else find_videos(source, "images", folder, choice, cutting=True)
+
+
+def samples_of(video: Video, path: str, facts: Mapping[str, Any]) -> Iterator[ListedSample]:
+    """A file as one sample, or each of its parts as one; the times of a part are those of its mean rate."""
+    common = {"label": video.label, "group": video.group} | dict(video.more or {})
+    if not video.cuts:
+        yield ListedSample(video.key, path, common, facts)
+    for number, cut in enumerate(video.cuts):
+        first = round((cut.start or 0.0) * facts["fps"])
+        end = facts["frames"] if cut.end is None else min(round(cut.end * facts["fps"]), facts["frames"])
+        own = {"label": cut.label or video.label, "range": str(cut), FIRST_FRAME: first} | dict(cut.more)
+        yield ListedSample(f"{video.key}_part{number:03d}", path, common | own, {**facts, "frames": end - first})
 
 
 def task_of(path: Path) -> ProbeTask | None:
@@ -141,28 +170,35 @@ def probe_file(task: ProbeTask) -> dict[str, Any]:
 
 
 def write_manifests(
-    folder: Path,
-    base: Path,
-    usable: Sequence[tuple[Video, Mapping[str, Any]]],
-    recipe: Mapping[str, Any],
-    split: str | None,
+    folder: Path, samples: Sequence[ListedSample], header: Mapping[str, Any], further: Mapping[str, str]
 ) -> None:
-    """Write the files' manifests, in their order, and last the index."""
-    remaining = iter(usable)
+    """Write the manifests of the samples, in their order, and last the index.
+
+    Args:
+        header: split and recipe of the index.
+        further: types of those fields of the metadata that become columns.
+    """
+    kinds = ROW_KINDS | dict(further)
     shards: list[dict[str, Any]] = []
     rows: list[dict[str, list[Any]]] = []
-    while block := list(islice(remaining, FILES_IN_A_MANIFEST)):
-        lines = [manifest_line(v.key, str(base / v.path), {"label": v.label, "group": v.group}) for v, _ in block]
+    for start in range(0, len(samples), FILES_IN_A_MANIFEST):
+        block = samples[start : start + FILES_IN_A_MANIFEST]
+        lines = [manifest_line(sample.key, sample.path, sample.metadata) for sample in block]
         content, name = b"".join(lines), f"files-{len(shards):06d}{MANIFEST}"
         write_text(folder / name, content.decode())
         sha256 = hashlib.sha256(content).hexdigest()
         shards.append({"name": name, "samples": len(block), "bytes": len(content), "sha256": sha256})
-        values = {"key": [v.key for v, _ in block], "offset": list(accumulate(map(len, lines[:-1]), initial=0))}
-        facts = {name: [found[name] for _, found in block] for name in ROW_KINDS if name not in values}
-        rows.append(values | facts)
+        columns: dict[str, list[Any]] = {"key": [sample.key for sample in block]}
+        columns["offset"] = list(accumulate(map(len, lines[:-1]), initial=0))
+        for column, kind in kinds.items():
+            if column in further:
+                columns[column] = [column_value(sample.metadata.get(column), kind) for sample in block]
+            elif column not in columns:
+                columns[column] = [sample.facts[column] for sample in block]
+        rows.append(columns)
     for old in set(folder.glob(MANIFESTS)) - {folder / shard["name"] for shard in shards}:
         old.unlink()
-    write_table(folder, {"split": split or "all", "recipe": dict(recipe)}, shards, ROW_KINDS, rows)
+    write_table(folder, header, shards, kinds, rows)
 
 
 def write_rejected(folder: Path, rejected: Sequence[tuple[str, str]]) -> None:

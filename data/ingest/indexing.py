@@ -220,7 +220,7 @@ def merge(tasks: Sequence[IndexTask], folder: Path, elsewhere: bool, columns: Se
         for task, found in _results(tasks)
     )
     rows = (
-        {name: [_value(row[name], kind) for row in found["rows"]] for name, kind in kinds.items()}
+        {name: [column_value(row[name], kind) for row in found["rows"]] for name, kind in kinds.items()}
         for _, found in _results(tasks)
     )
     write_table(folder, {"split": "not stated", "recipe": {"dataset": "shards of others"}}, shards, kinds, rows)
@@ -250,7 +250,8 @@ def _kind(name: str, tasks: Sequence[IndexTask]) -> str:
     return "float64"
 
 
-def _value(value: Any, kind: str) -> Any:
+def column_value(value: Any, kind: str) -> Any:
+    """A field of a sample's metadata as a column holds it; what is missing is no number, or no text."""
     if kind != STRING:
         return math.nan if value is None else value
     if value is None or isinstance(value, str):

@@ -10,7 +10,8 @@ from typing import Any
 
 from data.decode import IMAGE_READER
 from data.sampling.types import Clip
-from data.shards.format import media_of, read_json
+from data.shards.format import MAX_FRAMES, media_of, read_json
+from data.shards.manifest import FIRST_FRAME, is_manifest
 from data.shards.metadata import read_metadata, with_caption
 from data.shards.reader import open_samples
 from data.storage.address import is_remote
@@ -29,6 +30,9 @@ class Sample:
     fault: str = ""
     label: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    first_frame: int | None = (
+        None  # where the clip is only a part of the file, which has as many frames as its index says
+    )
 
 
 def read_samples(clips: Iterable[Clip], access: Access | None = None) -> Generator[Sample, None, None]:
@@ -133,10 +137,14 @@ def _parse(clip: Clip, sample: dict[str, Any], verify: bool) -> Sample:
         else:  # of shards of others, whose metadata may say anything
             metadata, (fps, reader), expected, seekable = read_metadata(sample), known, None, True
         label = "" if metadata.get("label") is None else str(metadata["label"])
+        first_frame = metadata.get(FIRST_FRAME) if is_manifest(clip.shard.url) else None
+        if first_frame is not None and not 0 <= int(first_frame) <= MAX_FRAMES:
+            raise ValueError(f"{FIRST_FRAME} {first_frame}")
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return Sample(clip, fault=f"its metadata cannot be read: {error!r}")
     if not (math.isfinite(fps) and (fps > 0 or (fps == 0 and reader == IMAGE_READER))):
         return Sample(clip, fault=f"its metadata states {fps} frames a second")
     if verify and expected is not None and hashlib.sha256(videos[0]).hexdigest() != expected:
         return Sample(clip, fault="its bytes did not arrive as they were written (by their hash)")
-    return Sample(clip, videos[0], fps, seekable, reader, label=label, metadata=with_caption(metadata, sample))
+    said = with_caption(metadata, sample)
+    return Sample(clip, videos[0], fps, seekable, reader, label=label, metadata=said, first_frame=first_frame)

@@ -15,6 +15,7 @@ taken ones are found again without reading them.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -158,10 +159,14 @@ class ClipStream(IterableDataset):
         shown = self.heartbeats.decoding(info.id, clip.number) if self.heartbeats and info else nullcontext()
         try:
             with shown, open_video(sample.video, choose_reader(window.decoder, sample.reader)) as video:
-                indices, fps = take_window(window, clip.frames, sample.fps, video.times, rng)
+                times, first = video.times, 0
+                if sample.first_frame is not None:
+                    first = sample.first_frame
+                    times = partial(times_of_part, video.times, range(first, first + clip.frames))
+                indices, fps = take_window(window, clip.frames, sample.fps, times, rng)
                 crop = Crop(*video.size, window.size, rng, window.augmentation, window.interpolation)
                 rows = place.numpy()
-                for number, image in video.each_frame(indices, sample.seekable):
+                for number, image in video.each_frame([first + index for index in indices], sample.seekable):
                     rows[~number if crop.backwards else number] = crop(image)
         except DecodeError as error:
             return DecodedClip(clip, fault=str(error))
@@ -212,6 +217,12 @@ def take_window(
     else:
         start = int(rng.integers(max(starts, 1)))
     return window_at_rate(start, times, window.num_frames, fps), fps
+
+
+def times_of_part(find_times: Callable[[], np.ndarray | None], part: range) -> np.ndarray | None:
+    """The times of some frames of a file, if the file says them."""
+    times = find_times()
+    return None if times is None else times[part.start : part.stop]
 
 
 def plan_part(clips: ClipTable, order: EpochOrder, part: range, done: np.ndarray) -> Iterator[tuple[int, Clip]]:

@@ -14,6 +14,7 @@ from data.storage.address import is_remote, scheme
 from data.storage.remote import Access, open_file
 
 MANIFEST = ".jsonl"
+FIRST_FRAME = "first_frame"  # of a sample that is a part of its file
 SCHEMES = ("", "http", "https", "s3")
 TOO_LARGE = f"more than {MAX_VIDEO_BYTES >> 30} GiB, which no reader takes: cut it"
 

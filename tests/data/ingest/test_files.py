@@ -11,7 +11,7 @@ import torch
 
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
-from data.ingest.files import PROBED, index_files
+from data.ingest.files import PROBED, folder_of, index_files
 from data.processes.pool import Engine
 from data.shards.format import Shard
 from data.shards.manifest import manifest_line
@@ -43,7 +43,7 @@ def keys_of(manifest: Path) -> list[str]:
 
 
 def index(source: Path, folder: Path, split: str | None = None) -> list[str]:
-    index_files(source, folder, split, None, None, 60.0, ONE)
+    index_files(source, folder, split, 60.0, ONE)
     return keys_of(folder / "files-000000.jsonl")
 
 
@@ -101,6 +101,37 @@ def test_a_list_gives_each_split_its_files(videos: Path, tmp_path: Path) -> None
     assert index(table, tmp_path / "test", "test") == ["c"]
     with pytest.raises(UserError, match="no video or image for the split val"):
         index(table, tmp_path / "val", "val")
+
+
+def test_parts_of_files_are_clips_of_their_own(
+    videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule]
+) -> None:
+    """The frames of a part are those of the file from its start on; further columns are metadata, and filtered by."""
+    table, rate = tmp_path / "list.csv", 24.0
+    first = 5
+    table.write_text(
+        f"path,start,end,caption,score\nvideos/waving/a.mp4,{first / rate},,late,0.9\nvideos/waving/a.mp4,0,{4 / rate},early,0.1\n"
+        "videos/waving/b.mp4,100,,never,1\n"
+    )
+    module = make_module(
+        shards={},
+        files={"test": str(table)},
+        num_frames=4,
+        batch_size=1,
+        metadata=["caption"],
+        filter={"score": [0.5, None]},
+    )
+    module.setup("test")
+    (batch,) = module.test_dataloader()
+    assert batch["keys"] == ["a_part000"]
+    assert batch["metadata"] == {"caption": ["late"]}
+    whole = make_module(shards={}, files={"test": str(videos)}, num_frames=20, batch_size=1)
+    whole.setup("test")
+    frames = next(iter(whole.test_dataloader()))["frames"]
+    start = first + (20 - first - 4) // 2  # the central window of the part
+    assert torch.equal(batch["frames"], frames[:, start : start + 4])
+    (rejected,) = folder_of(table, "test").glob("rejected.csv")
+    assert "nothing of it is in 100 to the end s" in rejected.read_text()
 
 
 def test_nothing_usable_is_refused(tmp_path: Path) -> None:
