@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
 from data.ingest.files import PROBED, folder_of, index_files
+from data.loading.stream import times_of_part
 from data.processes.pool import Engine
 from data.shards.format import Shard
 from data.shards.manifest import manifest_line
@@ -107,31 +109,32 @@ def test_parts_of_files_are_clips_of_their_own(
     videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule]
 ) -> None:
     """The frames of a part are those of the file from its start on; further columns are metadata, and filtered by."""
-    table, rate = tmp_path / "list.csv", 24.0
-    first = 5
-    table.write_text(
-        f"path,start,end,caption,score\nvideos/waving/a.mp4,{first / rate},,late,0.9\nvideos/waving/a.mp4,0,{4 / rate},early,0.1\n"
-        "videos/waving/b.mp4,100,,never,1\n"
-    )
-    module = make_module(
-        shards={},
-        files={"test": str(table)},
-        num_frames=4,
-        batch_size=1,
-        metadata=["caption"],
-        filter={"score": [0.5, None]},
-    )
-    module.setup("test")
-    (batch,) = module.test_dataloader()
-    assert batch["keys"] == ["a_part000"]
-    assert batch["metadata"] == {"caption": ["late"]}
+    table, rate, first = tmp_path / "list.csv", 24.0, 5
+    rows = ["path,start,end,caption,score", f"videos/waving/a.mp4,{first / rate},,late,0.9"]
+    rows += [f"videos/waving/a.mp4,0,{4 / rate},early,0.1", "videos/waving/b.mp4,100,,never,1"]
+    table.write_text("\n".join(rows))
+    chosen: dict[str, Any] = {
+        "metadata": ["caption"],
+        "filter": {"score": [0.5, None]},
+        "num_frames": 4,
+        "batch_size": 1,
+    }
     whole = make_module(shards={}, files={"test": str(videos)}, num_frames=20, batch_size=1)
     whole.setup("test")
-    frames = next(iter(whole.test_dataloader()))["frames"]
     start = first + (20 - first - 4) // 2  # the central window of the part
-    assert torch.equal(batch["frames"], frames[:, start : start + 4])
-    (rejected,) = folder_of(table, "test").glob("rejected.csv")
-    assert "nothing of it is in 100 to the end s" in rejected.read_text()
+    expected = next(iter(whole.test_dataloader()))["frames"][:, start : start + 4]
+    for fps in (None, rate):  # every frame, and by their times
+        part = make_module(shards={}, files={"test": str(table)}, fps=fps, **chosen)
+        part.setup("test")
+        (batch,) = part.test_dataloader()
+        assert batch["keys"] == ["a_part000"]
+        assert batch["metadata"] == {"caption": ["late"]}
+        assert torch.equal(batch["frames"], expected)
+    times = times_of_part(lambda: np.array([0.0, 0.1, 0.5, 0.6]), range(1, 3))  # of a changing rate
+    assert times is not None
+    assert times.tolist() == [0.1, 0.5]
+    rejected = (folder_of(table, "test") / "rejected.csv").read_text()
+    assert "nothing of it is in 100 to the end s" in rejected
 
 
 def test_nothing_usable_is_refused(tmp_path: Path) -> None:
