@@ -151,7 +151,8 @@ class ClipDataModule(LightningDataModule):
         for name, given in (("shards", dict(shards)), ("files", dict(files or {}))):
             if unknown := set(given) - set(SPLITS):
                 raise UserError(f"{name}: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
-        self.files = {split: to_path(source) for split, source in (files or {}).items() if source is not None}
+        sources_of_files = cast(dict[str, str | None], dict(files or {}))
+        self.files = {split: to_path(source) for split, source in sources_of_files.items() if source is not None}
         manifests = {split: f"{folder_of(source, split)}/{MANIFESTS}" for split, source in self.files.items()}
         self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards)) | manifests
         window = Window(
