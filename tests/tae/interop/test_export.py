@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from tae import TemporalAutoencoder, UserError
 from tae.export import main
 from tae.interop.graphs import check_graph, export_graphs, load_graph
+from tae.latents.report import latents_report
 from tae.latents.stats import LatentStats
+from tae.latents.sums import LatentSums
 from tae.model.pretrained import load_model
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.files import file_sha256
@@ -147,6 +149,20 @@ def write_stats(folder: Path, sha256: str) -> None:
     }
     stats |= {"shift": 0.5, "scale": 0.25, "outlier_rate": 0.01, "checkpoint": {"path": "p", "sha256": sha256}}
     (folder / "latent_stats.json").write_text(json.dumps({"version": 1} | stats))
+
+
+def test_the_card_says_what_a_generator_will_find(run: Path, tmp_path: Path) -> None:
+    sums = LatentSums()
+    for _ in range(2):
+        sums.add(torch.randn(16, 2, 4, 4), torch.full((16, 2, 4, 4), 0.5))
+    report = json.loads(json.dumps(latents_report(sums)))
+    metrics = json.loads((run / "metrics.json").read_text()) | {"latents": report}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    main(config(ckpt=run / "checkpoints" / "best.ckpt", output=tmp_path / "m", metrics_json=tmp_path / "metrics.json"))
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "## Latents for a generator" in card
+    assert "| measured on | 2 clips, 64 positions |" in card
+    assert "| of it the posterior's | 0.500 to 0.500 |" in card
 
 
 def test_statistics_of_the_latents_go_along(run: Path, tmp_path: Path) -> None:
