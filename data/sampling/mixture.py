@@ -324,9 +324,10 @@ def divide_workers(total: int, streams: Sequence[Stream], weights: Sequence[floa
 
     Args:
         total: of all; 0 for none at all. Where there are more streams, each has one.
+        streams: none where a split is not set.
         weights: of the streams.
     """
-    if not total:
+    if not total or not streams:
         return [0] * len(streams)
     frames = [stream.batch_size * stream.window.num_frames for stream in streams]
     work, given = np.multiply(weights, frames), np.ones(len(streams), int)

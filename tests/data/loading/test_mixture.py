@@ -229,6 +229,7 @@ def test_workers_are_divided_by_the_frames_that_they_have_to_decode() -> None:
     assert divide_workers(0, streams, weights) == [0, 0, 0]
     assert divide_workers(2, streams, weights) == [1, 1, 1]
     assert divide_workers(9, streams, weights) == [6, 2, 1]  # 48 to 16 frames
+    assert divide_workers(2, [], []) == []  # of a split that is not set
 
 
 def test_a_source_has_what_it_does_not_say_from_outside() -> None:
