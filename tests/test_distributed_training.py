@@ -121,9 +121,9 @@ with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_all_processes_take_batches_of_one_source(accumulate: int, cache: Path, tmp_path: Path) -> None:
-    """With one batch to a step DDP's graph is static, whatever the shape."""
+    """With one batch to a step DDP's graph is static, whatever the shape. An epoch has 12 batches."""
     overrides = [*TINY, "experiment=demo", f"data.cache_dir={cache}", f"output_dir={tmp_path / 'run'}", "strategy=ddp"]
-    overrides += ["data.sources={video: {weight: 2}, images: {num_frames: 1, batch_size: 2}}", "trainer.max_steps=6"]
+    overrides += ["data.sources={video: {weight: 2}, images: {num_frames: 1}}", "trainer.max_steps=6"]
     overrides += [f"trainer.accumulate_grad_batches={accumulate}", "trainer.val_check_interval=50"]
     script = tmp_path / "run.py"
     script.write_text(TELLING.format(root=str(ROOT), output=str(tmp_path), overrides=overrides))
