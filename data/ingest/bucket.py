@@ -6,10 +6,10 @@ log vouches for and checks the other files.
 """
 
 import hashlib
+import io
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,7 +132,7 @@ def recover(log: Path, shard: Path) -> Progress:
     done = Progress()
     if not log.exists():
         return done
-    with shard.open("rb") if shard.exists() else _nothing() as file:
+    with shard.open("rb") if shard.exists() else io.BytesIO() as file:
         for line in _lines(log):
             if "begun" in line:
                 done.begun = line["begun"]
@@ -146,10 +146,6 @@ def recover(log: Path, shard: Path) -> Progress:
             done.lines.append(line)
             done.begun = None
     return done
-
-
-def _nothing() -> AbstractContextManager[BinaryIO]:
-    return Path("/dev/null").open("rb")
 
 
 def _lines(log: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Videos to shards: check every file, split, write, report.
+"""Videos and images to shards: check every file, split, write, report.
 
-python -m data.prepare dataset=ucf101|mixkit|folder source=DIR output=DIR
+python -m data.prepare dataset=ucf101|mixkit|folder|frames|images source=DIR output=DIR
 """
 
 import os
