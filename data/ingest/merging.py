@@ -91,10 +91,8 @@ class Entries:
             entry |= {"bytes": facts["bytes"], "sha256": facts["sha256"]}
             entry |= {"frames": {row["key"]: row["frames"] for row in rows}, "offsets": [row["begin"] for row in rows]}
             entry |= {name: [row[name] for row in rows] for name in INDEX_COLUMNS if name != "frames"}
-            yield (
-                bucket,
-                entry | {name: [_cell(row[name], kind) for row in rows] for name, kind in self._own_kinds.items()},
-            )
+            own = {name: [_cell(row[name], kind) for row in rows] for name, kind in self._own_kinds.items()}
+            yield bucket, entry | {"columns": own}
 
 
 def _cell(value: Any, kind: str) -> Any:

@@ -26,16 +26,18 @@ def write_index(
 
     Args:
         header: split and recipe.
-        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count) and columns of its samples. Gone
-            through several times; need not be in memory all at once.
-        own_kinds: types of columns beyond those that have a meaning, which only a table has room for.
+        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count), columns of its samples that have
+            a meaning, and others under `columns`, as their names are anybody's. Gone through several times; need not be in
+            memory all at once.
+        own_kinds: types of those others, for which only a table has room.
     """
     samples, present = 0, set(OPTIONAL_COLUMNS)
     for entry in entries:
         samples += entry["samples"]
         present &= entry.keys()
     if samples <= MAX_LISTED and not own_kinds:
-        write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header) | {"shards": list(entries)})
+        listed = [{name: value for name, value in entry.items() if name != "columns"} for entry in entries]
+        write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header) | {"shards": listed})
         return
     own = dict(own_kinds or {})
     optional = {column: name for column, name in OPTIONAL_COLUMNS.items() if column in present}
@@ -44,7 +46,7 @@ def write_index(
     rows = (
         {"frames": list(entry["frames"].values()), "key": list(entry["frames"])}
         | {name: entry[column] for column, name in optional.items()}
-        | {name: entry[name] for name in own}
+        | {name: entry["columns"][name] for name in own}
         for entry in again
     )
     write_table(folder, header, shards, kinds, rows)

@@ -128,7 +128,8 @@ def test_groups_from_paths_keep_clips_of_one_source_together(tmp_path: Path) -> 
 
 def test_further_columns_become_fields_with_types_and_columns_of_the_index(tmp_path: Path) -> None:
     """Numbers stay numbers where a column holds nothing else; what preparation measures itself is not overwritten."""
-    lines = ["video,caption,aesthetic score,code,fps", 'a.mp4,"hello, you",5.25,007,1', "b.mp4,,,12,2"]
+    names = "video,caption,aesthetic score,code,fps,url,name,samples,bytes"  # the last four are words of an index too
+    lines = [names, 'a.mp4,"hello, you",5.25,007,1,x://a,A,1,2', "b.mp4,,,12,2,x://b,B,3,4"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for number, name in enumerate("ab"):
         clip = draw_clip(np.random.default_rng(number), 9, 32, 44)
@@ -143,6 +144,8 @@ def test_further_columns_become_fields_with_types_and_columns_of_the_index(tmp_p
     assert math.isnan(values["aesthetic_score"]["b"])
     assert values["code"] == {"a": "007", "b": "12"}
     assert values["list_fps"] == {"a": 1, "b": 2}
+    assert values["url"] == {"a": "x://a", "b": "x://b"}
+    assert (values["name"]["b"], values["samples"]["b"], values["bytes"]["b"]) == ("B", 3, 4)
     samples = {
         sample.clip.key: sample.metadata
         for sample in read_samples(Clip(number, key, shards[0]) for number, key in enumerate(shards[0].frames))
