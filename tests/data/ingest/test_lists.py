@@ -128,7 +128,7 @@ def test_groups_from_paths_keep_clips_of_one_source_together(tmp_path: Path) -> 
 
 def test_further_columns_become_fields_with_types_and_columns_of_the_index(tmp_path: Path) -> None:
     """Numbers stay numbers where a column holds nothing else; what preparation measures itself is not overwritten."""
-    names = "video,caption,aesthetic score,code,fps,url,name,samples,bytes"  # the last four are words of an index too
+    names = "video,caption,aesthetic score,code,fps,url,name,samples,bytes"  # the last four are an index's words
     lines = [names, 'a.mp4,"hello, you",5.25,007,1,x://a,A,1,2', "b.mp4,,,12,2,x://b,B,3,4"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for number, name in enumerate("ab"):
