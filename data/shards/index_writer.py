@@ -26,9 +26,9 @@ def write_index(
 
     Args:
         header: split and recipe.
-        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count), columns of its samples that have
-            a meaning, and others under `columns`, as their names are anybody's. Gone through several times; need not be in
-            memory all at once.
+        entries: of each shard `name`, `samples`, `bytes`, `sha256`, `frames` (key -> count), columns of its samples that
+            have a meaning, and others under `columns`, as their names are anybody's. Gone through several times; need not be
+            in memory all at once.
         own_kinds: types of those others, for which only a table has room.
     """
     samples, present = 0, set(OPTIONAL_COLUMNS)
