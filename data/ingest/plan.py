@@ -17,7 +17,7 @@ from data.ingest.splits import Video
 # A source too small for so many shards of the wished size gets smaller ones, for as many processes to be at work; but
 # not so small ones that they would cost more to open than to read.
 MIN_BUCKETS = 64
-MIN_BYTES = 4_000_000
+MIN_BYTES = 2_000_000
 OVERHEAD = 2_048  # bytes of a sample beside its file: two headers, the metadata
 
 

@@ -155,7 +155,7 @@ def tiny_files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_at_any_write_it_resumes(step: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fakes.killed_writers", tiny_files(tmp_path / "videos"), tmp_path, str(step)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
