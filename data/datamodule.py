@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from data.ingest.files import MANIFESTS, folder_of, index_files
+from data.ingest.files import index_files
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.mixture import MixedLoader
@@ -34,6 +34,7 @@ from data.sampling.types import Clip, Sampling, Window
 from data.sampling.usable import find_clips
 from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.index import find_shards, read_recipe
+from data.shards.manifest import index_folder, manifests_of
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
@@ -153,7 +154,7 @@ class ClipDataModule(LightningDataModule):
                 raise UserError(f"{name}: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
         sources_of_files = cast(dict[str, str | None], dict(files or {}))
         self.files = {split: to_path(source) for split, source in sources_of_files.items() if source is not None}
-        manifests = {split: f"{folder_of(source, split)}/{MANIFESTS}" for split, source in self.files.items()}
+        manifests = {split: manifests_of(source, split) for split, source in self.files.items()}
         self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards)) | manifests
         window = Window(
             num_frames,
@@ -168,8 +169,9 @@ class ClipDataModule(LightningDataModule):
         self.stream = Stream(
             name="",
             key="data",
-            option="data.shards.train",
+            option="data.files.train" if "train" in self.files else "data.shards.train",
             shards=self.shards.get("train"),
+            files=self.files.get("train"),
             window=window,
             batch_size=batch_size,
             short_clip=short_clip,
@@ -291,22 +293,22 @@ class ClipDataModule(LightningDataModule):
         """The sources of training; validation and evaluation have one, of the settings outside of the sources."""
         if split == "train":
             return self.streams
-        window = self.stream.window.first_pace()
-        return (replace(self.stream, option=f"data.shards.{split}", shards=self.shards.get(split), window=window),)
+        files, window = self.files.get(split), self.stream.window.first_pace()
+        option = f"data.{'shards' if files is None else 'files'}.{split}"
+        return (replace(self.stream, option=option, shards=self.shards.get(split), files=files, window=window),)
 
     def _clips_of(self, split: str, stream: Stream) -> ClipTable:
         name = _name(split, stream)
         if name not in self.clips:
-            if split in self.files and stream.shards == self.shards[split]:
-                self._index_files(split)
+            if stream.files is not None:
+                self._index_files(stream.files, split, stream.option)
             self.clips[name] = find_clips(stream, name, self.access)
         return self.clips[name]
 
-    def _index_files(self, split: str) -> None:
-        source = self.files[split]
+    def _index_files(self, source: Path, split: str, option: str) -> None:
         if not source.exists():
-            raise UserError(f"data.files.{split}={source} does not exist. Give a folder of videos, or a list of them.")
-        index_files(source, folder_of(source, split), split, self.decode_timeout, Engine())
+            raise UserError(f"{option}={source} does not exist. Give a folder of videos, or a list of them.")
+        index_files(source, index_folder(source, split), split, self.decode_timeout, Engine())
 
 
 def _name(split: str, stream: Stream) -> str:

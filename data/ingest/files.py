@@ -18,8 +18,7 @@ from data.ingest.sources import Choice, Found, find_videos, root_of
 from data.ingest.splits import Video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.index_writer import write_table
-from data.shards.manifest import FIRST_FRAME, MANIFEST, manifest_line, read_media
-from data.storage.fetched import tables_folder
+from data.shards.manifest import FIRST_FRAME, MANIFEST, MANIFESTS, manifest_line, read_media
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 from tae.runtime.files import replacing, write_text
@@ -27,7 +26,6 @@ from tae.runtime.progress import progress_bar
 from tae.video.facts import VideoError
 
 FILES_IN_A_MANIFEST = 1_000
-MANIFESTS = f"files-*{MANIFEST}"
 PROBED = "probed.jsonl"  # what was found so far, a file on each line
 
 
@@ -204,9 +202,3 @@ def write_manifests(
 def write_rejected(folder: Path, rejected: Sequence[tuple[str, str]]) -> None:
     with replacing(folder / REJECTED) as partial, partial.open("w", newline="", encoding="utf-8") as text:
         csv.writer(text).writerows([("path", "reason"), *sorted(rejected)])
-
-
-def folder_of(source: Path, split: str) -> Path:
-    """Where the index of a training's files is kept: in the user's cache, by the source's path and the split."""
-    name = hashlib.sha256(f"{source.resolve()} {split}".encode()).hexdigest()[:16]
-    return tables_folder() / f"files-{name}"

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import numpy as np
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.types import Window
 from data.sampling.windows import ShortClip
+from data.shards.manifest import manifests_of
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, Pixels
 from tae.runtime.errors import UserError
+from tae.runtime.paths import to_path
 from tae.runtime.schema import check_arguments
 
 Bounds = Sequence[float | None]  # lowest and highest value of a column
@@ -28,6 +31,7 @@ class Source:
 
     Args:
         shards: patterns of its shards; None takes those of `shards.train`.
+        files: in place of shards a folder or a list of files, as `files.train`.
         weight: its share of the batches, by that of all sources.
         others: as in `data.datamodule.ClipDataModule`.
 
@@ -36,6 +40,7 @@ class Source:
     """
 
     shards: str | Sequence[str] | None = None
+    files: str | None = None
     weight: AboveZero = 1.0
     num_frames: AtLeastOne | None = None
     frame_stride: AtLeastOne | Sequence[AtLeastOne] | None = None
@@ -87,12 +92,13 @@ class Stream:
     Args:
         name: of the source, of the bucket, or of both (`SOURCE/BUCKET`); "" where there is one stream alone.
         key: of its settings in the config, for messages.
-        option: the key of its shards.
-        shards: patterns.
+        option: the key of its shards or files.
+        shards: patterns; of files those of their manifests.
         weight: its source's share of the batches, by that of all sources.
         share: its share of its source's batches, by that of all buckets; None where it follows from the clips.
         buckets: the windows of all buckets of its source, none where there are none.
         bucket: the place of its window among them.
+        files: that are trained on where they lie; None where there are shards.
         others: as in `data.datamodule.ClipDataModule`.
     """
 
@@ -111,6 +117,7 @@ class Stream:
     share: float | None = 1.0
     buckets: tuple[Window, ...] = ()
     bucket: int = 0
+    files: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -191,8 +198,14 @@ def _source_of(base: Stream, name: str, given: Mapping[str, Any]) -> tuple[Strea
     window = {key: own.pop(key) for key in ("num_frames", "resolution", "augmentation", "interpolation") if key in own}
     if "filter" in own:
         own["bounds"] = check_bounds(own.pop("filter"), f"sources.{name}.filter")
-    key = f"data.sources.{name}"
-    option = f"{key}.shards" if "shards" in own else base.option
+    key, option = f"data.sources.{name}", base.option
+    if "files" in own:
+        if "shards" in own:
+            raise UserError(f"sources.{name}.shards and sources.{name}.files both say what it reads: give one of them.")
+        option, own["files"] = f"{key}.files", to_path(own["files"])
+        own["shards"] = manifests_of(own["files"], "train")
+    elif "shards" in own:
+        option, own["files"] = f"{key}.shards", None
     return replace(
         base, name=name, key=key, option=option, window=replace(base.window, **window, **pace), **own
     ), buckets

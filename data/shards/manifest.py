@@ -4,6 +4,7 @@ A line of JSON is a sample: `key`, `path` of the file, and its metadata (`label`
 is a shard like any other: it is shuffled, divided among readers and resumed as a tar file is.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, BinaryIO
 
 from data.shards.format import MAX_JSON_BYTES, MAX_VIDEO_BYTES, MEDIA_EXTENSIONS, read_json
 from data.storage.address import is_remote, scheme
+from data.storage.fetched import tables_folder
 from data.storage.remote import Access, open_file
 
 MANIFEST = ".jsonl"
+MANIFESTS = f"files-*{MANIFEST}"
 FIRST_FRAME = "first_frame"  # of a sample that is a part of its file
 SCHEMES = ("", "http", "https", "s3")
 TOO_LARGE = f"more than {MAX_VIDEO_BYTES >> 30} GiB, which no reader takes: cut it"
@@ -21,6 +24,17 @@ TOO_LARGE = f"more than {MAX_VIDEO_BYTES >> 30} GiB, which no reader takes: cut 
 
 def is_manifest(url: str) -> bool:
     return url.endswith(MANIFEST)
+
+
+def index_folder(source: Path, split: str) -> Path:
+    """Where the index of files to train on is kept: in the user's cache, by their source's path and the split."""
+    name = hashlib.sha256(f"{source.resolve()} {split}".encode()).hexdigest()[:16]
+    return tables_folder() / f"files-{name}"
+
+
+def manifests_of(source: Path, split: str) -> str:
+    """The pattern of the manifests there."""
+    return f"{index_folder(source, split)}/{MANIFESTS}"
 
 
 def manifest_line(key: str, path: str, metadata: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from hydra.utils import get_object
@@ -84,26 +85,40 @@ def shards(cfg: DictConfig) -> str | None:
     patterns = cfg.data.get("shards")
     if patterns is None:
         return None
-    files = {split: source for split, source in (cfg.data.get("files") or {}).items() if source is not None}
+    files = entries_of(cfg.data.get("files"))
     named = {
         f"data.shards.{split}": patterns.get(split) for split in ("train", *patterns, "test") if split not in files
     }
-    sources = {name: source for name, source in (cfg.data.get("sources") or {}).items() if source is not None}
-    own = {f"data.sources.{name}.shards": source.get("shards") for name, source in sources.items()}
-    if own and None not in own.values():
-        del named["data.shards.train"]  # which no source reads
+    sources = entries_of(cfg.data.get("sources"))
+    own = {
+        f"data.sources.{name}.shards": source.get("shards")
+        for name, source in sources.items()
+        if source.get("files") is None
+    }
+    if sources and None not in own.values():
+        named.pop("data.shards.train", None)  # which no source reads
     findings = [missing_shards(given, key) for key, given in (named | own).items() if given is not None]
-    findings += [
-        f"data.files.{split}={source} does not exist. Give a folder of videos, or a list of them."
-        for split, source in files.items()
-        if not to_path(source).exists()
-    ]
     needed = {
         "data.shards.train": "there is nothing to train on.",
         "data.shards.test": "the training ends with an evaluation of it.",
     }
     absent = [f"{key} is not set: {why}" for key, why in needed.items() if key in named and named[key] is None]
     return "\n".join([finding for finding in findings if finding is not None] + absent) or None
+
+
+def plain_files(cfg: DictConfig) -> str | None:
+    """Folders and lists of files that are read where they lie, in place of shards."""
+    named = {f"data.files.{split}": source for split, source in entries_of(cfg.data.get("files")).items()}
+    for name, source in entries_of(cfg.data.get("sources")).items():
+        named[f"data.sources.{name}.files"] = source.get("files")
+    missing = [key for key, source in named.items() if source is not None and not to_path(source).exists()]
+    advice = "does not exist. Give a folder of videos, or a list of them."
+    return "\n".join(f"{key}={named[key]} {advice}" for key in missing) or None
+
+
+def entries_of(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is set."""
+    return {name: value for name, value in (settings or {}).items() if value is not None}
 
 
 def devices(cfg: DictConfig) -> str | None:
@@ -255,6 +270,6 @@ def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> st
 
 
 CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
-    *(missing_accelerator, devices, shards, starting_weights, architecture, lpips_weights),
+    *(missing_accelerator, devices, shards, plain_files, starting_weights, architecture, lpips_weights),
     *(learning_rate, steps, clipping, frozen, frame_size, moving_average, compiler, barebones),
 )

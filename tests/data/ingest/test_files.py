@@ -12,11 +12,11 @@ import torch
 
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
-from data.ingest.files import PROBED, folder_of, index_files
+from data.ingest.files import PROBED, index_files
 from data.loading.stream import times_of_part
 from data.processes.pool import Engine
 from data.shards.format import Shard
-from data.shards.manifest import manifest_line
+from data.shards.manifest import index_folder, manifest_line
 from data.shards.reader import open_samples
 from tae.runtime.errors import UserError
 
@@ -133,7 +133,7 @@ def test_parts_of_files_are_clips_of_their_own(
     times = times_of_part(lambda: np.array([0.0, 0.1, 0.5, 0.6]), range(1, 3))  # of a changing rate
     assert times is not None
     assert times.tolist() == [0.1, 0.5]
-    rejected = (folder_of(table, "test") / "rejected.csv").read_text()
+    rejected = (index_folder(table, "test") / "rejected.csv").read_text()
     assert "nothing of it is in 100 to the end s" in rejected
 
 
@@ -166,6 +166,22 @@ def test_a_file_that_cannot_be_read_costs_its_own_sample(videos: Path, tmp_path:
     assert "4 GiB" in faults["huge"]
     assert "only paths" in faults["command"]
     assert not (tmp_path / "run.mp4").exists()
+
+
+def test_a_source_of_several_may_be_files(videos: Path, make_module: Callable[..., ClipDataModule]) -> None:
+    module = make_module(sources={"shards": {"weight": 1}, "files": {"files": str(videos), "num_frames": 8}})
+    module.setup("fit")
+    assert {name: len(clips) for name, clips in module.clips.items() if "/" in name} == {
+        "train/shards": 12,
+        "train/files": 3,
+    }
+    batches = list(module.train_dataloader())
+    assert {batch["source"]: batch["frames"].shape[1] for batch in batches} == {"shards": 16, "files": 8}
+    with pytest.raises(UserError, match="both say what it reads"):
+        make_module(sources={"one": {"shards": "a", "files": "b"}})
+    missing = make_module(sources={"one": {"files": "/nowhere/list.csv"}})
+    with pytest.raises(UserError, match=r"data.sources.one.files=/nowhere/list.csv does not exist"):
+        missing.setup("fit")
 
 
 def test_files_that_are_not_there_are_named(make_module: Callable[..., ClipDataModule]) -> None:
