@@ -118,6 +118,7 @@ def test_a_metric_of_ones_own_is_in_every_place(sweep: Path) -> None:
     assert f"{100 * float(rows[0]['sharpness']):.1f}% [" in table, "written as the metric says"
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_by_a_metric_of_ones_own(folder: Path, sweep: Path, tmp_path: Path) -> None:
     (arguments,) = [words for words in commands("my_metrics") if words[0] == "evaluate.py"]
     checkpoint = sweep / "1" / "checkpoints" / "last.ckpt"

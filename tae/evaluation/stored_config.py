@@ -59,8 +59,8 @@ def evaluation_data(cfg: DictConfig, trained_with: Mapping[str, Any] | None) -> 
         if name in given:  # either takes the place of the other
             stored |= other
     stored["cache_dir"] = own_cache(stored)
-    shards = set(given.get("shards", {}))  # which files of a training would take the place of
-    stored["files"] = {split: path for split, path in (stored.get("files") or {}).items() if split not in shards}
+    if stored.get("files"):  # a training's files would take the place of shards that are given now
+        stored["files"] = {name: path for name, path in stored["files"].items() if name not in given.get("shards", {})}
     if given.get("allow_pipe"):  # commands may then be run, but only those on the command line
         stored["shards"] = {}
     for name, value in given.items():

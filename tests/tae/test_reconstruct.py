@@ -216,6 +216,7 @@ def test_an_output_that_is_a_file_is_refused_before_the_model_is_loaded(tmp_path
         main(config(ckpt="/nowhere/a.ckpt", source=tmp_path / "a.mp4", output=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_one_line_and_leaves_no_half_a_file(checkpoint, tmp_path):
     source = make_video(tmp_path / "a.mp4", list(range(0, 48_000, 24)))
     arguments = [f"ckpt={checkpoint}", f"source={source}", "output=out", "trainer.accelerator=cpu"]

@@ -241,6 +241,7 @@ def test_a_finished_output_stays_as_it_is(source: Path, undisturbed: dict[str, b
         run(source, before.parent)
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_until_the_first_is_killed(source: Path, tmp_path: Path) -> None:
     """The lock goes with its owner, however that ends."""
     options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.PIPE, "start_new_session": True}

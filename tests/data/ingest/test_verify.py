@@ -145,6 +145,7 @@ def command(name: str, *settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_what_is_wrong(prepared: Path, copied: Path) -> None:
     good = command("verify", f"shards={prepared}", "workers=4", "decode=true")  # more than there are shards
     assert good.returncode == 0

@@ -157,6 +157,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_training_that_is_killed(make_loader: Callable[..., ClipLoader], tmp_path: Path) -> None:
     make_loader(b"nothing")  # for the shards
     (tmp_path / "training.py").write_text(TRAINING)

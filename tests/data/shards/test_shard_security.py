@@ -125,7 +125,7 @@ def test_nothing_is_written_whatever_members_are_called(
         links.append((info, b""))
     before = sorted(tmp_path.rglob("*"))
     keys, faults = keys_and_faults(load([*((name, video) for name in names), *links, ("a.json", METADATA)]))
-    assert (keys, faults) == ([], {"a": "0 video files under one key, one is expected"})
+    assert (keys, faults) == ([], {"a": "0 video or image files under one key, one is expected"})
     after = {path for path in tmp_path.rglob("*") if path not in before}
     assert {path.relative_to(tmp_path).parts[0] for path in after} == {"s", "output"}
 

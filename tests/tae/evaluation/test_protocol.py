@@ -306,6 +306,7 @@ for count in {counts}:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     """An odd number of clips, and a single one, which leaves a process without any; chosen clips come from both."""
     counts = [5, 1]

@@ -101,6 +101,7 @@ def test_a_failed_run_has_a_row_with_its_error_and_the_others_finish(tmp_path):
     assert (tmp_path / "sweep" / "comparison.png").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_failures_has_a_table(tmp_path):
     _, rows = sweep(tmp_path, "-m", "opl=7", "seed=1,2")
     assert [(row["seed"], row["status"].split(":")[0]) for row in rows] == [("1", "failed"), ("2", "failed")]

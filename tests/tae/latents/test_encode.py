@@ -169,6 +169,7 @@ def test_a_stopped_run_goes_on(checkpoint: Path, videos: Path, tmp_path: Path, m
         main(config(**settings | {"clips_per_shard": 3}, output=tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_and_keeps_finished_shards(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     """The signal comes with the second shard begun; a process of its own, since it ends by the signal."""
     code = """

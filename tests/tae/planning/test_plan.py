@@ -100,6 +100,7 @@ def test_a_gpu_is_planned_for_without_one():
     assert not torch.zeros(1).is_cuda  # and nothing of it stays
 
 
+@pytest.mark.slow
 def test_a_gpu_needs_no_more_memory_than_a_cpu_and_the_same_arithmetic() -> None:
     """Its kernels keep less for the backward pass, and nothing may keep what they were called with."""
     pytest.importorskip("triton")
@@ -124,6 +125,7 @@ def step_peak(*overrides: str) -> int:
     return make_planner(cfg).step(shape, build_losses(cfg.loss)["without LPIPS"]).peak_bytes
 
 
+@pytest.mark.slow
 def test_checkpointing_and_halves_need_less():
     as_is = step_peak("data.resolution=128")
     assert step_peak("data.resolution=128", "model.gradient_checkpointing=true") < 0.8 * as_is
@@ -174,7 +176,7 @@ print(measure(configure(sys.argv[1], "cpu"), sys.argv[2]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory as Linux gives it")
-@pytest.mark.parametrize("task", ["decoding", "training step, without LPIPS"])
+@pytest.mark.parametrize("task", ["decoding", pytest.param("training step, without LPIPS", marks=pytest.mark.slow)])
 def test_the_plan_is_within_15_percent_of_the_measured_peak(task, pytestconfig):
     overrides = "model=tiny precision=fp32 data.num_frames=16 data.resolution=128 loss.perceptual.weight=0"
     # Freed memory returns to the system at once, so that resident memory is what is alive.
