@@ -27,10 +27,25 @@ HALF = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter has n
 BOUND = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
-def test_kernels_by_interpreter() -> None:
+@pytest.mark.parametrize(
+    "chosen", ["not whole_model", pytest.param("whole_model", marks=pytest.mark.slow)], ids=["each", "whole model"]
+)
+def test_kernels_by_interpreter(chosen: str) -> None:
     """So that a machine without a GPU checks their arithmetic too."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", str(Path(__file__))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "gpu",
+        "-k",
+        chosen,
+        str(Path(__file__)),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TAE_REQUIRE_GPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
