@@ -130,10 +130,8 @@ def recover(log: Path, shard: Path) -> Progress:
     After SIGKILL all of them are; after a power cut the log may know more than the disk holds of the shard.
     """
     done = Progress()
-    if not log.exists():
-        return done
     with shard.open("rb") if shard.exists() else io.BytesIO() as file:
-        for line in _lines(log):
+        for line in read_log(log):
             if "begun" in line:
                 done.begun = line["begun"]
                 continue
@@ -148,8 +146,10 @@ def recover(log: Path, shard: Path) -> Progress:
     return done
 
 
-def _lines(log: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log; the last one may be cut off."""
+def read_log(log: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a log, where there is one; the last one may be cut off."""
+    if not log.exists():
+        return
     for text in log.read_bytes().splitlines(keepends=True):
         if not text.endswith(b"\n"):
             return

@@ -1,6 +1,5 @@
 """An index of files where they lie: a list or a folder of videos or images becomes manifests that training reads."""
 
-import csv
 import hashlib
 import json
 from collections import Counter
@@ -13,15 +12,18 @@ from typing import Any
 from filelock import FileLock
 
 from data.decode import DecodeError
-from data.ingest.indexing import REJECTED, ROW_KINDS, Indexed, column_value, probe_video
+from data.ingest.bucket import read_log
+from data.ingest.indexing import ROW_KINDS, Indexed, probe_video
+from data.ingest.rejected import REJECTED, write_rejected
 from data.ingest.sources import Choice, Found, find_videos, root_of
 from data.ingest.splits import Video
 from data.processes.pool import Engine, Failure, run_isolated
+from data.shards.columns import column_value
 from data.shards.index_writer import write_table
 from data.shards.manifest import FIRST_FRAME, MANIFEST, MANIFESTS, manifest_line, read_media
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
-from tae.runtime.files import replacing, write_text
+from tae.runtime.files import write_text
 from tae.runtime.progress import progress_bar
 from tae.video.facts import VideoError
 
@@ -88,7 +90,7 @@ def index_files(
                     rejected.append((video.path, f"nothing of it is in {sample.metadata['range']}"))
                 else:
                     samples.append(sample)
-        write_rejected(folder, rejected)
+        write_rejected(folder / REJECTED, sorted(rejected))
         if not samples:
             raise UserError(f"None of the {len(videos)} files of {source} is usable: see {folder / REJECTED}.")
         header = {"split": split or "all", "recipe": {"dataset": "files", "source": str(source.resolve())}}
@@ -127,7 +129,9 @@ def probe_files(
     tasks: Sequence[ProbeTask], journal: Path, timeout: float, engine: Engine
 ) -> dict[ProbeTask, dict[str, Any]]:
     """What each file is, or under "reason" why it cannot be used; those in the journal are done."""
-    found = dict(read_journal(journal))
+    done = list(read_log(journal))
+    write_text(journal, "".join(json.dumps(line) + "\n" for line in done))  # without a last line that was cut off
+    found = {ProbeTask(line["path"], line["size"], line["mtime_ns"]): line["found"] for line in done}
     waiting = [task for task in tasks if task not in found]
     with journal.open("a", encoding="utf-8") as file, progress_bar("files") as progress:
         bar = progress.add_task("looking at files", total=len(tasks), completed=len(tasks) - len(waiting))
@@ -137,21 +141,6 @@ def probe_files(
             file.flush()
             progress.advance(bar)
     return found
-
-
-def read_journal(path: Path) -> Iterator[tuple[ProbeTask, dict[str, Any]]]:
-    """The lines of earlier runs; one that was cut off in the middle is dropped, and its file looked at again."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    for line in whole.splitlines():
-        entry = json.loads(line)
-        found = entry.pop("found")
-        yield ProbeTask(**entry), found
 
 
 def probe_file(task: ProbeTask) -> dict[str, Any]:
@@ -197,8 +186,3 @@ def write_manifests(
     for old in set(folder.glob(MANIFESTS)) - {folder / shard["name"] for shard in shards}:
         old.unlink()
     write_table(folder, header, shards, kinds, rows)
-
-
-def write_rejected(folder: Path, rejected: Sequence[tuple[str, str]]) -> None:
-    with replacing(folder / REJECTED) as partial, partial.open("w", newline="", encoding="utf-8") as text:
-        csv.writer(text).writerows([("path", "reason"), *sorted(rejected)])

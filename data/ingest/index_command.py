@@ -4,7 +4,8 @@ import os
 
 from omegaconf import DictConfig
 
-from data.ingest.indexing import REJECTED, folders_of, index_shards
+from data.ingest.indexing import folders_of, index_shards
+from data.ingest.rejected import REJECTED
 from data.processes.pool import Engine
 from data.shards.format import INDEX
 from data.shards.patterns import expand_patterns

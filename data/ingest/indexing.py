@@ -3,10 +3,8 @@
 Nothing in the shards is changed. A key is a member's whole name without its last extension: it may have dots and slashes.
 """
 
-import csv
 import hashlib
 import json
-import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data.decode import IMAGE_READER, DecodeError, as_path, open_video
+from data.ingest.rejected import REJECTED, write_rejected
 from data.processes.pool import Engine, Failure, run_isolated
-from data.shards.columns import STRING
+from data.shards.columns import STRING, column_value
 from data.shards.format import COLUMN_KINDS, COLUMN_NAME, Shard, media_of
 from data.shards.index_writer import write_table
 from data.shards.metadata import CAPTION, read_metadata, with_caption
@@ -26,14 +25,13 @@ from data.shards.reader import open_samples
 from data.storage.address import file_name, is_remote
 from data.storage.remote import READ_BLOCK, Access, open_file
 from tae.runtime.errors import UserError
-from tae.runtime.files import replacing, write_text
+from tae.runtime.files import write_text
 from tae.runtime.progress import progress_bar
 from tae.video.facts import VideoError
 from tae.video.image import is_image
 from tae.video.seeking import PacketReader
 
 WORK = ".indexing"  # folder of what is done, until the index is written
-REJECTED = "rejected.csv"
 ROW_KINDS = COLUMN_KINDS | {"reader": STRING}
 
 
@@ -204,13 +202,11 @@ def merge(tasks: Sequence[IndexTask], folder: Path, elsewhere: bool, columns: Se
     kinds = ROW_KINDS | {name: _kind(name, tasks) for name in columns}
     reasons: Counter[str] = Counter()
     samples = 0
-    with replacing(folder / REJECTED) as partial, partial.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.writer(text)
-        writer.writerow(["shard", "key", "reason"])
-        for task, found in _results(tasks):
-            writer.writerows([task.url, *row] for row in found["rejected"])
-            reasons.update(reason for _, reason in found["rejected"])
-            samples += len(found["rows"])
+    for _, found in _results(tasks):
+        reasons.update(reason for _, reason in found["rejected"])
+        samples += len(found["rows"])
+    refused = ((task.url, *row) for task, found in _results(tasks) for row in found["rejected"])
+    write_rejected(folder / REJECTED, refused, ("shard", "key", "reason"))
     if not samples:
         example = f": {reasons.most_common(1)[0][0]}" if reasons else ", as they hold none"
         raise UserError(f"No sample of the shards is usable{example}. See {folder / REJECTED}.")
@@ -248,15 +244,6 @@ def _kind(name: str, tasks: Sequence[IndexTask]) -> str:
     if not present:
         raise UserError(f"columns: no sample has {name!r} in its metadata (.json, or .txt for {CAPTION}).")
     return "float64"
-
-
-def column_value(value: Any, kind: str) -> Any:
-    """A field of a sample's metadata as a column holds it; what is missing is no number, or no text."""
-    if kind != STRING:
-        return math.nan if value is None else value
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value)
 
 
 def folders_of(urls: Sequence[str]) -> dict[Path, list[str]]:

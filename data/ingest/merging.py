@@ -1,6 +1,5 @@
 """From filled buckets to a data set: copies of the same content, the shards' names, indexes, the list of refused files."""
 
-import csv
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from data.ingest.splits import Video
-from data.shards.columns import STRING
+from data.shards.columns import column_value
 from data.shards.index_writer import write_index
 from data.shards.writer import INDEX_COLUMNS, shard_name
-from tae.runtime.files import flush, remove_leftovers, replacing
+from tae.runtime.files import flush, remove_leftovers
 
 DUPLICATE = "same content as"
-Rejected = list[tuple[str, str]]  # (path, reason)
 
 
 @dataclass(frozen=True)
@@ -91,14 +89,8 @@ class Entries:
             entry |= {"bytes": facts["bytes"], "sha256": facts["sha256"]}
             entry |= {"frames": {row["key"]: row["frames"] for row in rows}, "offsets": [row["begin"] for row in rows]}
             entry |= {name: [row[name] for row in rows] for name in INDEX_COLUMNS if name != "frames"}
-            own = {name: [_cell(row[name], kind) for row in rows] for name, kind in self._own_kinds.items()}
+            own = {name: [column_value(row[name], kind) for row in rows] for name, kind in self._own_kinds.items()}
             yield bucket, entry | {"columns": own}
-
-
-def _cell(value: Any, kind: str) -> Any:
-    if kind == STRING:
-        return "" if value is None else str(value)
-    return float("nan") if value is None else float(value)
 
 
 def write_split(
@@ -121,17 +113,3 @@ def write_split(
     flush(folder)
     write_index(folder, {"split": folder.name, "recipe": dict(recipe)}, entries, own_kinds)
     return clips
-
-
-def write_rejected(path: Path, rejected: Rejected) -> None:
-    """Write `rejected.csv`."""
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows(rejected)
-
-
-def read_rejected(path: Path) -> Rejected:
-    """Read what `write_rejected` wrote."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [(row["path"], row["reason"]) for row in csv.DictReader(file)]

@@ -18,14 +18,12 @@ from data.ingest.journal import Journal
 from data.ingest.merging import (
     DUPLICATE,
     Bucket,
-    Rejected,
     find_copies,
     find_refused,
-    read_rejected,
-    write_rejected,
     write_split,
 )
 from data.ingest.plan import Plan, make_plan
+from data.ingest.rejected import REJECTED, Rejected, read_rejected, write_rejected
 from data.ingest.shots import Encoding
 from data.ingest.sources import FRAMES, Choice, find_videos, kind_of, root_of
 from data.ingest.splits import Video, assign_splits
@@ -36,7 +34,6 @@ from tae.video.facts import INTERLACED
 
 DATASETS = ("ucf101", "mixkit", "folder", "images", FRAMES)
 KEPT_AS_IT_IS = ("refuse", "keep")  # what may be done with interlaced video whose bytes are kept
-REJECTED = "rejected.csv"
 
 
 @dataclass(frozen=True)

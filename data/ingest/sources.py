@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from data.ingest.frame_folders import find_folders, name_of
 from data.ingest.lists import Row, read_list
+from data.ingest.rejected import Rejected
 from data.ingest.splits import UCF101_NAME, Cut, Video
 from data.shards.columns import STRING
 from data.shards.format import IMAGE_EXTENSIONS, MAX_JSON_BYTES, MEDIA_EXTENSIONS, VIDEO_EXTENSIONS
@@ -16,7 +17,6 @@ from data.shards.metadata import CAPTION
 from tae.runtime.errors import UserError
 from tae.runtime.paths import list_files, to_path
 
-Rejected = list[tuple[str, str]]  # (path, reason)
 BESIDE = "beside"  # captions in a text file of the same name
 FRAMES = "frames"  # the dataset whose videos are folders of pictures
 ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}

@@ -4,6 +4,8 @@ A column of numbers is one file. A column of strings is two, as Arrow lays them 
 where each one ends. A process that is sent a mapped column gets its path, not its content.
 """
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -121,6 +123,15 @@ def map_column(name: str, kind: str, rows: int, path_of: Mapping[str, Path]) -> 
     if rows and int(last[rows - 1 : rows][0]) != len(arrays[0]):
         raise ValueError(f"{name}.npy has {len(arrays[0])} bytes, its strings end elsewhere")
     return Strings(*arrays)
+
+
+def column_value(value: Any, kind: str) -> Any:
+    """A field of a sample's metadata as a column holds it; what is missing is no number, or no text."""
+    if kind != STRING:
+        return math.nan if value is None else value
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value)
 
 
 class TableWriter:
