@@ -19,8 +19,8 @@ from data.loading.mixture import MixedLoader
 from data.processes.pool import Engine
 from data.sampling.mixture import (
     Bounds,
-    Bucket,
-    Source,
+    BucketSettings,
+    SourceSettings,
     Stream,
     check_bounds,
     divide_workers,
@@ -103,9 +103,9 @@ class ClipDataModule(LightningDataModule):
         metadata: fields of the samples' metadata that batches have as `metadata`; `caption` may be in a `.txt`.
         fps: frames a second of a clip, by the times of display, instead of a stride; several as of strides. Files that are
             slower are left out.
-        buckets: several shapes of training clips by name, each with settings as `data.sampling.mixture.Bucket` takes them;
+        buckets: several shapes of training clips by name, each as `data.sampling.mixture.BucketSettings`;
             each clip is taken in the one that fits it best.
-        sources: several sources of training clips by name, each with settings as `data.sampling.mixture.Source` takes them;
+        sources: several sources of training clips by name, each as `data.sampling.mixture.SourceSettings`;
             each batch is of one, which it names; one that is None is left out. `num_workers` are divided among them.
 
     Raises:
@@ -140,10 +140,10 @@ class ClipDataModule(LightningDataModule):
         index: str | None = None,
         filter: Mapping[str, Bounds] | None = None,
         metadata: Sequence[str] = (),
-        sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
+        sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(SourceSettings)]] | None = None,
         files: Files | None = None,
         fps: AboveZero | Sequence[AboveZero] | None = None,
-        buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Bucket)]] | None = None,
+        buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(BucketSettings)]] | None = None,
     ) -> None:
         check_arguments(ClipDataModule, locals())
         super().__init__()

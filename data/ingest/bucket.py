@@ -27,7 +27,7 @@ from tae.runtime.errors import UserError, first_line
 from tae.runtime.files import flush, remove_drafts, write_text
 
 WHEN_FULL = "Free some space and repeat the command: it resumes where it stopped."
-Row = dict[str, Any]
+SampleRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _add_file(task: BucketTask, video: Video, shard: ShardFile) -> dict[str, Any
     size, digest = shard.size, shard.digest.copy()
     try:
         content = read_source(task.source / video.path, task.ways)
-        rows: list[Row] = []
+        rows: list[SampleRow] = []
         left_out: list[tuple[str, str]] = []
         for clip in make_clips(video, content, task.ways):
             if isinstance(clip, LeftOut):
@@ -204,7 +204,7 @@ class WriteError(OSError):
     """A shard cannot be written, which is no fault of the file that is being checked."""
 
 
-def _add_clip(clip: NewClip, shard: ShardFile, columns: Iterable[str]) -> Row:
+def _add_clip(clip: NewClip, shard: ShardFile, columns: Iterable[str]) -> SampleRow:
     """Append a sample; what the index says of it."""
     if (size := len(json.dumps(clip.metadata))) > MAX_JSON_BYTES:
         raise RefusedError(f"has {size} bytes of metadata; readers of shards take {MAX_JSON_BYTES}")
@@ -256,9 +256,9 @@ def remove_files(task: Removal) -> None:
         raise UserError(f"{task.folder / name} cannot be written: {error}. {WHEN_FULL}") from error
 
 
-def _copy(source: Path, rows: Iterable[Row], folder: Path, name: str, files: Any) -> None:
+def _copy(source: Path, rows: Iterable[SampleRow], folder: Path, name: str, files: Any) -> None:
     """Write a shard of samples that lie in another one, in this order."""
-    copied: list[Row] = []
+    copied: list[SampleRow] = []
     shard = ShardFile(folder / f".{name}.copy")
     with source.open("rb") as file:
         for row in rows:

@@ -28,7 +28,7 @@ SEQUENCE = "seqinfo.ini"  # of MOT: beside the folder of pictures, with their ra
 CODECS = {"JPEG": "mjpeg", "PNG": "png"}
 
 
-def find_folders(entries: Iterable[Entry]) -> list[tuple[Row, str]]:
+def find_frame_folders(entries: Iterable[Entry]) -> list[tuple[Row, str]]:
     """The folders of numbered pictures among files, each with the reason to reject it or ""; and other files with theirs."""
     folders: dict[str, set[str]] = defaultdict(set)
     others = []

@@ -22,7 +22,7 @@ from data.ingest.merging import (
     find_refused,
     write_split,
 )
-from data.ingest.plan import Plan, make_plan
+from data.ingest.plan import BucketPlan, make_plan
 from data.ingest.rejected import REJECTED, Rejected, read_rejected, write_rejected
 from data.ingest.shots import Encoding
 from data.ingest.sources import FRAMES, Choice, find_videos, kind_of, root_of
@@ -151,7 +151,7 @@ class Work:
     folder: Path
     source: Path
     videos: Sequence[Video]
-    plan: Plan
+    plan: BucketPlan
     ways: Ways
     timeout: float
     order: str | None

@@ -22,7 +22,7 @@ OVERHEAD = 2_048  # bytes of a sample beside its file: two headers, the metadata
 
 
 @dataclass(frozen=True)
-class Plan:
+class BucketPlan:
     """For each split the buckets in their order, and in each the places of its files among the source's."""
 
     buckets: Mapping[str, Sequence[np.ndarray]]
@@ -39,7 +39,7 @@ def make_plan(
     seed: int,
     shuffle: bool,
     shard_bytes: int,
-) -> Plan:
+) -> BucketPlan:
     """Cut every split into buckets.
 
     Args:
@@ -56,7 +56,7 @@ def make_plan(
         places = places_of(members, videos)
         if shuffle:
             random.Random(f"{seed} {name}").shuffle(places)
-        buckets[name] = cut(np.array(places, np.int64), sizes, bucket_bytes)
+        buckets[name] = cut_evenly(np.array(places, np.int64), sizes, bucket_bytes)
     digest = hashlib.sha256()
     for name, cuts in buckets.items():
         for bucket in cuts:
@@ -67,7 +67,7 @@ def make_plan(
                     f"{video.path}\0{video.key}\0{states[place].tolist()}\0{video.label}\0{video.more}\0{video.cuts}\n"
                 )
                 digest.update(said.encode(errors="replace"))
-    return Plan(buckets, digest.hexdigest())
+    return BucketPlan(buckets, digest.hexdigest())
 
 
 def places_of(members: Iterable[Video], videos: Iterable[Video]) -> "array[int]":
@@ -78,7 +78,7 @@ def places_of(members: Iterable[Video], videos: Iterable[Video]) -> "array[int]"
     return places
 
 
-def cut(places: np.ndarray, sizes: np.ndarray, bucket_bytes: int) -> list[np.ndarray]:
+def cut_evenly(places: np.ndarray, sizes: np.ndarray, bucket_bytes: int) -> list[np.ndarray]:
     """Contiguous pieces of a row of files, of about equal size and of `bucket_bytes` at most, but for a file."""
     if not len(places):
         return []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from data.ingest.frame_folders import find_folders, name_of
+from data.ingest.frame_folders import find_frame_folders, name_of
 from data.ingest.lists import Row, read_list
 from data.ingest.rejected import Rejected
 from data.ingest.splits import UCF101_NAME, Cut, Video
@@ -106,16 +106,16 @@ def _read_caption(path: Path) -> str:
         return ""
 
 
-Files = Iterable[tuple[Row, str, tuple[Cut, ...]]]  # with the reason to reject it, or ""
+SourceFiles = Iterable[tuple[Row, str, tuple[Cut, ...]]]  # with the reason to reject it, or ""
 
 
 def _files_of(
     source: Path, dataset: str, output: Path | None, choice: Choice, cutting: bool
-) -> tuple[Files, Mapping[str, str]]:
+) -> tuple[SourceFiles, Mapping[str, str]]:
     if not source.is_file():
         entries = list_files(source, output)
         if dataset == FRAMES:
-            return ((row, reason, ()) for row, reason in find_folders(entries)), {}
+            return ((row, reason, ()) for row, reason in find_frame_folders(entries)), {}
         return ((Row(entry.path), entry.reason, ()) for entry in entries), {}
     if dataset == FRAMES:
         raise UserError(f"source={source}: dataset={FRAMES} takes a folder, in which are folders of numbered pictures.")
@@ -166,7 +166,7 @@ def root_of(source: Path, root: Path | None = None) -> Path:
     return source.parent if root is None or is_file_itself else root
 
 
-def _listed(rows: Sequence[Row], source: Path, root: Path) -> Files:
+def _listed(rows: Sequence[Row], source: Path, root: Path) -> SourceFiles:
     """The files of a list; rows of one file that are parts of it make one entry."""
     files: dict[str, list[Row]] = {}
     for number, row in enumerate(rows, 1):

@@ -26,7 +26,7 @@ DRAWS = int.from_bytes(b"mixture", "big")  # keeps these draws apart from all ot
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceSettings:
     """The settings of one of several sources of training clips; what is None is as in `ClipDataModule`.
 
     Args:
@@ -54,16 +54,16 @@ class Source:
     interpolation: Interpolation | None = None
     index: str | None = None
     filter: Mapping[str, Bounds] | None = None
-    buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf("data.sampling.mixture.Bucket")]] | None = (
-        None
-    )
+    buckets: (
+        Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf("data.sampling.mixture.BucketSettings")]] | None
+    ) = None
 
     def __post_init__(self) -> None:
-        check_arguments(Source, vars(self))
+        check_arguments(SourceSettings, vars(self))
 
 
 @dataclass(frozen=True)
-class Bucket:
+class BucketSettings:
     """One of several shapes that a source's clips are taken in, each clip in the one that fits it best.
 
     Args:
@@ -82,7 +82,7 @@ class Bucket:
     weight: AboveZero | None = None
 
     def __post_init__(self) -> None:
-        check_arguments(Bucket, vars(self))
+        check_arguments(BucketSettings, vars(self))
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def make_streams(
 
     Args:
         base: from the settings outside of both, which is the only stream where there are none.
-        sources: settings of each by its name, as `Source` takes them; None leaves one out.
-        buckets: settings of each by its name, as `Bucket` takes them, for all sources that have none of their own.
+        sources: settings of each by its name, as `SourceSettings` takes them; None leaves one out.
+        buckets: settings of each by its name, as `BucketSettings` takes them, for all sources that have none of their own.
 
     Raises:
         UserError: there is none, or a setting is unknown or out of its range.
@@ -189,7 +189,7 @@ def without_none(key: str, settings: Mapping[str, Mapping[str, Any] | None]) -> 
 
 def _source_of(base: Stream, name: str, given: Mapping[str, Any]) -> tuple[Stream, Mapping[str, Any] | None]:
     """A source, and its own buckets."""
-    source = settings_of(Source, f"sources.{name}", given)
+    source = checked_settings(SourceSettings, f"sources.{name}", given)
     own = {key: value for key, value in vars(source).items() if value is not None}
     buckets = own.pop("buckets", None)
     pace = paces_of(own.pop("frame_stride", None), own.pop("fps", None), base.window, f"sources.{name}.")
@@ -236,7 +236,7 @@ def _buckets_of(source: Stream, buckets: Mapping[str, Mapping[str, Any] | None] 
         return (source,)
     key = f"{source.key.removeprefix('data').removeprefix('.')}.buckets".removeprefix(".")
     kept = without_none(key, buckets)
-    found = {name: settings_of(Bucket, f"{key}.{name}", given) for name, given in kept.items()}
+    found = {name: checked_settings(BucketSettings, f"{key}.{name}", given) for name, given in kept.items()}
     weights = [bucket.weight for bucket in found.values()]
     if None in weights and len(set(weights)) > 1:
         raise UserError(f"{key}: give each bucket a weight, or none of them.")
@@ -261,7 +261,7 @@ def _buckets_of(source: Stream, buckets: Mapping[str, Mapping[str, Any] | None] 
     )
 
 
-def _window_of(window: Window, bucket: Bucket) -> Window:
+def _window_of(window: Window, bucket: BucketSettings) -> Window:
     height, width = bucket.height or window.size[0], bucket.width or window.size[1]
     size = height if height == width else (height, width)
     return replace(window, num_frames=bucket.num_frames or window.num_frames, resolution=size)
@@ -283,7 +283,7 @@ def weigh(streams: Sequence[Stream], clips: Sequence[int]) -> list[float]:
     return [stream.weight * share / totals[stream.key] for stream, share in zip(streams, shares, strict=True)]
 
 
-def settings_of(kind: Any, key: str, given: Any) -> Any:
+def checked_settings(kind: Any, key: str, given: Any) -> Any:
     """Settings from what a config has under a key.
 
     Raises:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from data.datamodule import SPLITS, ClipDataModule, Shards
 from data.drawing import FPS, MIN_SIZE, draw_clip, encode_mp4, file_width
 from data.ingest.check import Facts
-from data.sampling.mixture import Bucket, Source
+from data.sampling.mixture import BucketSettings, SourceSettings
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.writer import ShardWriter
@@ -69,9 +69,9 @@ class SyntheticDataModule(ClipDataModule):
         interleave: AtLeastOne = 1,
         eval_window: EvalWindow = "central",
         interpolation: Interpolation = "bicubic",
-        sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Source)]] | None = None,
+        sources: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(SourceSettings)]] | None = None,
         fps: AboveZero | Sequence[AboveZero] | None = None,
-        buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(Bucket)]] | None = None,
+        buckets: Mapping[str, Annotated[Mapping[str, Any] | None, ArgumentsOf(BucketSettings)]] | None = None,
     ) -> None:
         if set(num_clips) != set(SPLITS) or min(num_clips.values()) < 1:
             raise UserError(f"num_clips={dict(num_clips)}: give at least 1 for each of {', '.join(SPLITS)}.")

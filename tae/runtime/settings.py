@@ -245,8 +245,12 @@ class Plan(Section):
         num_frames: AtLeastOne
         resolution: AtLeastOne
         batch_size: AtLeastOne
-        sources: Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.Source")]] | None
-        buckets: Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.Bucket")]] | None
+        sources: (
+            Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.SourceSettings")]] | None
+        )
+        buckets: (
+            Mapping[str, Annotated[dict[str, Any] | None, ArgumentsOf("data.sampling.mixture.BucketSettings")]] | None
+        )
 
     class Autocast(Section):
         precision: Literal["32-true", "bf16-mixed", "16-mixed"]

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tae.runtime.errors import first_line
 from tae.video.facts import VideoError, refuse_absurd
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 ORIENTATION = 0x0112  # EXIF tag; from 5 on rows and columns are exchanged
 SIDEWAYS = range(5, 9)
@@ -32,7 +32,7 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
         with image:
             refuse_absurd(image.height, image.width, "image")  # before a pixel is decoded
             # Of a phone's MPO the first picture counts; the others are previews and maps of brightness.
