@@ -51,6 +51,11 @@ def nearest(latents: torch.Tensor, num_frames: int) -> torch.Tensor:
     return F.interpolate(latents[:, :3], scale_factor=(1, 8, 8))
 
 
+def test_a_latent_is_never_less_than_one_position() -> None:
+    assert View(0.25, 0).scaled(1, 3) == (1, 1)
+    assert View(0.25, 0).of_latents(torch.ones(1, 4, 2, 1, 3)).shape == (1, 4, 2, 1, 1)
+
+
 def test_the_extra_term_is_the_error_of_what_smaller_latents_decode_to() -> None:
     model = SimpleNamespace(decode=nearest, padded=lambda clip: clip, space_factor=8)
     latents = torch.randn(1, 4, 2, 2, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
