@@ -264,3 +264,11 @@ def test_parts_of_a_file_are_cut_by_their_times(tmp_path: Path) -> None:
             np.abs(found - reference[first:last]).mean() < 3
         )  # H.264 at high quality; a neighbour is off by 10 or more
     assert [clip.key for clip in made if isinstance(clip, NewClip)] == ["a_000", "a_001", "a_002"]
+
+
+def test_a_part_beyond_its_file_is_listed_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(draw_clip(np.random.default_rng(0), 24, 64, 96)))
+    (tmp_path / "list.csv").write_text("path,start,end\na.mp4,0,0.5\na.mp4,9,10\n")
+    found = run(tmp_path / "list.csv", tmp_path / "out", split="none", encoding=Encoding(False, 27.0, 8, None, 8, 23))
+    assert found.accepted["train"] == 1
+    assert found.rejected == [("a.mp4 (9 to 10 s)", "no frame of the file, which has 1.00 s, is in it")]
