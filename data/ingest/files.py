@@ -55,7 +55,8 @@ def index_files(
 ) -> Indexed:
     """Look at each file once, and write manifests and their index to `folder`, with `rejected.csv` for what cannot be used.
 
-    May be stopped at any moment and called again: a file that was looked at, and has not changed, is not read again.
+    May be stopped at any moment and called again: a file that was looked at, for this folder or another one beside it, and
+    has not changed, is not read again.
 
     Args:
         source: a folder, or a list (`data.ingest.lists`), whose order is kept. Its parts of files are clips of their own.
@@ -75,9 +76,9 @@ def index_files(
         raise UserError(f"{source} names no video or image{f' for the split {split}' if split else ''}.")
     base = root_of(source, choice.root).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # of several processes the first one works, the others find its work
+    with FileLock(folder.parent / "lock"):  # of several processes the first one works, the others find its work
         tasks = {video: task for video in videos if (task := task_of(base / video.path)) is not None}
-        probed = probe_files(tuple(tasks.values()), folder / PROBED, timeout, engine)
+        probed = probe_files(tuple(tasks.values()), folder.parent / PROBED, timeout, engine)
         rejected = found.rejected + [(video.path, "vanished") for video in videos if video not in tasks]
         samples: list[ListedSample] = []
         for video, task in tasks.items():

@@ -27,9 +27,9 @@ def is_manifest(url: str) -> bool:
 
 
 def index_folder(source: Path, split: str) -> Path:
-    """Where the index of files to train on is kept: in the user's cache, by their source's path and the split."""
-    name = hashlib.sha256(f"{source.resolve()} {split}".encode()).hexdigest()[:16]
-    return tables_folder() / f"files-{name}"
+    """Where the index of a split's files is kept: in the user's cache, beside those of other splits of the source."""
+    name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    return tables_folder() / f"files-{name}" / split
 
 
 def manifests_of(source: Path, split: str) -> str:

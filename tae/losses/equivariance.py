@@ -121,7 +121,8 @@ def area_resized(values: Tensor, height: int, width: int) -> Tensor:
     for dim, size in ((3, height), (4, width)):
         if size != values.shape[dim]:
             with torch.autocast(values.device.type, enabled=False):
-                matrix = area_matrix(values.shape[dim], size).to(values.device)
+                # Copied without waiting for the device: the step has no other reason to.
+                matrix = area_matrix(values.shape[dim], size).to(values.device, non_blocking=True)
                 values = torch.tensordot(values.float(), matrix, dims=([dim], [1])).movedim(-1, dim)
     return values
 

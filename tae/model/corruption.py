@@ -54,7 +54,7 @@ class LatentCorruption(nn.Module):
             masked = torch.rand(latents[:, :1].shape, device=latents.device) < self.mask
             latents = torch.where(masked, self.token.view(1, -1, 1, 1, 1), latents)
         if self.prefixes is not None:
-            choices = torch.tensor(self.prefixes, device=latents.device)
+            choices = torch.tensor(self.prefixes).to(latents.device, non_blocking=True)  # nothing waits for the device
             kept = choices[torch.randint(len(choices), of_clips, device=latents.device)]
             latents = latents * (torch.arange(latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1) < kept)
         return latents

@@ -79,19 +79,20 @@ def test_training_on_files_is_training_on_their_shards(
 
 
 def test_a_file_is_looked_at_once(videos: Path, tmp_path: Path) -> None:
-    """Unless it has changed, or its line was cut off when the machine stopped."""
-    folder = tmp_path / "index"
+    """For all splits, unless it has changed, or its line was cut off when the machine stopped."""
+    folder, journal = tmp_path / "files" / "train", tmp_path / "files" / PROBED
     index(videos, folder)
-    lines = (folder / PROBED).read_text().splitlines()
+    lines = journal.read_text().splitlines()
     assert len(lines) == 4
     index(videos, folder)
-    assert (folder / PROBED).read_text().splitlines() == lines
-    (folder / PROBED).write_text("\n".join(lines)[:-10])
+    index(videos, tmp_path / "files" / "test")
+    assert journal.read_text().splitlines() == lines
+    journal.write_text("\n".join(lines)[:-10])
     os.utime(videos / "waving" / "a.mp4", (1, 1))
     assert index(videos, folder) == ["a", "b", "c"]
-    assert (
-        len((folder / PROBED).read_text().splitlines()) == 5
-    )  # three that were left, the last one, and the changed one
+    again = journal.read_text().splitlines()
+    assert again[:3] == lines[:3]
+    assert len(again) == 5  # and the last one, and the changed one
 
 
 def test_a_list_gives_each_split_its_files(videos: Path, tmp_path: Path) -> None:
