@@ -54,12 +54,12 @@ def band_shares(values: Tensor, delta: float = 0.0) -> Tensor:
     Shapes: (b, c, t, h, w) float32 -> (8,); all 0 where there is nothing but a constant part
     """
     height, width = values.shape[3:]
-    rows, columns = (dct_matrix(size).to(values) for size in (height, width))
+    rows, columns = (dct_matrix(size).to(values, non_blocking=True) for size in (height, width))
     energy = (rows @ values @ columns.T).square().sum(dim=(0, 2)).flatten(1)  # (c, h w)
     distance = (torch.arange(height)[:, None] + torch.arange(width)).flatten()
     largest = max(height + width - 2, 1)
     weight = (distance / largest) ** delta * (distance > 0)
     band = -(-BANDS * distance // largest) - 1  # of (b / 8, (b + 1) / 8]; -1: the constant part
     in_band = (band[:, None] == torch.arange(BANDS)) * weight[:, None]
-    energies = energy @ in_band.to(values)
+    energies = energy @ in_band.to(values, non_blocking=True)
     return (energies / energies.sum(1, keepdim=True).clamp_min(SMALLEST_SHARE)).mean(0)

@@ -135,10 +135,10 @@ class TemporalAutoencoder(
         from tae.model.inflate import inflate  # here, since it needs this class's names only when asked for
 
         model = cls(**architecture)
-        if model.architecture.get("frontend", "conv") != "conv" or model.architecture.get("norm", "group") != "group":
+        if "frontend" in model.architecture:  # or it is an image autoencoder's
             raise UserError(
-                f"image_vae={path_or_repo_id}: no image autoencoder fits frontend={architecture.get('frontend')} with "
-                f"norm={architecture.get('norm')}. Give image_vae=null to start from random weights."
+                f"image_vae={path_or_repo_id}: no image autoencoder fits frontend={model.architecture['frontend']} with "
+                f"norm={model.architecture['norm']}. Give image_vae=null to start from random weights."
             )
         model.inflation = inflate(model, path_or_repo_id)
         model.starting_weights = {"image_vae": model.inflation.source, "sha256": model.inflation.sha256}

@@ -244,11 +244,9 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
 
 def shapes_of(cfg: DictConfig) -> dict[str, Shape]:
     """The shape of a batch of each stream that a training takes batches of."""
-    base = plain_stream(cfg.data.num_frames, cfg.data.resolution, cfg.data.batch_size)
-    return {
-        stream.name: stream.shape[:4]
-        for stream in make_streams(base, plain(cfg.data)["sources"], plain(cfg.data)["buckets"])
-    }
+    data = plain(cfg.data)
+    base = plain_stream(data["num_frames"], data["resolution"], data["batch_size"])
+    return {stream.name: stream.shape[:4] for stream in make_streams(base, data["sources"], data["buckets"])}
 
 
 def find_peaks(tasks: dict[str, Callable[[Shape], Cost]], shapes: dict[str, Shape]) -> dict[str, int]:
