@@ -92,30 +92,11 @@ def prepare(
         UserError: the source holds no usable video, the output holds something else, is in use or cannot be written,
             or an option is unknown.
     """
-    if dataset not in DATASETS:
-        raise UserError(f"dataset={dataset} is unknown. Choose one of: {', '.join(DATASETS)}.")
-    if not source.exists():
-        raise UserError(f"source={source} does not exist. Give the folder that holds the videos, or a list of them.")
-    if source.resolve().is_relative_to(output.resolve()):
-        raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
+    check_request(dataset, source, output, encoding, interlaced, decoder)
     choice = choice or Choice()
     found = find_videos(source, dataset, output, choice, cutting=encoding is not None)
     candidates, rejected = found.videos, found.rejected
-    if encoding and encoding.shots and any(video.cuts for video in candidates):
-        raise UserError("shots=true and the list's start and end both say where to cut: give one of them.")
-    if not candidates:
-        what = {"images": "images", FRAMES: "folders of numbered pictures"}.get(dataset, "videos")
-        extensions = kind_of(dataset)[1]
-        example = f" For example, {rejected[0][0]}: {rejected[0][1]}." if rejected else ""
-        raise UserError(f"source={source} holds no {what} (by extension: {', '.join(sorted(extensions))}).{example}")
-    if encoding and dataset == "images":
-        raise UserError("reencode=true is for videos; dataset=images keeps the files as they are.")
-    if interlaced not in (INTERLACED if encoding else KEPT_AS_IT_IS):
-        raise UserError(
-            f"interlaced={interlaced} is not allowed: refuse or keep, and with reencode=true also deinterlace."
-        )
-    if decoder not in ("auto", *VIDEO_READERS):
-        raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(VIDEO_READERS)}.")
+    check_found(dataset, source, encoding, candidates, rejected)
     split = split or default_split(candidates)
     recipe: dict[str, Any] = {"dataset": dataset, "split": split, "test": test, "val": val, "seed": seed}
     recipe |= {"shuffle": shuffle} | ({"group_pattern": choice.group_pattern} if choice.group_pattern else {})
@@ -138,6 +119,39 @@ def prepare(
             return _write(journal, output, work, engine, recipe, rejected + unlisted)
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
+
+
+def check_request(
+    dataset: str, source: Path, output: Path, encoding: Encoding | None, interlaced: str, decoder: str
+) -> None:
+    """Refuse what cannot be prepared so, before the source is listed; arguments and errors as in `prepare`."""
+    if dataset not in DATASETS:
+        raise UserError(f"dataset={dataset} is unknown. Choose one of: {', '.join(DATASETS)}.")
+    if not source.exists():
+        raise UserError(f"source={source} does not exist. Give the folder that holds the videos, or a list of them.")
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"output={output} holds source={source}. Choose a folder of its own for the shards.")
+    if encoding and dataset == "images":
+        raise UserError("reencode=true is for videos; dataset=images keeps the files as they are.")
+    if interlaced not in (INTERLACED if encoding else KEPT_AS_IT_IS):
+        raise UserError(
+            f"interlaced={interlaced} is not allowed: refuse or keep, and with reencode=true also deinterlace."
+        )
+    if decoder not in ("auto", *VIDEO_READERS):
+        raise UserError(f"decoder={decoder} is unknown. Choose one of: auto, {', '.join(VIDEO_READERS)}.")
+
+
+def check_found(
+    dataset: str, source: Path, encoding: Encoding | None, candidates: Sequence[Video], rejected: Rejected
+) -> None:
+    """Refuse a source that holds nothing, or a list that says where to cut beside `shots`."""
+    if not candidates:
+        what = {"images": "images", FRAMES: "folders of numbered pictures"}.get(dataset, "videos")
+        extensions = kind_of(dataset)[1]
+        example = f" For example, {rejected[0][0]}: {rejected[0][1]}." if rejected else ""
+        raise UserError(f"source={source} holds no {what} (by extension: {', '.join(sorted(extensions))}).{example}")
+    if encoding and encoding.shots and any(video.cuts for video in candidates):
+        raise UserError("shots=true and the list's start and end both say where to cut: give one of them.")
 
 
 @dataclass(frozen=True)
