@@ -66,10 +66,4 @@ def to_pixels(image: Image.Image) -> np.ndarray:
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")
         image.alpha_composite(picture)
-    return np.asarray(image.convert("RGB"))
-
-
-def read_image(content: bytes) -> np.ndarray:
-    """`to_pixels` of a file's content; errors as in `open_image`."""
-    with open_image(content) as image:
-        return to_pixels(image)
+    return np.array(image.convert("RGB"))  # a copy, since torch warns about memory that cannot be written
