@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.common import DTYPES, MODELS, RESULTS, peak_resident_bytes, publish, synchronize
 from tae import TemporalAutoencoder
 from tae.model.frame_conversion import frames_to_clip
-from tae.model.tiling import Tiling, decode_stream, encode_stream
+from tae.model.streaming import decode_stream, encode_stream
+from tae.model.tiling import Tiling
 
 PIECE = 8  # pixel frames
 # The lightest model that has every part: for what streams, not for what a model costs.

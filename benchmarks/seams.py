@@ -24,7 +24,8 @@ from data.sampling.transforms import resize_short_side
 from data.sampling.windows import central_window
 from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
 from tae.metrics.frame import psnr
-from tae.model.tiling import Tiling, decode_stream, encode_stream, even_tile
+from tae.model.streaming import decode_stream, encode_stream
+from tae.model.tiling import Tiling, even_tile
 
 TILE_FRAMES = 32
 AMPLIFIED = 8

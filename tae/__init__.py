@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from tae.model.frame_conversion import clip_to_frames, frames_to_clip
     from tae.model.posterior import DiagonalGaussian
     from tae.model.pretrained import load_model
-    from tae.model.tiling import Tiling, decode_stream, encode_stream
+    from tae.model.streaming import DecoderStream, EncoderStream, decode_stream, encode_stream
+    from tae.model.tiling import Tiling
     from tae.runtime.errors import UserError
 
 __all__ = [
     "AutoencoderOutput",
+    "DecoderStream",
     "DiagonalGaussian",
+    "EncoderStream",
     "TemporalAutoencoder",
     "Tiling",
     "UserError",
@@ -33,7 +36,8 @@ _HOMES = {
     "tae.model.frame_conversion": ("clip_to_frames", "frames_to_clip"),
     "tae.model.posterior": ("DiagonalGaussian",),
     "tae.model.pretrained": ("load_model",),
-    "tae.model.tiling": ("Tiling", "decode_stream", "encode_stream"),
+    "tae.model.streaming": ("DecoderStream", "EncoderStream", "decode_stream", "encode_stream"),
+    "tae.model.tiling": ("Tiling",),
     "tae.runtime.errors": ("UserError",),
 }
 

@@ -1,5 +1,6 @@
-"""The former home of `tae.model.tiling`, kept for one version."""
+"""The former home of `tae.model.tiling` and `tae.model.streaming`, kept for one version."""
 
-from tae.model.tiling import Tiling, decode_stream, encode_stream
+from tae.model.streaming import decode_stream, encode_stream
+from tae.model.tiling import Tiling
 
 __all__ = ["Tiling", "decode_stream", "encode_stream"]

@@ -25,7 +25,8 @@ from tae.metrics.frame import psnr, ssim
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.posterior import DiagonalGaussian
-from tae.model.tiling import Tiling, decode_stream, encode_stream
+from tae.model.streaming import decode_stream, encode_stream
+from tae.model.tiling import Tiling
 from tae.runtime.errors import UserError
 from tae.runtime.files import remove_drafts, replacing
 from tae.runtime.paths import list_files

@@ -18,7 +18,8 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.posterior import DiagonalGaussian
 from tae.model.pretrained import load_model
-from tae.model.tiling import Tiling, decode_stream, encode_stream
+from tae.model.streaming import decode_stream, encode_stream
+from tae.model.tiling import Tiling
 from tae.runtime.paths import to_path
 
 

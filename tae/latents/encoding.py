@@ -29,8 +29,10 @@ from tae.latents.stats import LatentStats
 from tae.latents.writer import FINISHED, LatentShard, entry_path
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.frame_conversion import frames_to_clip
+from tae.model.posterior import DiagonalGaussian
 from tae.model.pretrained import LoadedModel
-from tae.model.tiling import Tiling, encode_in_space
+from tae.model.streaming import EncoderStream
+from tae.model.tiling import Tiling
 from tae.runtime.console import plain_console
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
@@ -108,6 +110,7 @@ class LatentEncoding(L.LightningModule):
         self.num_workers = num_workers
         self.progress = progress
         self.open: dict[int, LatentShard] = {}
+        self.streams: dict[int, EncoderStream] = {}  # of each open shard's current clip
         self.signals = StopSignals()
 
     def on_predict_start(self) -> None:
@@ -131,16 +134,23 @@ class LatentEncoding(L.LightningModule):
         shard = self.open.get(piece.shard) or LatentShard(self.output, piece.shard, self.dtype_written)
         self.open[piece.shard] = shard
         if piece.frames is not None:
-            # Tiles do not overlap in time when encoding, so each is encoded for itself.
-            posterior = encode_in_space(self.model, frames_to_clip(piece.frames[None]), self.tiling)
-            shard.append(piece.name, posterior.mean, torch.exp(0.5 * posterior.logvar))
+            stream = self.streams.setdefault(piece.shard, EncoderStream(self.model, self.tiling))
+            self.append(shard, piece.name, stream.push(frames_to_clip(piece.frames[None])))
         elif piece.clip is not None:
+            stream = self.streams.pop(piece.shard, None)
+            if stream is not None and "fault" not in piece.clip:
+                self.append(shard, piece.clip["name"], stream.flush())
             shard.end_clip(**piece.clip)
             self.progress.advance(self.task)
         else:
             shard.finish()
             del self.open[piece.shard]
         return piece.shard  # nobody needs it, but Lightning warns of a step that gives nothing
+
+    def append(self, shard: LatentShard, name: str, posteriors: Sequence[DiagonalGaussian]) -> None:
+        """Add to the shard's current clip."""
+        for posterior in posteriors:
+            shard.append(name, posterior.mean, torch.exp(0.5 * posterior.logvar))
 
     def stop(self, number: int) -> None:
         """End by the signal, without what is half-written: nothing of an unfinished shard is kept anyway."""

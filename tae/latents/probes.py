@@ -2,32 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tae.metrics.frame import psnr
+from tae.model.codec import Codec
 from tae.model.frame_conversion import clip_to_frames
-from tae.model.posterior import DiagonalGaussian
 
 PROBED_FRAMES = 17  # of a clip that is probed: 2 x 8 + 1, 4 x 4 + 1
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4)  # standard deviations of each channel
 SEED = 0
-
-
-class Codec(Protocol):
-    """An autoencoder with an encoder and a decoder of its own: ours, or one of diffusers through its adapter."""
-
-    time_factor: int
-    space_factor: int
-
-    def encode(self, clip: Tensor) -> DiagonalGaussian:
-        """The posterior of (b, 3, t, h, w)."""
-
-    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """The clip of latents, of so many frames, rows and columns."""
 
 
 class Probed(NamedTuple):

@@ -55,7 +55,7 @@ class Reading:
 
     resolution: int | None
     frame_stride: int
-    piece: int  # frames that are encoded together
+    piece: int  # frames that are handed on at once
     smallest: int  # height and width that the model takes
     interlaced: str = "refuse"
 
@@ -183,7 +183,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator[Tensor]:
-    """The frames of a video, (t, h, w, 3) uint8, as many at once as are encoded together; fills `facts` on the way.
+    """The frames of a video, (t, h, w, 3) uint8, piece by piece; fills `facts` on the way.
 
     Raises:
         UserError: the file cannot be read as a video, or its frames are too small.

@@ -12,6 +12,7 @@ from tae.runtime.errors import UserError
 
 MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
 SHOWN_DIFFERENCES = 4
+LARGEST_VALUE = 2.0  # of a clip: bicubic resampling overshoots 1
 MAX_FOLDS = 3  # of pixels into channels: 1,536 channels
 
 
@@ -59,21 +60,39 @@ def check_front(widths: Sequence[int], norm: str, frontend: str, folds: int) -> 
         )
 
 
-def check_clip(clip: Tensor, smallest: int) -> None:
-    """Refuse what is not a clip, with the way to make it one."""
+def check_clip(clip: Tensor, smallest: int, shortest: int = 1) -> None:
+    """Refuse what is not a clip, with the way to make it one.
+
+    Args:
+        smallest: height and width, in pixels.
+        shortest: length, in frames.
+    """
     if clip.ndim != 5 or clip.shape[1] != 3:
         hint = " For images add a time axis: x[:, :, None]." if clip.ndim == 4 else ""
         raise ValueError(f"encode() takes a clip (b, 3, t, h, w); got {tuple(clip.shape)}.{hint}")
     if not clip.is_floating_point():
         raise TypeError(f"encode() takes values in [-1, 1]; got {clip.dtype}. Use tae.frames_to_clip on frames.")
-    if clip.shape[2] < 1 or min(clip.shape[3:]) < smallest:
-        raise ValueError(f"encode() takes t >= 1 and h, w >= {smallest}; got (t, h, w) = {tuple(clip.shape[2:])}.")
+    if clip.shape[2] < shortest or min(clip.shape[3:]) < smallest:
+        given = tuple(clip.shape[2:])
+        raise ValueError(f"encode() takes t >= {shortest} and h, w >= {smallest}; got (t, h, w) = {given}.")
+
+
+def check_range(clip: Tensor) -> None:
+    """Refuse values that no clip has: of frames that were not converted, or NaN. It waits for the device."""
+    if not clip.numel():
+        return
+    low, high = (value.item() for value in clip.aminmax())
+    if not -LARGEST_VALUE <= low <= high <= LARGEST_VALUE:
+        given = f"{low:.4g} to {high:.4g}"
+        raise ValueError(f"A clip has values in [-1, 1]; got {given}. Use tae.frames_to_clip on frames.")
 
 
 def check_latents(latents: Tensor, channels: int) -> None:
     """Refuse what is not a latent of this model."""
     if latents.ndim != 5 or latents.shape[1] != channels:
         raise ValueError(f"decode() takes latents (b, {channels}, t, h, w); got {tuple(latents.shape)}.")
+    if not latents.is_floating_point():
+        raise TypeError(f"decode() takes floating-point latents; got {latents.dtype}.")
 
 
 def differing_parameters(differences: Sequence[str]) -> str:

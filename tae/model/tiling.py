@@ -1,8 +1,8 @@
 """Video of any length and size in pieces: tiles in time and in space, blended where they overlap.
 
-Everything goes through two functions on one axis: `windows` cuts a stream into overlapping tiles, `stitch` blends tiles
-back into a stream. Neither holds more than a tile and a piece, so with small pieces memory does not depend on the length.
-A tile of 4K frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
+Everything goes through two classes on one axis: `Windows` cuts a stream into overlapping tiles, `OverlapAdd` blends tiles
+back into a stream. Neither holds more than a tile, so with small pieces memory does not depend on the length. A tile of 4K
+frames is 3 GB, so what was handed on is let go of at once: a suspended generator keeps its variables.
 
 Units: pixel frames and pixels are those of the video, latent frames those of the latent (`model.time_factor` times fewer).
 
@@ -14,14 +14,13 @@ height and width.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.checks import check_clip
+from tae.model.codec import Codec
 from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
 
@@ -68,61 +67,8 @@ class Tiling:
                 )
 
 
-def encode_stream(
-    model: TemporalAutoencoder, clips: Iterable[Tensor], tiling: Tiling | None = None
-) -> Iterator[DiagonalGaussian]:
-    """Encode a video that comes in pieces.
-
-    Shapes:
-        clips:  pieces (b, 3, any t, h, w) in [-1, 1], in order
-        yields: posteriors over (b, latent_channels, at most tile_pixel_frames / 8, ceil(h / 8), ceil(w / 8)), in order;
-                together ceil(t / 8) latent frames for t frames in all
-
-    Without gradient. A video of one tile gives exactly `model.encode`.
-
-    Raises:
-        UserError: the tiling does not fit the model.
-    """
-    tiling = tiling or Tiling()
-    tiling.check(model.time_factor, model.space_factor)
-    tiles = windows(clips, tiling.tile_pixel_frames, overlap=0, dim=TIME)
-    yield from map(partial(encode_in_space, model, tiling=tiling), tiles)
-
-
-def decode_stream(
-    model: TemporalAutoencoder,
-    latents: Iterable[Tensor],
-    num_frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    tiling: Tiling | None = None,
-) -> Iterator[Tensor]:
-    """Decode latents that come in pieces.
-
-    Shapes:
-        latents: pieces (b, latent_channels, any t', h', w'), in order
-        yields:  clips (b, 3, at most tile_pixel_frames, *size), in order, together `num_frames` frames; not clamped
-
-    Args:
-        num_frames: how many frames to give in all, from the start; None gives all 8 t'.
-        size: height and width to keep, from the upper left; None keeps 8 h', 8 w'.
-
-    Without gradient. Latents of one tile give exactly `model.decode`.
-
-    Raises:
-        UserError: the tiling does not fit the model.
-        ValueError: the latents hold fewer than `num_frames` frames, or less than `size`.
-    """
-    tiling = tiling or Tiling()
-    factor = model.time_factor
-    tiling.check(factor, model.space_factor, decoding=True)
-    overlap = tiling.overlap_pixel_frames
-    tiles = windows(latents, tiling.tile_pixel_frames // factor, overlap // factor, dim=TIME)
-    decoded = (decode_in_space(model, tile, size, tiling) for tile in tiles)
-    yield from first_frames(stitch(decoded, overlap, dim=TIME), num_frames)
-
-
 @torch.no_grad()
-def encode_in_space(model: TemporalAutoencoder, clip: Tensor, tiling: Tiling) -> DiagonalGaussian:
+def encode_in_space(model: Codec, clip: Tensor, tiling: Tiling) -> DiagonalGaussian:
     """`model.encode`, with blended tiles in height and width where the clip is larger than one."""
     if tiling.tile_pixels is None:
         return model.encode(clip)
@@ -140,9 +86,7 @@ def encode_in_space(model: TemporalAutoencoder, clip: Tensor, tiling: Tiling) ->
 
 
 @torch.no_grad()
-def decode_in_space(
-    model: TemporalAutoencoder, latents: Tensor, size: tuple[int, int] | None, tiling: Tiling
-) -> Tensor:
+def decode_in_space(model: Codec, latents: Tensor, size: tuple[int, int] | None, tiling: Tiling) -> Tensor:
     """`model.decode`, with blended tiles in height and width where the latents are larger than one."""
     if tiling.tile_pixels is None:
         return model.decode(latents, size=size)
@@ -173,8 +117,8 @@ def in_tiles(
         def tiled(x: Tensor) -> Tensor:
             if x.shape[dim] <= tile:
                 return function(x)
-            length = even_tile(x.shape[dim], tile, overlap, unit)
-            tiles = map(function, windows([x], length, overlap, dim))
+            windows = Windows(even_tile(x.shape[dim], tile, overlap, unit), overlap, dim)
+            tiles = map(function, windows.push(x) + windows.flush())
             return join(stitch(tiles, round(overlap * scale), dim), round(x.shape[dim] * scale), dim)
 
         return tiled
@@ -203,25 +147,68 @@ def even_tile(extent: int, tile: int, overlap: int, unit: int) -> int:
     return math.ceil((extent + (count - 1) * overlap) / count / unit) * unit
 
 
-def windows(pieces: Iterable[Tensor], length: int, overlap: int, dim: int) -> Iterator[Tensor]:
-    """Cut a stream again into windows that overlap.
+class Windows:
+    """Cut a stream that arrives in pieces into windows that overlap.
 
-    Yields windows of `length` along `dim`, each starting `length - overlap` after the one before, and what remains at
-    the end: a last window that holds more than the overlap alone, or all there is where that is less than one window.
+    Args:
+        length, overlap: of the windows along `dim`: each starts `length - overlap` after the one before.
+        dim: the axis along which the stream runs; pieces are alike in all else.
     """
-    pending: list[Tensor] = []
-    seen = 0  # how much of what is pending has been in a window
-    for piece in pieces:
-        pending.append(piece)
-        if sum(part.shape[dim] for part in pending) < length:
-            continue
-        ready, rest = cut(torch.cat(pending, dim) if len(pending) > 1 else piece, length, overlap, dim)
-        pending, seen = [rest] if rest.shape[dim] else [], overlap
-        del piece, rest
-        while ready:
-            yield ready.pop(0)
-    if sum(part.shape[dim] for part in pending) > seen:
-        yield torch.cat(pending, dim)
+
+    def __init__(self, length: int, overlap: int, dim: int) -> None:
+        self.length = length
+        self.overlap = overlap
+        self.dim = dim
+        self.pending: list[Tensor] = []
+        self.seen = 0  # how much of what is pending has been in a window
+        self.form: str | None = None  # of the first piece
+        self.flushed = False
+
+    def push(self, piece: Tensor) -> list[Tensor]:
+        """The windows that this piece completes; they may be views of it. What is kept of it is a copy.
+
+        Raises:
+            ValueError: the piece is unlike the first one, or the stream has ended.
+        """
+        self.check(piece)
+        held = sum(part.shape[self.dim] for part in self.pending)
+        if held + piece.shape[self.dim] < self.length:
+            self.pending += [piece.clone()] if piece.shape[self.dim] else []
+            return []
+        whole = concatenate([*self.pending, piece], self.dim)
+        windows, rest = cut(whole, self.length, self.overlap, self.dim)
+        self.pending, self.seen = [rest] if rest.shape[self.dim] else [], self.overlap
+        return windows
+
+    def flush(self) -> list[Tensor]:
+        """What remains: a last window, where it holds more than the overlap alone, or all there was if less than a window.
+
+        Raises:
+            ValueError: the stream has ended before.
+        """
+        self.check_open()
+        self.flushed = True
+        pending, self.pending = self.pending, []
+        more = sum(part.shape[self.dim] for part in pending) > self.seen
+        return [concatenate(pending, self.dim)] if more else []
+
+    def check(self, piece: Tensor) -> None:
+        """Refuse a piece that does not continue the stream."""
+        self.check_open()
+        shape = ", ".join("any" if axis == self.dim else str(side) for axis, side in enumerate(piece.shape))
+        form = f"({shape}) {piece.dtype} on {piece.device}"
+        self.form = self.form or form
+        if form != self.form:
+            raise ValueError(f"A stream began with pieces {self.form}; got {form}. Flush it, and make another one.")
+
+    def check_open(self) -> None:
+        if self.flushed:
+            raise ValueError("This stream was flushed, which ends it. Make a new one for each video.")
+
+
+def concatenate(parts: list[Tensor], dim: int) -> Tensor:
+    """torch.cat, which copies a single part too."""
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
 def cut(x: Tensor, length: int, overlap: int, dim: int) -> tuple[list[Tensor], Tensor]:
@@ -231,23 +218,37 @@ def cut(x: Tensor, length: int, overlap: int, dim: int) -> tuple[list[Tensor], T
     return [x.narrow(dim, start, length) for start in starts], x.narrow(dim, begun, x.shape[dim] - begun).clone()
 
 
-def stitch(tiles: Iterable[Tensor], overlap: int, dim: int) -> Iterator[Tensor]:
+class OverlapAdd:
     """Blend tiles, each of which starts `overlap` before the end of the one before, into a stream without overlap.
 
     A tile may be shorter than the overlap only where it is the only one. Tiles are overwritten.
     """
-    tail = None
-    for tile in tiles:
-        if tail is not None:
-            fade_in(tile.narrow(dim, 0, overlap), tail, dim)
-        finished = max(tile.shape[dim] - overlap, 0)
-        tail = tile.narrow(dim, finished, tile.shape[dim] - finished).clone()
-        ready = [tile.narrow(dim, 0, finished)] if finished else []
-        del tile
-        while ready:
-            yield ready.pop()
-    if tail is not None and tail.shape[dim]:
-        yield tail
+
+    def __init__(self, overlap: int, dim: int) -> None:
+        self.overlap = overlap
+        self.dim = dim
+        self.tail: Tensor | None = None  # of the last tile, to be blended with the next
+
+    def push(self, tile: Tensor) -> Tensor:
+        """What the next tile does not change of this one; a view of it."""
+        if self.tail is not None:
+            fade_in(tile.narrow(self.dim, 0, self.overlap), self.tail, self.dim)
+        length = tile.shape[self.dim]
+        finished = max(length - self.overlap, 0)
+        self.tail = tile.narrow(self.dim, finished, length - finished).clone()
+        return tile.narrow(self.dim, 0, finished)
+
+    def flush(self) -> list[Tensor]:
+        """The end of the last tile, where there was one."""
+        tail, self.tail = self.tail, None
+        return [] if tail is None else [tail]
+
+
+def stitch(tiles: Iterable[Tensor], overlap: int, dim: int) -> Iterator[Tensor]:
+    """Tiles through an `OverlapAdd`."""
+    seams = OverlapAdd(overlap, dim)
+    yield from map(seams.push, tiles)
+    yield from seams.flush()
 
 
 def fade_in(after: Tensor, before: Tensor, dim: int) -> None:
@@ -263,23 +264,3 @@ def blending_weights(length: int) -> Tensor:
     The earlier tile's share is the same ramp mirrored.
     """
     return torch.arange(1, length + 1) / (length + 1)
-
-
-def first_frames(clips: Iterable[Tensor], num_frames: int | None) -> Iterator[Tensor]:
-    """The first `num_frames` frames of a stream of clips, all where it is None.
-
-    Raises:
-        ValueError: the stream ends before.
-    """
-    if num_frames is None:
-        yield from clips
-        return
-    given = 0
-    for clip in clips:
-        wanted = min(clip.shape[TIME], num_frames - given)
-        if wanted == 0:
-            return
-        given += wanted
-        yield clip[:, :, :wanted]
-    if given < num_frames:
-        raise ValueError(f"num_frames={num_frames} was asked for; these latents hold {given}.")

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import seams
 from data.drawing import draw_clip, encode_mp4
-from tae.model.tiling import even_tile, windows
+from tae.model.tiling import Windows, even_tile
 from tests.references.tiling import seam_energy
 
 
@@ -19,7 +19,8 @@ def test_the_energy_is_that_of_its_definition(dim: int) -> None:
 
 @pytest.mark.parametrize(("extent", "tile", "overlap"), [(96, 32, 0), (96, 32, 16), (100, 32, 24), (384, 208, 32)])
 def test_borders_are_where_windows_start_and_end(extent: int, tile: int, overlap: int) -> None:
-    found = list(windows([torch.arange(extent)], tile, overlap, dim=0))
+    cutter = Windows(tile, overlap, dim=0)
+    found = cutter.push(torch.arange(extent)) + cutter.flush()
     ends = {int(place) for window in found for place in (window[0], window[-1] + 1)}
     assert seams.borders(extent, tile, overlap) == sorted(ends - {0, extent})
     assert even_tile(384, 256, 32, 8) == 208

@@ -21,7 +21,7 @@ from tae import TemporalAutoencoder
 from tae.evaluation.reconstruction import panels, plan_outputs
 from tae.metrics.frame import psnr
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
-from tae.model.tiling import decode_stream, encode_stream
+from tae.model.streaming import decode_stream, encode_stream
 from tae.reconstruct import main
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError

@@ -1,0 +1,26 @@
+"""The interface of an autoencoder to what runs one: tiles, streams, probes of latents."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from tae.model.posterior import DiagonalGaussian
+
+
+class Codec(Protocol):
+    """An autoencoder with an encoder and a decoder of its own: ours, or one of diffusers through its adapter."""
+
+    time_factor: int
+    space_factor: int
+
+    def encode(self, clip: Tensor) -> DiagonalGaussian:
+        """The posterior of (b, 3, t, h, w)."""
+
+    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """The clip of latents, of so many frames, rows and columns."""
+
+
+class TileableCodec(Codec, Protocol):
+    """One that takes any number of frames, so that a video may be cut anywhere: ours, or its graphs in ONNX."""
+
+    latent_channels: int

@@ -1,0 +1,189 @@
+"""Streams: frames in as they arrive, latents out as soon as they are final, and the way back.
+
+A stream is cut into tiles in time, counted from its start, so the pieces in which it is pushed do not matter: any pieces
+give the same bits. It holds less than a tile and what the next tile is blended with, however long it runs.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from tae.model.checks import check_clip, check_latents, check_range
+from tae.model.codec import TileableCodec
+from tae.model.posterior import DiagonalGaussian
+from tae.model.tiling import TIME, OverlapAdd, Tiling, Windows, decode_in_space, encode_in_space
+
+Out_co = TypeVar("Out_co", covariant=True)
+
+
+class Stream(Protocol[Out_co]):
+    """Takes pieces of a video, or of its latents, and gives what is final."""
+
+    def push(self, piece: Tensor, /) -> list[Out_co]:
+        """Take a piece of any length."""
+
+    def flush(self) -> list[Out_co]:
+        """End the stream."""
+
+
+class EncoderStream:
+    """Encode a video that arrives piece by piece. Without gradient; a video of one tile gives exactly `model.encode`.
+
+    Args:
+        model: the autoencoder, which is used as it is: put it in evaluation mode and where the frames are.
+        tiling: how the video is cut; its overlap in time is that of decoding. None: tiles of 32 whole frames.
+
+    Raises:
+        UserError: the tiling does not fit the model.
+    """
+
+    def __init__(self, model: TileableCodec, tiling: Tiling | None = None) -> None:
+        self.tiling = tiling or Tiling()
+        self.tiling.check(model.time_factor, model.space_factor)
+        self._model = model
+        self._windows = Windows(self.tiling.tile_pixel_frames, overlap=0, dim=TIME)
+
+    @property
+    def latency(self) -> int:
+        """Most frames that have to follow a frame before its latent is given, where the stream is not flushed."""
+        return self.tiling.tile_pixel_frames - 1
+
+    def push(self, clip: Tensor) -> list[DiagonalGaussian]:
+        """Take frames, and give the posterior of each tile that they complete, in order.
+
+        Shapes:
+            clip:    (b, 3, t, h, w) in [-1, 1], of any t; all else is the same in each push
+            returns: over (b, latent_channels, tile_pixel_frames / 8, ceil(h / 8), ceil(w / 8)) each
+
+        Raises:
+            ValueError: no clip, values beyond [-1, 1], unlike the first push, or after `flush`.
+            TypeError: not floating-point values.
+        """
+        check_clip(clip, self._model.space_factor, shortest=0)
+        check_range(clip)
+        return self._encode(self._windows.push(clip))
+
+    def flush(self) -> list[DiagonalGaussian]:
+        """End the stream, and give what is left: at most one posterior, of a tile that may be shorter.
+
+        Raises:
+            ValueError: it was flushed before.
+        """
+        return self._encode(self._windows.flush())
+
+    def _encode(self, tiles: list[Tensor]) -> list[DiagonalGaussian]:
+        return [encode_in_space(self._model, tile, self.tiling) for tile in tiles]
+
+
+class DecoderStream:
+    """Decode latents that arrive piece by piece. Without gradient; latents of one tile give exactly `model.decode`.
+
+    Args:
+        model: the autoencoder, which is used as it is.
+        num_frames: how many frames to give in all, from the start; None gives all that the latents hold.
+        size: height and width to keep, from the upper left; None keeps all.
+        tiling: how the video is cut. None: tiles of 32 whole frames, which overlap by 16.
+
+    Raises:
+        UserError: the tiling does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: TileableCodec,
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        tiling: Tiling | None = None,
+    ) -> None:
+        self.tiling = tiling or Tiling()
+        self.tiling.check(model.time_factor, model.space_factor, decoding=True)
+        length, overlap = self.tiling.tile_pixel_frames, self.tiling.overlap_pixel_frames
+        self._model = model
+        self._size = size
+        self._num_frames = num_frames
+        self._given = 0
+        self._windows = Windows(length // model.time_factor, overlap // model.time_factor, TIME)
+        self._seams = OverlapAdd(overlap, TIME)
+
+    @property
+    def latency(self) -> int:
+        """Most frames whose latents have to follow that of a frame before it is given, where the stream is not flushed."""
+        return self.tiling.tile_pixel_frames - self._model.time_factor
+
+    def push(self, latents: Tensor) -> list[Tensor]:
+        """Take latents, and give the frames that no later latent changes, in order. Not clamped.
+
+        Shapes:
+            latents: (b, latent_channels, t', h', w'), of any t'; all else is the same in each push
+            returns: clips (b, 3, at most tile_pixel_frames, *size)
+
+        Raises:
+            ValueError: no latents of this model, unlike the first push, less than `size`, or after `flush`.
+            TypeError: not floating-point values.
+        """
+        check_latents(latents, self._model.latent_channels)
+        return self._wanted(self._decode(self._windows.push(latents)))
+
+    def flush(self) -> list[Tensor]:
+        """End the stream, and give the frames that are left.
+
+        Raises:
+            ValueError: it was flushed before, or the latents held fewer than `num_frames` frames.
+        """
+        tiles = self._windows.flush()
+        clips = self._wanted(self._decode(tiles)) + self._wanted(self._seams.flush())
+        if self._num_frames is not None and self._given < self._num_frames:
+            raise ValueError(f"num_frames={self._num_frames} was asked for; these latents hold {self._given}.")
+        return clips
+
+    def _decode(self, tiles: list[Tensor]) -> Iterator[Tensor]:
+        for tile in tiles:
+            if self._given == self._num_frames:
+                return
+            yield self._seams.push(decode_in_space(self._model, tile, self._size, self.tiling))
+
+    def _wanted(self, clips: Iterable[Tensor]) -> list[Tensor]:
+        """What of these clips belongs to the first `num_frames` frames."""
+        wanted = []
+        for clip in clips:
+            if self._num_frames is not None:
+                clip = clip[:, :, : self._num_frames - self._given]
+            self._given += clip.shape[TIME]
+            if clip.shape[TIME]:
+                wanted.append(clip)
+        return wanted
+
+
+def encode_stream(
+    model: TileableCodec, clips: Iterable[Tensor], tiling: Tiling | None = None
+) -> Iterator[DiagonalGaussian]:
+    """Push the clips of an iterator through an `EncoderStream`; what comes out, one by one.
+
+    Nothing is computed before it is asked for. Errors are those of the stream.
+    """
+    stream = EncoderStream(model, tiling)
+    yield from push_all(stream, clips, most=stream.tiling.tile_pixel_frames)
+
+
+def decode_stream(
+    model: TileableCodec,
+    latents: Iterable[Tensor],
+    num_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    tiling: Tiling | None = None,
+) -> Iterator[Tensor]:
+    """Push the latents of an iterator through a `DecoderStream`; what comes out, one by one.
+
+    Nothing is computed before it is asked for. Errors are those of the stream.
+    """
+    stream = DecoderStream(model, num_frames, size, tiling)
+    yield from push_all(stream, latents, most=1)
+
+
+def push_all(stream: Stream[Out_co], pieces: Iterable[Tensor], most: int) -> Iterator[Out_co]:
+    """Push every piece, but at most `most` frames at once, so that no more than a tile is given at once; then flush."""
+    for piece in pieces:
+        for part in piece.split(most, dim=TIME):
+            yield from stream.push(part)
+    yield from stream.flush()
