@@ -137,9 +137,9 @@ class LatentEncoding(L.LightningModule):
             stream = self.streams.setdefault(piece.shard, EncoderStream(self.model, self.tiling))
             self.append(shard, piece.name, stream.push(frames_to_clip(piece.frames[None])))
         elif piece.clip is not None:
-            stream = self.streams.pop(piece.shard, None)
-            if stream is not None and "fault" not in piece.clip:
-                self.append(shard, piece.clip["name"], stream.flush())
+            if "fault" not in piece.clip:
+                self.append(shard, piece.clip["name"], self.streams[piece.shard].flush())
+            self.streams.pop(piece.shard, None)  # none where the clip's first frame could not be read
             shard.end_clip(**piece.clip)
             self.progress.advance(self.task)
         else:

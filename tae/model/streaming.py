@@ -14,16 +14,16 @@ from tae.model.codec import TileableCodec
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import TIME, OverlapAdd, Tiling, Windows, decode_in_space, encode_in_space
 
-Out_co = TypeVar("Out_co", covariant=True)
+Out = TypeVar("Out")
 
 
-class Stream(Protocol[Out_co]):
+class Stream(Protocol[Out]):
     """Takes pieces of a video, or of its latents, and gives what is final."""
 
-    def push(self, piece: Tensor, /) -> list[Out_co]:
+    def push(self, piece: Tensor, /) -> list[Out]:
         """Take a piece of any length."""
 
-    def flush(self) -> list[Out_co]:
+    def flush(self) -> list[Out]:
         """End the stream."""
 
 
@@ -181,7 +181,7 @@ def decode_stream(
     yield from push_all(stream, latents, most=1)
 
 
-def push_all(stream: Stream[Out_co], pieces: Iterable[Tensor], most: int) -> Iterator[Out_co]:
+def push_all(stream: Stream[Out], pieces: Iterable[Tensor], most: int) -> Iterator[Out]:
     """Push every piece, but at most `most` frames at once, so that no more than a tile is given at once; then flush."""
     for piece in pieces:
         for part in piece.split(most, dim=TIME):
