@@ -74,11 +74,8 @@ class DiffusersVAE(nn.Module):
             in_channels=3,
             out_channels=3,
             block_out_channels=[architecture["base_channels"] * m for m in architecture["channel_multipliers"]],
-            scaling_factor=1.0 if stats is None else stats.scale,
-            shift_factor=0.0 if stats is None else stats.shift,
+            **({"scaling_factor": 1.0, "shift_factor": 0.0} if stats is None else stats.conventions),
         )
-        if stats is not None:
-            self.config |= {"latents_mean": list(stats.mean), "latents_std": list(stats.std)}
 
     @classmethod
     def from_pretrained(cls, source: str | Path, stats: str | Path | None = None) -> Self:

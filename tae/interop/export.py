@@ -1,8 +1,11 @@
 """The command that exports a model: from its config to a folder and the hub."""
 
 import copy
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,7 +14,7 @@ from tae.interop.model_card import CARD, find_metrics, model_card
 from tae.interop.repository import check_stats, prepare_repository, share, upload
 from tae.latents.file import DTYPES
 from tae.latents.stats import STATS, LatentStats
-from tae.model.pretrained import load_model
+from tae.model.pretrained import CONFIG_FILE, load_model
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
 from tae.runtime.paths import to_path
@@ -49,6 +52,7 @@ def export(cfg: DictConfig) -> Path:
             graphs = export_graphs(loaded.model, output, cfg.format)
     if stats is not None:
         shutil.copy(to_path(cfg.latents) / STATS, output / STATS)
+        add_to_config(output / CONFIG_FILE, stats.conventions)
     write_text(
         output / CARD, model_card(loaded, metrics, stats, graphs, cfg.repo or output.name, cfg.license, cfg.dtype)
     )
@@ -57,3 +61,8 @@ def export(cfg: DictConfig) -> Path:
         with stage(f"uploading to {cfg.repo}"):
             upload(output, cfg.repo)
     return output
+
+
+def add_to_config(path: Path, more: Mapping[str, Any]) -> None:
+    """Write further entries into a config.json, for programs that read it alone; loading the model ignores them."""
+    write_text(path, json.dumps(json.loads(path.read_text(encoding="utf-8")) | dict(more), indent=2) + "\n")

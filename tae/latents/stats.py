@@ -42,6 +42,12 @@ class LatentStats:
     outlier_rate: float
     checkpoint: Mapping[str, Any]
 
+    @property
+    def conventions(self) -> dict[str, Any]:
+        """What diffusers' configs call these numbers: of all channels together, and of each."""
+        together = {"scaling_factor": self.scale, "shift_factor": self.shift}
+        return together | {"latents_mean": list(self.mean), "latents_std": list(self.std)}
+
     @classmethod
     def read(cls, folder: str | Path) -> Self:
         """Read `latent_stats.json` of a folder.

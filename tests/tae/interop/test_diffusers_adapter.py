@@ -1,6 +1,7 @@
 """Our model where diffusers expects one of its own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_statistics_beside_the_model_are_found(model: TemporalAutoencoder, tmp_p
     config = DiffusersVAE.from_pretrained(tmp_path).config
     assert (config.scaling_factor, config.shift_factor, config["latents_std"]) == (0.5, 0.1, [2.0] * 16)
     assert not hasattr(config, "use_quant_conv")
+
+
+@torch.no_grad()
+def test_latents_normalised_by_channel_are_decoded(model: TemporalAutoencoder) -> None:
+    """As Wan's pipeline undoes it: `latents / (1 / std) + mean`, with the lists of the config."""
+    clip = torch.rand(1, 3, 16, 32, 32) * 2 - 1
+    latents = model.encode(clip).mode()
+    variance, mean = torch.var_mean(latents, (0, 2, 3, 4), correction=0)
+    stats = replace(STATS, mean=tuple(mean.tolist()), std=tuple(variance.sqrt().tolist()))
+    vae = DiffusersVAE(model, stats)
+    mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    normalised = (vae.encode(clip).latent_dist.mode() - mean) / std
+    torch.testing.assert_close(normalised.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalised.std((0, 2, 3, 4), correction=0), torch.ones(16), atol=1e-5, rtol=0)
+    decoded = vae.decode(normalised / (1 / std) + mean).sample
+    torch.testing.assert_close(decoded, model.decode(latents), atol=1e-5, rtol=0)  # rounding of the two scalings
 
 
 def test_diffusers_video_processor_in_and_out(model: TemporalAutoencoder, vae: DiffusersVAE) -> None:

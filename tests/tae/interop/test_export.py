@@ -170,6 +170,11 @@ def test_statistics_of_the_latents_go_along(run: Path, tmp_path: Path) -> None:
     write_stats(tmp_path, file_sha256(checkpoint))
     main(config(ckpt=checkpoint, output=tmp_path / "model", latents=tmp_path))
     assert LatentStats.read(tmp_path / "model").scale == 0.25
+    stated = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (stated["scaling_factor"], stated["shift_factor"]) == (0.25, 0.5)
+    assert (stated["latents_mean"], stated["latents_std"]) == ([0.5], [2.0])
+    before, after = load_model(checkpoint).model, load_model(tmp_path / "model").model
+    assert before.architecture == after.architecture
     assert "`(latents - 0.50000) * 0.25000`" in (tmp_path / "model" / "README.md").read_text()
     write_stats(tmp_path, "another")
     with pytest.raises(UserError, match="were made by p, which is not"):
