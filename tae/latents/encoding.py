@@ -134,7 +134,8 @@ class LatentEncoding(L.LightningModule):
         shard = self.open.get(piece.shard) or LatentShard(self.output, piece.shard, self.dtype_written)
         self.open[piece.shard] = shard
         if piece.frames is not None:
-            stream = self.streams.setdefault(piece.shard, EncoderStream(self.model, self.tiling))
+            stream = self.streams.get(piece.shard) or EncoderStream(self.model, self.tiling)
+            self.streams[piece.shard] = stream
             self.append(shard, piece.name, stream.push(frames_to_clip(piece.frames[None])))
         elif piece.clip is not None:
             if "fault" not in piece.clip:

@@ -21,6 +21,6 @@ class Codec(Protocol):
 
 
 class TileableCodec(Codec, Protocol):
-    """One that takes any number of frames, so that a video may be cut anywhere: ours, or its graphs in ONNX."""
+    """One that takes any number of frames, so that a video may be cut anywhere, as ours may."""
 
     latent_channels: int

@@ -62,7 +62,9 @@ class EncoderStream:
         """
         check_clip(clip, self._model.space_factor, shortest=0)
         check_range(clip)
-        return self._encode(self._windows.push(clip))
+        tiles = self._windows.push(clip)
+        del clip  # its memory is free for the tiles' encoding, unless the caller keeps it
+        return self._encode(tiles)
 
     def flush(self) -> list[DiagonalGaussian]:
         """End the stream, and give what is left: at most one posterior, of a tile that may be shorter.
@@ -158,9 +160,15 @@ class DecoderStream:
 def encode_stream(
     model: TileableCodec, clips: Iterable[Tensor], tiling: Tiling | None = None
 ) -> Iterator[DiagonalGaussian]:
-    """Push the clips of an iterator through an `EncoderStream`; what comes out, one by one.
+    """Push the clips of an iterator through an `EncoderStream`; what is final, one by one, as it is asked for.
 
-    Nothing is computed before it is asked for. Errors are those of the stream.
+    Shapes:
+        clips:  pieces (b, 3, any t, h, w) in [-1, 1], in order
+        yields: posteriors over (b, latent_channels, at most tile_pixel_frames / 8, ceil(h / 8), ceil(w / 8)), in order;
+                together ceil(t / 8) latent frames for t frames in all
+
+    Raises:
+        UserError, ValueError, TypeError: as `EncoderStream`.
     """
     stream = EncoderStream(model, tiling)
     yield from push_all(stream, clips, most=stream.tiling.tile_pixel_frames)
@@ -173,9 +181,14 @@ def decode_stream(
     size: tuple[int, int] | None = None,
     tiling: Tiling | None = None,
 ) -> Iterator[Tensor]:
-    """Push the latents of an iterator through a `DecoderStream`; what comes out, one by one.
+    """Push the latents of an iterator through a `DecoderStream`; what is final, one by one, as it is asked for.
 
-    Nothing is computed before it is asked for. Errors are those of the stream.
+    Shapes:
+        latents: pieces (b, latent_channels, any t', h', w'), in order
+        yields:  clips (b, 3, at most tile_pixel_frames, *size), in order, together `num_frames` frames; not clamped
+
+    Raises:
+        UserError, ValueError, TypeError: as `DecoderStream`.
     """
     stream = DecoderStream(model, num_frames, size, tiling)
     yield from push_all(stream, latents, most=1)
@@ -184,6 +197,8 @@ def decode_stream(
 def push_all(stream: Stream[Out], pieces: Iterable[Tensor], most: int) -> Iterator[Out]:
     """Push every piece, but at most `most` frames at once, so that no more than a tile is given at once; then flush."""
     for piece in pieces:
-        for part in piece.split(most, dim=TIME):
-            yield from stream.push(part)
+        parts = list(piece.split(most, dim=TIME))
+        del piece
+        while parts:
+            yield from stream.push(parts.pop(0))
     yield from stream.flush()

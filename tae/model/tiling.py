@@ -207,7 +207,7 @@ class Windows:
 
 
 def concatenate(parts: list[Tensor], dim: int) -> Tensor:
-    """torch.cat, which copies a single part too."""
+    """torch.cat, without the copy that it makes of a single part."""
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
