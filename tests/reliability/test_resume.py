@@ -46,9 +46,9 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "checkpoints" / "last.ckpt"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("accumulate", "trained"), [pytest.param(1, DECODER, id="decoder"), pytest.param(2, (), id="all")]
+    ("accumulate", "trained"),
+    [pytest.param(1, DECODER, marks=pytest.mark.slow, id="decoder"), pytest.param(2, (), id="all")],
 )
 def test_from_every_checkpoint_of_a_run(
     accumulate: int, trained: tuple[str, ...], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -132,7 +132,6 @@ def test_checkpointing_and_halves_need_less():
     assert step_peak("data.resolution=128", "precision=bf16") < 0.8 * as_is
 
 
-@pytest.mark.slow
 def test_a_moving_average_needs_four_bytes_a_parameter() -> None:
     cfg = config("ema.decay=0.999")
     assert (
@@ -148,7 +147,6 @@ def test_what_is_frozen_needs_less() -> None:
     assert step_peak("data.resolution=128", "trainable=temporal") < everything
 
 
-@pytest.mark.slow
 def test_options_that_draw_are_planned_at_their_largest() -> None:
     """A rehearsal has no values to draw by; what a step decodes a second time is counted."""
     everything = ("model.latent_noise=0.2", "model.latent_mask=0.2", "model.channel_dropout=[4,16]")
@@ -158,7 +156,6 @@ def test_options_that_draw_are_planned_at_their_largest() -> None:
     assert step_peak("loss.equivariance.weight=1", "loss.equivariance.mode=extra") > 1.1 * plain
 
 
-@pytest.mark.slow
 def test_an_adversary_is_planned_in_its_last_phase() -> None:
     """Its networks, their moments and a step that trains them; the step without it is as it was."""
     cfg = config("adversary=patch", "data.resolution=32")
