@@ -45,7 +45,7 @@ NOT_RUN = {
     "get=": "fetches packages; `make test-network` does",
     "splits_dir=": "UCF-101's lists of its splits, a download; tests/data/ingest/ makes some",
     "protocol=ucf101-17": "that split; tests/tae/evaluation/test_published.py measures by the protocol",
-    "s3://": "no such bucket; tests/data/storage/test_remote.py reads from a local one",
+    "s3://": "no such bucket; tests/data/storage/test_s3.py reads from a local one",
     "experiment=ucf101_gan": "chooses by LPIPS, whose weights are fetched; test_adversarial_training.py trains small ones",
     "datasets/layouts/": "data sets of others; tests/data/ingest/test_layouts.py runs them where there are samples",
     "diffusers:": "weights of others; tests/tae/evaluation/test_peers.py makes small ones",

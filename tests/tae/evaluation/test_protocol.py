@@ -1,7 +1,6 @@
 """The protocol with a stand-in model: aggregation, intervals, each clip once, over one and two processes."""
 
 import json
-import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,8 +18,7 @@ from tae.evaluation.results import ClipResult, EvaluationResult, measured, once_
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric, NotMeasured
 from tae.metrics.registry import BUNDLED_METRICS, METRICS
-from tae.model.frame_conversion import clip_to_frames, frames_to_clip
-from tae.model.posterior import DiagonalGaussian
+from tae.model.frame_conversion import clip_to_frames
 from tae.runtime.errors import UserError
 
 pytestmark = [
@@ -351,50 +349,6 @@ def test_every_eighth_frame_is_also_decoded_as_an_image():
         assert clip.model["image_psnr"] == pytest.approx(psnr(frames, halved).mean().item(), abs=0.01)
         assert clip.model["image_psnr"] < clip.model["psnr"]
         assert "image_psnr" not in clip.trilinear
-
-
-class Encodes(Dimmed):
-    """With the two halves that the latents report wants to change things between."""
-
-    def encode(self, clip):
-        mean = nn.functional.avg_pool3d(clip[:, :, ::8], (1, 8, 8))
-        return DiagonalGaussian(mean, torch.full_like(mean, -2.0))
-
-    def decode(self, latents, num_frames, size):
-        return nn.functional.interpolate(latents, scale_factor=8)[:, :, :num_frames, : size[0], : size[1]]
-
-    def forward(self, clip, sample_posterior):
-        posterior = self.encode(clip)
-        clip = self.decode(posterior.mode(), clip.shape[2], clip.shape[3:])
-        return SimpleNamespace(reconstruction=clip, latents=posterior.mode(), posterior=posterior)
-
-
-def test_the_latents_report_is_of_all_clips_and_probes_one_of_eight():
-    clips = make_clips(17, lengths=(9,))
-    result, _ = evaluate_model(
-        quiet_trainer(), Encodes(), loader(clips), lambda keys: loader(clips, keys), about_latents=True
-    )
-    latents = torch.cat([Encodes().encode(frames_to_clip(clip[None])).mean.flatten(2)[0] for clip in clips.values()], 1)
-    report = result.latents
-    # The sums are in float64, but the latents of float32 values.
-    assert report["mean"] == pytest.approx(latents.mean(1).tolist(), abs=1e-6)
-    assert report["posterior_std"] == pytest.approx([math.exp(-1)] * 3, rel=1e-6)
-    assert report["probed"] == ["clip-00", "clip-06", "clip-12"], "evenly spaced"
-    assert report["equivariance"] == pytest.approx(
-        {"flip": 0, "half_size": 0, "quarter_turn": 0, "time_reversal": 0}, abs=1e-6
-    )
-    assert len(report["decode_noise"]["psnr"]) == len(report["decode_noise"]["scale"]) == 5
-
-
-def test_without_encode_and_decode_the_report_says_what_it_lacks():
-    clips = make_clips(2)
-    result, _ = evaluate_model(
-        quiet_trainer(), Dimmed(), loader(clips), lambda keys: loader(clips, keys), about_latents=True
-    )
-    assert result.latents["equivariance"] is result.latents["decode_noise"] is result.latents["posterior_std"] is None
-    assert result.latents["reasons"].keys() >= {"equivariance", "decode_noise", "posterior_std"}
-    result, _ = evaluate_model(quiet_trainer(), Dimmed(), loader(clips), lambda keys: loader(clips, keys))
-    assert result.latents is None
 
 
 def test_metrics_beyond_the_first_protocol_leave_its_numbers_alone():
