@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tae.video.writer import x264_options
+
 FPS = 24
 MIN_SIZE = 32
 CUT_SHARE, NOISY_SHARE = 0.15, 0.3  # of the clips
@@ -23,7 +25,8 @@ def encode_mp4(images: np.ndarray) -> bytes:
     """H.264 MP4 (yuv420p, nearly lossless) of uint8 (t, h, w, 3) with even sides."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "10", "preset": "veryfast", "threads": "1"})
+        options = x264_options(crf="10", preset="veryfast", threads="1")
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in images:

@@ -21,7 +21,7 @@ from data.ingest.check import DecodedFile, decode_sound
 from tae.runtime.errors import UserError
 from tae.video.facts import INTERLACED
 from tae.video.reader import Frame, VideoReader
-from tae.video.writer import yuv420p, yuv_matrix
+from tae.video.writer import x264_options, yuv420p, yuv_matrix
 
 DETECTOR_HEIGHT = 144  # rows that the detector looks at: its scores are means over the image
 
@@ -140,7 +140,7 @@ def _add_stream(sink: av.container.OutputContainer, rate: Fraction, width: int, 
     # One thread, so that the same input gives the same bytes; no B-frames and no keyframe but every gop-th one, so
     # that a window costs the same wherever it starts.
     parameters = f"keyint={encoding.gop}:min-keyint={encoding.gop}:scenecut=0:bframes=0:threads=1"
-    stream = sink.add_stream("libx264", rate, options={"crf": str(encoding.crf), "x264-params": parameters})
+    stream = sink.add_stream("libx264", rate, options=x264_options(parameters, crf=str(encoding.crf)))
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     return stream
 
