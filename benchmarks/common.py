@@ -37,7 +37,15 @@ def hardware(device: str) -> str:
 def environment(device: str) -> dict[str, str]:
     """Hardware, versions and commit: what a number means nothing without."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "lightning", "diffusers", "decord2", "av", "torchcodec"):  # where they are installed
+    for package in (
+        "triton",
+        "lightning",
+        "diffusers",
+        "decord2",
+        "av",
+        "torchcodec",
+        "onnxruntime",
+    ):  # where they are installed
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     if device == "cuda":

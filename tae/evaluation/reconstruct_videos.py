@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from av import FFmpegError
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tae.evaluation.reconstruction import (
     Excerpt,
@@ -16,7 +17,10 @@ from tae.evaluation.reconstruction import (
     write_latents,
 )
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.codec import TileableCodec
+from tae.model.onnx_codec import OnnxCodec
 from tae.model.pretrained import load_model
+from tae.model.tiling import Tiling
 from tae.runtime.console import plain_console
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
@@ -33,7 +37,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     Raises:
         UserError: nothing to do, or at least one video failed.
     """
-    check_config(cfg, Reconstruct, [missing_accelerator])
+    check_config(cfg, Reconstruct, [missing_accelerator, unused_with_onnx])
     output = to_path(cfg.output)
     outputs = plan_outputs(to_path(cfg.source), output)
     excerpt = Excerpt(cfg.start, cfg.num_frames, cfg.resolution)
@@ -41,7 +45,7 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     tiling = instantiate(cfg.tiling)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
     with stage(f"reading {cfg.ckpt}"):
-        model = load_pair(cfg).to(fabric.device)
+        model = load_codec(cfg, tiling, fabric.device)
     tiling.check(model.time_factor, model.space_factor, decoding=not cfg.latents_only)
     outcomes, failed = [], 0
     with progress_bar("frames") as progress, fabric.autocast():
@@ -63,6 +67,29 @@ def reconstruct_videos(cfg: DictConfig) -> list[VideoOutcome]:
     if failed:
         raise UserError(f"{failed} of {len(outputs)} videos could not be reconstructed; see above.")
     return outcomes
+
+
+def unused_with_onnx(cfg: DictConfig) -> str | None:
+    """Settings of the models of PyTorch, which exported graphs have no use for."""
+    usual = {"weights": None, "decoder": None, "trainer.precision": "32-true"}
+    given = [f"{key}={value}" for key, plain in usual.items() if (value := OmegaConf.select(cfg, key)) != plain]
+    given += [f"trainer.accelerator={name}" for name in [cfg.trainer.accelerator] if name not in ("auto", "cpu")]
+    if cfg.runtime != "onnx" or not given:
+        return None
+    return f"runtime=onnx runs both graphs of an export on the processor in float32: leave out {', '.join(given)}."
+
+
+def load_codec(cfg: DictConfig, tiling: Tiling, device: torch.device) -> TileableCodec:
+    """What `cfg.ckpt` names, run by `cfg.runtime`.
+
+    Raises:
+        UserError: it cannot be loaded, or was exported for other tiles.
+    """
+    if cfg.runtime == "torch":
+        return load_pair(cfg).to(device)
+    codec = OnnxCodec(to_path(cfg.ckpt))
+    codec.description.check_tiling(tiling)
+    return codec
 
 
 def load_pair(cfg: DictConfig) -> TemporalAutoencoder:

@@ -22,7 +22,7 @@ from data.sampling.transforms import resize_short_side, scaled_size
 from data.shards.format import VIDEO_EXTENSIONS
 from tae.latents.writer import LatentFile
 from tae.metrics.frame import psnr, ssim
-from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.codec import TileableCodec
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.posterior import DiagonalGaussian
 from tae.model.streaming import decode_stream, encode_stream
@@ -138,7 +138,7 @@ def plan_outputs(source: Path, output: Path) -> dict[Path, Path]:
 
 
 def reconstruct(
-    model: TemporalAutoencoder,
+    model: TileableCodec,
     source: Path,
     stem: Path,
     tiling: Tiling,
@@ -186,7 +186,7 @@ def reconstruct(
 
 
 def write_latents(
-    model: TemporalAutoencoder,
+    model: TileableCodec,
     source: Path,
     stem: Path,
     tiling: Tiling,
@@ -224,12 +224,11 @@ def check_size(path: Path, size: tuple[int, int], smallest: int) -> None:
         raise UserError(f"{path}: frames of {height}x{width} are too small; the model needs {smallest}x{smallest}.")
 
 
-def encode_frames(model: TemporalAutoencoder, frames: Iterable[Frame], tiling: Tiling) -> Iterator[DiagonalGaussian]:
+def encode_frames(model: TileableCodec, frames: Iterable[Frame], tiling: Tiling) -> Iterator[DiagonalGaussian]:
     """The posteriors of a stream of frames, tile by tile."""
-    device = next(model.parameters()).device
     frames = iter(frames)
     pieces = iter(partial(take, frames, PIECE), [])
-    clips = (frames_to_clip(torch.from_numpy(np.stack(piece))[None].to(device)) for piece in pieces)
+    clips = (frames_to_clip(torch.from_numpy(np.stack(piece))[None].to(model.device)) for piece in pieces)
     return encode_stream(model, clips, tiling)
 
 

@@ -2,18 +2,19 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from tae.interop.graphs import check_format, export_graphs
+from tae.interop.diffusers_adapter import stats_beside
+from tae.interop.graphs import check_format, describe_graphs, export_graphs
 from tae.interop.model_card import CARD, find_metrics, model_card
 from tae.interop.repository import check_stats, prepare_repository, share, upload
 from tae.latents.file import DTYPES
-from tae.latents.stats import STATS, LatentStats
+from tae.latents.stats import LatentStats
 from tae.model.pretrained import CONFIG_FILE, load_model
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
@@ -36,11 +37,15 @@ def export(cfg: DictConfig) -> Path:
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
     stats = None if cfg.latents is None else LatentStats.read(cfg.latents)
+    tiling = instantiate(cfg.tiling)
     check_writable(output, "output")
     with stage(f"reading {cfg.ckpt}"):
         loaded = load_model(cfg.ckpt, cfg.weights)
     metrics = find_metrics(loaded, cfg.metrics_json)
     check_stats(loaded, stats, cfg.latents)
+    if stats is None and (beside := stats_beside(cfg.ckpt)):
+        stats = LatentStats.read(beside)
+    tiling.check(loaded.model.time_factor, loaded.model.space_factor, decoding=True)
     if cfg.push:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
     output.mkdir(parents=True, exist_ok=True)
@@ -50,8 +55,9 @@ def export(cfg: DictConfig) -> Path:
     if cfg.format != "safetensors":
         with stage(f"tracing encoder and decoder as {cfg.format}"):
             graphs = export_graphs(loaded.model, output, cfg.format)
+        describe_graphs(loaded, stats, graphs, cfg.format, tiling).write(output)
     if stats is not None:
-        shutil.copy(to_path(cfg.latents) / STATS, output / STATS)
+        stats.write(output)
         add_to_config(output / CONFIG_FILE, stats.conventions)
     write_text(
         output / CARD, model_card(loaded, metrics, stats, graphs, cfg.repo or output.name, cfg.license, cfg.dtype)

@@ -2,12 +2,14 @@
 
 The graphs do what `TemporalAutoencoder.encode` and `decode` do, padding of height and width included. What they leave to
 their user: a decoded clip has 8 frames, rows and columns for each of the latents', the surplus is to be cut off.
+`graphs.json` beside them says all that a program needs to run them (`tae.model.onnx_codec`).
 """
 
 import copy
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,9 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from tae.latents.stats import LatentStats
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.onnx_codec import GraphsDescription, OnnxGraph
 from tae.model.posterior import DiagonalGaussian
+from tae.model.pretrained import LoadedModel
+from tae.model.tiling import Tiling
 from tae.runtime.errors import UserError
+from tae.runtime.files import file_sha256
 
 FORMATS = ("torch_export", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -88,13 +95,39 @@ def export_graphs(model: TemporalAutoencoder, folder: Path, format: str) -> list
     return paths
 
 
+def describe_graphs(
+    loaded: LoadedModel, stats: LatentStats | None, graphs: Sequence[Path], format: str, tiling: Tiling
+) -> GraphsDescription:
+    """What a program has to know that runs the graphs of encoder and decoder."""
+    model = loaded.model
+    return GraphsDescription(
+        format=format,
+        opset=opset_of(graphs[0]) if format == "onnx" else None,
+        files={path.stem: {"path": path.name, "sha256": file_sha256(path)} for path in graphs},
+        checkpoint={"sha256": loaded.sha256, "encoder": loaded.encoder},
+        time_factor=model.time_factor,
+        space_factor=model.space_factor,
+        latent_channels=model.latent_channels,
+        tiling=asdict(tiling),
+        **({} if stats is None else stats.conventions),
+    )
+
+
+def opset_of(path: Path) -> int:
+    """The version of ONNX's own operators that a file uses."""
+    import onnx
+
+    (version,) = (opset.version for opset in onnx.load(path, load_external_data=False).opset_import if not opset.domain)
+    return version
+
+
 def check_format(format: str) -> None:
     """Refuse a format that is unknown or cannot be written here."""
     if format not in FORMATS:
         raise UserError(f"format={format} is unknown. Choose one of: safetensors, {', '.join(FORMATS)}.")
     missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if format == "onnx" and missing:
-        raise UserError(f"format=onnx needs packages that are not installed: pip install {' '.join(missing)}.")
+        raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'temporal-autoencoder[export]'.")
 
 
 def export_program(module: nn.Module, example: Tensor) -> ExportedProgram:
@@ -115,11 +148,7 @@ def write_onnx(program: ExportedProgram, path: Path, inputs: list[str], outputs:
 def load_graph(path: Path) -> Callable[[Tensor], list[Tensor]]:
     """A written graph as a function, run by the reference runtime of its format."""
     if path.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda example: [torch.from_numpy(out) for out in session.run(None, {name: example.numpy()})]
+        return OnnxGraph(path)
     # Its guards tell what it was traced with (no size of 1), not what it is right for.
     module = torch.export.load(path).module(check_guards=False)
     return lambda example: as_list(module(example))

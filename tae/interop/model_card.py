@@ -12,6 +12,7 @@ from tae.evaluation.results import measured
 from tae.latents.report import report_lines
 from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
+from tae.model.onnx_codec import GRAPHS_FILE
 from tae.model.pretrained import LoadedModel
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
@@ -91,7 +92,8 @@ def model_card(
     if graphs:
         sections.append(
             f"## Without Python\n\n`{graphs[0].name}`: `clip` to `mean` and `std`; `{graphs[1].name}`: `latents` to `clip`. "
-            "Batch, time, height and width are free; cut a decoded clip to the size that went in."
+            f"Batch, time, height and width are free; cut a decoded clip to the size that went in. "
+            f"`{GRAPHS_FILE}` says the rest."
         )
     sections.append("## Origin\n\n" + origin(loaded) + ("" if dtype == "fp32" else f"\n- weights rounded to {dtype}"))
     return "\n\n".join(sections) + "\n"

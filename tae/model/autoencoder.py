@@ -17,7 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tae.model.bundled import BUNDLED
-from tae.model.checks import check_architecture, check_clip, check_front, check_latents
+from tae.model.checks import check_architecture, check_clip, check_front, check_latents, kept_extents
 from tae.model.corruption import LatentCorruption
 from tae.model.layers import ResidualBlock
 from tae.model.network import Decoder, Encoder
@@ -210,9 +210,7 @@ class TemporalAutoencoder(
         check_latents(latents, self.latent_channels)
         t, h, w = latents.shape[2:]
         held = (t * self.time_factor, h * self.space_factor, w * self.space_factor)
-        frames, height, width = wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
-        if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):
-            raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {held}.")
+        frames, height, width = kept_extents(held, num_frames, size)
         weight = self.decoder.conv_in.spatial.weight  # whose type latents need not have: posteriors are float32
         latents = latents.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d)
         return self.decoder(latents)[:, :, :frames, :height, :width]
@@ -239,6 +237,11 @@ class TemporalAutoencoder(
         """(channels, frames, height, width) of the latent of a clip of this size."""
         space = (math.ceil(extent / self.space_factor) for extent in (height, width))
         return (self.latent_channels, math.ceil(num_frames / self.time_factor), *space)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and clips and latents have to be."""
+        return self.decoder.conv_in.spatial.weight.device
 
     @property
     def last_layer(self) -> Tensor:

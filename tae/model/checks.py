@@ -99,3 +99,17 @@ def differing_parameters(differences: Sequence[str]) -> str:
     """The number of parameters that differ, and the first of them, a line each."""
     shown = "\n  ".join(islice(differences, SHOWN_DIFFERENCES))
     return f"{len(differences)} parameters differ.\n  {shown}\n"
+
+
+def kept_extents(
+    held: tuple[int, int, int], num_frames: int | None, size: tuple[int, int] | None
+) -> tuple[int, int, int]:
+    """(frames, height, width) to keep of a decoded clip that has as many as are `held`; None keeps all.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
+    if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):
+        raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {held}.")
+    return wanted

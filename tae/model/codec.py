@@ -2,13 +2,15 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from tae.model.posterior import DiagonalGaussian
 
 
 class Codec(Protocol):
-    """An autoencoder with an encoder and a decoder of its own: ours, or one of diffusers through its adapter."""
+    """An autoencoder with an encoder and a decoder of its own: ours, in PyTorch or exported, or one of diffusers
+    through its adapter."""
 
     time_factor: int
     space_factor: int
@@ -24,3 +26,7 @@ class TileableCodec(Codec, Protocol):
     """One that takes any number of frames, so that a video may be cut anywhere, as ours may."""
 
     latent_channels: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where clips and latents have to be."""

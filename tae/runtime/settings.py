@@ -211,6 +211,7 @@ class Reconstruct(Section):
         precision: Precision
 
     ckpt: str
+    runtime: Literal["torch", "onnx"]
     weights: WeightKind | None
     decoder: str | None
     source: str
@@ -234,6 +235,7 @@ class Export(Section):
     dtype: Dtype
     metrics_json: str | None
     latents: str | None
+    tiling: Built
     license: str | None
     push: bool
     repo: str | None

@@ -9,69 +9,16 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from tae import TemporalAutoencoder, UserError
 from tae.export import main
-from tae.interop.graphs import check_graph, export_graphs, load_graph
 from tae.latents.report import latents_report
 from tae.latents.stats import LatentStats
 from tae.latents.sums import LatentSums
 from tae.model.pretrained import load_model
-from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.files import file_sha256
 from tests.fakes.hub import serve
-
-METRICS = {
-    "protocol": "tae-eval-1",
-    "num_clips": 1234,
-    "num_frames": 39488,
-    "metrics": {
-        "psnr": {"mean": 31.416, "ci95": [31.0, 31.8]},
-        "ssim": {"mean": 0.92351, "ci95": None},
-        "lpips": {"mean": None, "ci95": None, "reason": "no weights"},
-    },
-    "baselines": {"trilinear": {"psnr": {"mean": 22.5, "ci95": [22.0, 23.0]}}},
-    "skipped": [],
-    "config": {"data": {"num_frames": 32, "resolution": 256, "shards": {"test": "secret/clips/*.tar"}}},
-}
-
-
-def config(**values: Any) -> DictConfig:
-    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
-        return compose("export", overrides=[f"{key}={value}" for key, value in values.items()])
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training run's folder: a checkpoint, and the metrics of its evaluation."""
-    folder = tmp_path_factory.mktemp("run")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make_model()
-    (folder / "checkpoints").mkdir()
-    checkpoint = {
-        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-        "architecture": model.architecture,
-        "config": {},
-        "starting_weights": {"image_vae": "owner/vae", "sha256": "abc"},
-    }
-    torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
-    digest = file_sha256(folder / "checkpoints" / "best.ckpt")
-    (folder / "metrics.json").write_text(json.dumps(METRICS | {"checkpoint": {"path": "best.ckpt", "sha256": digest}}))
-    return folder
-
-
-def make_model(group_norm: str = "frame") -> TemporalAutoencoder:
-    """A tiny model whose temporal parts do something, as after training."""
-    model = TemporalAutoencoder(
-        4, (1, 1, 2, 2), encoder_blocks=1, decoder_blocks=1, norm_groups=2, group_norm=group_norm
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+from tests.tae.interop.trained import config, write_stats
 
 
 def test_what_was_exported_gives_the_same_bits(run: Path, tmp_path: Path) -> None:
@@ -136,19 +83,6 @@ def test_metrics_of_another_checkpoint_are_not_passed_on(run: Path, tmp_path: Pa
     assert "Not measured." in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(UserError, match=r"about another file.*python evaluate\.py ckpt="):
         main(config(ckpt=other, output=tmp_path / "again", metrics_json=run / "metrics.json"))
-
-
-def write_stats(folder: Path, sha256: str) -> None:
-    stats = {
-        "num_clips": 9,
-        "num_latent_frames": 1,
-        "num_positions": 1,
-        "mean": [0.5],
-        "std": [2.0],
-        "posterior_std": [1.0],
-    }
-    stats |= {"shift": 0.5, "scale": 0.25, "outlier_rate": 0.01, "checkpoint": {"path": "p", "sha256": sha256}}
-    (folder / "latent_stats.json").write_text(json.dumps({"version": 1} | stats))
 
 
 def test_the_card_says_what_a_generator_will_find(run: Path, tmp_path: Path) -> None:
@@ -277,52 +211,3 @@ def test_statistics_on_the_hub_are_found(run: Path, tmp_path: Path, hub_settings
         found = DiffusersVAE.from_pretrained("me/with").config
         assert (found.scaling_factor, found.shift_factor) == (0.5, 0.25)
         assert DiffusersVAE.from_pretrained("me/without").config.scaling_factor == 1.0
-
-
-SIZES = [(1, 8, 8), (2, 16, 9), (8, 24, 40), (9, 37, 50), (16, 8, 64), (19, 33, 17)]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("format", "group_norm"), [("torch_export", "frame"), ("torch_export", "clip"), ("onnx", "frame")]
-)
-def test_graphs_give_what_the_model_gives(format: str, group_norm: str, tmp_path: Path) -> None:
-    """Another order of summation in float32: 5e-6 was seen. One wrong frame, row or column would be off by 0.1 and more."""
-    if format == "onnx":
-        pytest.importorskip("onnxruntime")
-    model = make_model(group_norm)
-    encoder, decoder = (load_graph(path) for path in export_graphs(model, tmp_path, format))
-    for batch, size in enumerate(SIZES, start=1):
-        clip = torch.rand(batch, 3, *size) * 2 - 1
-        with torch.no_grad():
-            posterior = model.encode(clip)
-            expected = model.decode(posterior.mode())
-        mean, std = encoder(clip)
-        torch.testing.assert_close(mean, posterior.mean, atol=5e-5, rtol=0)
-        torch.testing.assert_close(std, (0.5 * posterior.logvar).exp(), atol=5e-5, rtol=1e-4)
-        torch.testing.assert_close(decoder(mean)[0], expected, atol=1e-4, rtol=0)
-
-
-def test_a_graph_that_differs_is_not_kept_quiet(tmp_path: Path) -> None:
-    class Double(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * x
-
-    example = torch.ones(3)
-    torch.export.save(torch.export.export(Double(), (example,)), tmp_path / "double.pt2")
-    check_graph(tmp_path / "double.pt2", Double(), [example])
-    with pytest.raises(RuntimeError, match="differs from the model by 1"):
-        check_graph(tmp_path / "double.pt2", torch.nn.Identity(), [example])
-
-
-def test_exporting_takes_the_path_without_branches() -> None:
-    """What a graph computes for time is the definition, for odd lengths too, and equals what the model computes."""
-    from tae.model.temporal_conv import replicate_padded_conv, replicate_padded_conv_for_export
-
-    for frames in (1, 2, 5):
-        for stride, upsample, taps in ((1, False, 3), (2, False, 3), (2, True, 4)):
-            x, weight, bias = torch.randn(2, 4, frames, 3, 5), torch.randn(4, 4, taps, 1), torch.randn(4)
-            expected = replicate_padded_conv(x, weight, bias, None, stride, upsample)
-            ours = replicate_padded_conv_for_export(x, weight, bias, None, stride, upsample)
-            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)  # 12 products of a few units in float32
