@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tae.model.pretrained import load_model
     from tae.model.streaming import DecoderStream, EncoderStream, decode_stream, encode_stream
     from tae.model.tiling import Tiling
+    from tae.model.tiny_decoder import TinyDecoder
     from tae.runtime.errors import UserError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "EncoderStream",
     "TemporalAutoencoder",
     "Tiling",
+    "TinyDecoder",
     "UserError",
     "clip_to_frames",
     "decode_stream",
@@ -38,6 +40,7 @@ _HOMES = {
     "tae.model.pretrained": ("load_model",),
     "tae.model.streaming": ("DecoderStream", "EncoderStream", "decode_stream", "encode_stream"),
     "tae.model.tiling": ("Tiling",),
+    "tae.model.tiny_decoder": ("TinyDecoder",),
     "tae.runtime.errors": ("UserError",),
 }
 

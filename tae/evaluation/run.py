@@ -4,12 +4,14 @@ python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
 python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way
 python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101       both, on one page
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
+python evaluate.py ckpt=FOLDER decoder=PATH data=ucf101      with its own decoder and with another, on one page
 python evaluate.py ckpt=FOLDER source=videos data.num_frames=16       plain videos, a folder or a list of them
 """
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
 from data.loading.faults import JUDGED_FROM
+from tae.evaluation.decoder_comparison import OTHER, OWN, compare_decoders
 from tae.evaluation.estimate import in_words, seconds_for
 from tae.evaluation.floor import evenly_spaced, linear_codec_curve
 from tae.evaluation.page import evaluation_page, write_clips, write_page
@@ -33,6 +36,7 @@ from tae.metrics.metric import Metric
 from tae.metrics.registry import complete
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.pretrained import LoadedModel, load_model
+from tae.model.pretrained_decoder import load_decoder, pair
 from tae.runtime.config import plain, write_config
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
@@ -62,8 +66,18 @@ def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     if is_first_process():
         for folder in ("", "videos"):
             remove_leftovers(Path(cfg.output_dir) / folder)
-    metrics = build_metrics(cfg)
     loaded = load_measured(cfg)
+    if cfg.decoder is None:
+        return measure_loaded(loaded, cfg)
+    if isinstance(loaded, OtherModel):
+        raise UserError(f"decoder={cfg.decoder} belongs to an encoder of ours, and ckpt={cfg.ckpt} is another's.")
+    paired = pair(loaded, load_decoder(cfg.decoder))
+    return compare_decoders(cfg, {OWN: partial(measure_loaded, loaded), OTHER: partial(measure_loaded, paired)})
+
+
+def measure_loaded(loaded: LoadedModel | OtherModel, cfg: DictConfig) -> dict[str, Any]:
+    """Measure a model with the settings of its training, or those given."""
+    metrics = build_metrics(cfg)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
     settings = evaluation_data(cfg, loaded.config)
@@ -210,10 +224,9 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: 
 
 def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:
     """What was measured: its class, what it takes, and, where it has latents, how much smaller they are than the clip."""
-    if isinstance(model, TemporalAutoencoder):
-        name, takes = "TemporalAutoencoder", "takes any number of frames of any size"
-    else:
-        name, takes = model.name, model.about_input(*clip.original.shape[:3])
+    frames, height, width = clip.original.shape[:3]
+    name = "TemporalAutoencoder" if isinstance(model, TemporalAutoencoder) else model.name
+    takes = model.about_input(frames, height, width)
     about = {
         "class": name,
         "input": takes,

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from tae.interop.decoder_export import export_decoder
 from tae.interop.diffusers_adapter import stats_beside
 from tae.interop.graphs import check_format, describe_graphs, export_graphs
 from tae.interop.model_card import CARD, find_metrics, model_card
@@ -16,6 +17,7 @@ from tae.interop.repository import check_stats, prepare_repository, share, uploa
 from tae.latents.file import DTYPES
 from tae.latents.stats import LatentStats
 from tae.model.pretrained import CONFIG_FILE, load_model
+from tae.model.pretrained_decoder import read_tiny_decoder
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
 from tae.runtime.paths import to_path
@@ -40,6 +42,9 @@ def export(cfg: DictConfig) -> Path:
     tiling = instantiate(cfg.tiling)
     check_writable(output, "output")
     with stage(f"reading {cfg.ckpt}"):
+        decoder = read_tiny_decoder(cfg.ckpt, cfg.weights)
+        if decoder is not None:
+            return export_decoder(decoder, cfg)
         loaded = load_model(cfg.ckpt, cfg.weights)
     metrics = find_metrics(loaded, cfg.metrics_json)
     check_stats(loaded, stats, cfg.latents)

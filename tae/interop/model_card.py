@@ -14,6 +14,7 @@ from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
 from tae.model.onnx_codec import GRAPHS_FILE
 from tae.model.pretrained import LoadedModel
+from tae.model.pretrained_decoder import LoadedDecoder
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
 
@@ -28,7 +29,7 @@ frames = clip_to_frames(model.decode(latents, num_frames=clip.shape[2], size=cli
 ```"""
 
 
-def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | None:
+def find_metrics(loaded: LoadedModel | LoadedDecoder, given: str | None) -> dict[str, Any] | None:
     """The metrics of an evaluation of this very file: the given ones, else those of the run that it lies in.
 
     Raises:
@@ -95,7 +96,7 @@ def model_card(
             f"Batch, time, height and width are free; cut a decoded clip to the size that went in. "
             f"`{GRAPHS_FILE}` says the rest."
         )
-    sections.append("## Origin\n\n" + origin(loaded) + ("" if dtype == "fp32" else f"\n- weights rounded to {dtype}"))
+    sections.append("## Origin\n\n" + origin(loaded.sha256, loaded.weights, model.starting_weights, dtype))
     return "\n\n".join(sections) + "\n"
 
 
@@ -120,12 +121,19 @@ def quality(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def origin(loaded: LoadedModel) -> str:
-    """The file that was exported, and what its training started from."""
-    average = ", the moving average of its weights" if loaded.weights == "ema" else ""
-    lines = [f"- exported from a file with SHA-256 `{loaded.sha256}`{average}"]
-    if start := loaded.model.starting_weights:
+def origin(sha256: str | None, weights: str | None, start: Mapping[str, str | None] | None, dtype: str) -> str:
+    """The file that was exported, what its training started from, and how it was rounded.
+
+    Args:
+        weights: "ema" or "raw", which of the file's these are.
+        start: {what: source, "sha256": of its file}, as checkpoints have it.
+    """
+    average = ", the moving average of its weights" if weights == "ema" else ""
+    lines = [f"- exported from a file with SHA-256 `{sha256}`{average}"]
+    if start:
         (kind, source), (_, digest) = start.items()
         name = Path(source).name if source and Path(source).exists() else source  # no paths of one's own machine
         lines.append(f"- training started from `{kind}={name}`, SHA-256 `{digest}`")
+    if dtype != "fp32":
+        lines.append(f"- weights rounded to {dtype}")
     return "\n".join(lines)

@@ -3,22 +3,20 @@
 Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffusion 3.5 image autoencoder.
 """
 
-import io
 import math
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_clip, check_front, check_latents, kept_extents
 from tae.model.corruption import LatentCorruption
+from tae.model.hub_mixin import StrictHubMixin
 from tae.model.layers import ResidualBlock
 from tae.model.network import Decoder, Encoder
 from tae.model.posterior import DiagonalGaussian
@@ -49,7 +47,7 @@ class AutoencoderOutput:
 
 class TemporalAutoencoder(
     nn.Module,
-    PyTorchModelHubMixin,
+    StrictHubMixin,
     library_name="temporal-autoencoder",
     tags=["video", "autoencoder", "vae"],
 ):
@@ -158,17 +156,6 @@ class TemporalAutoencoder(
         source = BUNDLED.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
         return super().from_pretrained(source, **options)
 
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> Self:
-        """huggingface_hub's loader, but a file that does not fit is refused instead of half loaded."""
-        with redirect_stdout(io.StringIO()):  # it prints a line for each local folder, into whatever a program prints
-            return super()._from_pretrained(strict=True, **kwargs)
-
-    @classmethod
-    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        """huggingface_hub's way out where a repository has no safetensors."""
-        raise UserError(f"{model_file} is a pickle, which is not opened; the repository has no model.safetensors.")
-
     def encode(self, clip: Tensor) -> DiagonalGaussian:
         """Give the posterior over latents.
 
@@ -233,10 +220,19 @@ class TemporalAutoencoder(
             reconstruction = self.decode(transform(decoded), clip.shape[2])
         return AutoencoderOutput(reconstruction, posterior, latents)
 
+    def about_input(self, num_frames: int, height: int, width: int) -> str:
+        """In words, which clips the network takes, and what is done to those of this size."""
+        return "takes any number of frames of any size"
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latent of a clip of this size."""
         space = (math.ceil(extent / self.space_factor) for extent in (height, width))
         return (self.latent_channels, math.ceil(num_frames / self.time_factor), *space)
+
+    def decoder_features(self, latents: Tensor) -> list[Tensor]:
+        """What the decoder makes of latents (b, c, t', h', w') at their resolution and at the next: (b, c', t, h, w)."""
+        x = self.decoder.middle(self.decoder.conv_in(latents.contiguous(memory_format=torch.channels_last_3d)))
+        return [x, self.decoder.levels[0](x)]
 
     @property
     def device(self) -> torch.device:

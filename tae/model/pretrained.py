@@ -5,6 +5,7 @@ A checkpoint carries, beside Lightning's own entries, `architecture` (the constr
 hold plain values only, and a model is built from constructor arguments within bounds, never from a class name in the file.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
 from tae.model.checks import differing_parameters
 from tae.model.encoder_identity import encoder_sha256
+from tae.model.tiny_decoder import describes_decoder
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import download, may_be_repository
@@ -115,6 +117,7 @@ def read_pretrained(folder: Path, source: str | Path) -> TemporalAutoencoder:
         raise UserError(
             f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote."
         )
+    refuse_decoder(read_config(folder), source)
     try:
         return TemporalAutoencoder.from_pretrained(folder).eval()
     except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -127,10 +130,33 @@ def build_model(architecture: Mapping[str, Any], source: str | Path) -> Temporal
     Raises:
         UserError: these are not the arguments of one, or it would be beyond all bounds.
     """
+    refuse_decoder(architecture, source)
     try:
         return TemporalAutoencoder(**architecture)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source} describes no model that can be built: {error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder; empty where it cannot be read, which loading tells better."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def refuse_decoder(architecture: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse a tiny decoder where a whole autoencoder is needed.
+
+    Raises:
+        UserError: it is one.
+    """
+    if describes_decoder(architecture):
+        raise UserError(
+            f"{source} is a tiny decoder, without an encoder: give its teacher as the model, and this as its decoder "
+            "(ckpt=TEACHER decoder=PATH, in `evaluate.py` and `tae.reconstruct`)."
+        )
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.sampling.mixture import make_streams, plain_stream
@@ -203,10 +203,11 @@ def check_plan(cfg: DictConfig) -> None:
 
 
 def make_planner(cfg: DictConfig) -> Planner:
-    with open_dict(cfg):
-        cfg.model.image_vae = cfg.model.init_from = (
-            None  # where the weights come from does not matter to what they cost
-        )
+    for name in {
+        "image_vae",
+        "init_from",
+    } & cfg.model.keys():  # where the weights come from is nothing to what they cost
+        cfg.model[name] = None
     return Planner(
         make_model=partial(instantiate, cfg.model),
         make_optimizer=instantiate(cfg.optimizer),

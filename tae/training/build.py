@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import torch
+
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.corruption import make_corruption
-from tae.model.pretrained import load_model, load_weights
+from tae.model.distillation import Distillation
+from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL, LoadedModel, load_model, load_weights
+from tae.model.pretrained_decoder import load_decoder
+from tae.model.tiny_decoder import TinyDecoder
 from tae.model.trainable import Trainable, freeze
-from tae.runtime.annotations import ArgumentsOf, ShareBelowOne, Weight
+from tae.runtime.annotations import ArgumentsOf, AtLeastOne, ShareBelowOne, Weight
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
 
@@ -81,3 +86,56 @@ def check_same_function(theirs: Mapping[str, Any], ours: Mapping[str, Any], sour
             f"init_from={source} was trained with {was}, and this model has {now}: the same weights compute something else "
             f"there. Give {' '.join(f'model.{name}={theirs.get(name)}' for name in different)}."
         )
+
+
+def build_distillation(
+    teacher: str | None,
+    init_from: str | None,
+    features_weight: Weight,
+    width: AtLeastOne,
+    blocks: AtLeastOne,
+) -> Distillation:
+    """Build a tiny decoder to train beside its frozen teacher, which says what latents there are.
+
+    Args:
+        teacher: whatever `load_model` takes.
+        init_from: a tiny decoder of the same sizes whose weights it starts with, also one of another teacher.
+        features_weight: weight of `loss.features`; at 0 there are no projections.
+        width, blocks: of `TinyDecoder`.
+
+    Raises:
+        UserError: the teacher or the weights cannot be read, or do not fit.
+    """
+    loaded = load_teacher(teacher)
+    model = loaded.model
+    decoder = TinyDecoder(
+        encoder=loaded.encoder,
+        latent_channels=model.latent_channels,
+        width=width,
+        blocks=blocks,
+        time_factor=model.time_factor,
+        space_factor=model.space_factor,
+    )
+    distillation = Distillation(model, decoder, matches_features=features_weight > 0)
+    distillation.starting_weights = {"teacher": loaded.source, "sha256": loaded.sha256}
+    if init_from is not None:
+        begun = load_decoder(init_from)
+        if not isinstance(begun.decoder, TinyDecoder):
+            raise UserError(
+                f"init_from={init_from} is no tiny decoder: give one that experiment=distill trained, or null."
+            )
+        load_weights(decoder, begun.decoder.state_dict(), init_from)
+        say(f"init_from: the decoder's weights from {init_from}")
+    return distillation
+
+
+def load_teacher(teacher: str | None) -> LoadedModel:
+    """The autoencoder to distil.
+
+    Raises:
+        UserError: none was given, or it cannot be loaded.
+    """
+    if teacher is None:
+        raise UserError(f"teacher=null: there is nothing to distil. {WAYS_TO_GIVE_A_MODEL}")
+    with torch.device("cpu"):  # also where a plan makes models without weights: its identity needs them
+        return load_model(teacher)

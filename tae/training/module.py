@@ -22,6 +22,7 @@ from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.checkpoint_file import model_weights
+from tae.model.distillation import Distillation
 from tae.model.encoder_identity import encoder_sha256
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.trainable import is_frozen
@@ -56,7 +57,7 @@ class AutoencoderModule(L.LightningModule):
 
     def __init__(
         self,
-        model: TemporalAutoencoder,
+        model: TemporalAutoencoder | Distillation,
         loss: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
@@ -74,7 +75,8 @@ class AutoencoderModule(L.LightningModule):
         self.loss_parameters = nn.ParameterList(loss.parameters)  # so that they are moved, trained and saved
         self.adversary = adversary
         self.adversary_state: dict[str, Any] | None = None  # of a checkpoint, until the device is known
-        self.frozen_encoder: str | None = None  # its identity, once it was asked for
+        # Its identity, once it was asked for; that of a teacher's is known.
+        self.frozen_encoder: str | None = model.decoder.of_encoder if isinstance(model, Distillation) else None
         self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
@@ -302,5 +304,15 @@ class AutoencoderModule(L.LightningModule):
         return digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what the weights alone do not say.
+
+        Raises:
+            UserError: a decoder that is distilled goes on with a teacher that has another encoder.
+        """
+        if isinstance(self.model, Distillation) and checkpoint["encoder"] != self.frozen_encoder:
+            raise UserError(
+                "The decoder in this checkpoint learnt to decode the latents of another encoder than that of "
+                f"teacher={self.config['teacher']}: give the teacher that it had, or start a new run."
+            )
         self.model.starting_weights = checkpoint.get("starting_weights")
         self.adversary_state = checkpoint.get("adversary")
