@@ -8,13 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tae.model.autoencoder import TemporalAutoencoder
+    from tae.model.autoencoder import AutoencoderOutput, TemporalAutoencoder
     from tae.model.frame_conversion import clip_to_frames, frames_to_clip
-    from tae.model.interface import AutoencoderOutput
     from tae.model.posterior import DiagonalGaussian
     from tae.model.pretrained import load_model
     from tae.model.streaming import DecoderStream, EncoderStream, decode_stream, encode_stream
     from tae.model.tiling import Tiling
+    from tae.model.tiny_decoder import TinyDecoder
     from tae.runtime.errors import UserError
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "EncoderStream",
     "TemporalAutoencoder",
     "Tiling",
+    "TinyDecoder",
     "UserError",
     "clip_to_frames",
     "decode_stream",
@@ -33,13 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "tae.model.autoencoder": ("TemporalAutoencoder",),
+    "tae.model.autoencoder": ("AutoencoderOutput", "TemporalAutoencoder"),
     "tae.model.frame_conversion": ("clip_to_frames", "frames_to_clip"),
-    "tae.model.interface": ("AutoencoderOutput",),
     "tae.model.posterior": ("DiagonalGaussian",),
     "tae.model.pretrained": ("load_model",),
     "tae.model.streaming": ("DecoderStream", "EncoderStream", "decode_stream", "encode_stream"),
     "tae.model.tiling": ("Tiling",),
+    "tae.model.tiny_decoder": ("TinyDecoder",),
     "tae.runtime.errors": ("UserError",),
 }
 

@@ -15,7 +15,7 @@ from data.decode import DecodeError
 from data.ingest.bucket import read_log
 from data.ingest.indexing import ROW_KINDS, Indexed, probe_video
 from data.ingest.rejected import REJECTED, write_rejected
-from data.ingest.sources import Choice, Found, find_videos, root_of
+from data.ingest.sources import Choice, find_media, root_of
 from data.ingest.splits import Video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.columns import column_value
@@ -68,7 +68,7 @@ def index_files(
         UserError: no file can be used.
     """
     choice = choice or Choice()
-    found = find_files(source, folder, choice)
+    found = find_media(source, folder, choice, cutting=True)
     videos = list(found.videos)
     if split is not None and any(video.split for video in videos):
         videos = [video for video in videos if video.split == split]
@@ -97,12 +97,6 @@ def index_files(
         header = {"split": split or "all", "recipe": {"dataset": "files", "source": str(source.resolve())}}
         write_manifests(folder, samples, header, found.kinds)
     return Indexed(-(-len(samples) // FILES_IN_A_MANIFEST), len(samples), Counter(reason for _, reason in rejected))
-
-
-def find_files(source: Path, folder: Path, choice: Choice) -> Found:
-    """The videos of a source, or where it holds none its images."""
-    found = find_videos(source, "folder", folder, choice, cutting=True)
-    return found if found.videos else find_videos(source, "images", folder, choice, cutting=True)
 
 
 def samples_of(video: Video, path: str, facts: Mapping[str, Any]) -> Iterator[ListedSample]:

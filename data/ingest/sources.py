@@ -96,6 +96,12 @@ def find_videos(
     return Found(videos, rejected, kinds)
 
 
+def find_media(source: Path, output: Path | None = None, choice: Choice | None = None, cutting: bool = False) -> Found:
+    """The videos of a source, or where it holds none its images; arguments and errors as in `find_videos`."""
+    found = find_videos(source, "folder", output, choice, cutting)
+    return found if found.videos else find_videos(source, "images", output, choice, cutting)
+
+
 def _read_caption(path: Path) -> str:
     """The text of a file; "" where it cannot be read, or is longer than metadata may be."""
     try:

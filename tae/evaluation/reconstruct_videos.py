@@ -20,6 +20,7 @@ from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.codec import TileableCodec
 from tae.model.onnx_codec import OnnxCodec
 from tae.model.pretrained import load_model
+from tae.model.pretrained_decoder import load_decoder, pair
 from tae.model.tiling import Tiling
 from tae.runtime.console import plain_console
 from tae.runtime.devices import missing_accelerator
@@ -99,15 +100,7 @@ def load_pair(cfg: DictConfig) -> TemporalAutoencoder:
         UserError: one of them cannot be loaded, or the two have different encoders.
     """
     loaded = load_model(cfg.ckpt, cfg.weights)
-    if cfg.decoder is not None:
-        other = load_model(cfg.decoder)
-        if other.encoder != loaded.encoder:
-            raise UserError(
-                f"decoder={cfg.decoder} decodes the latents of another encoder ({other.encoder[:12]}...) than that of "
-                f"ckpt={cfg.ckpt} ({loaded.encoder[:12]}...). Give one that was trained from it with trainable=decoder."
-            )
-        loaded.model.decoder = other.model.decoder
-    return loaded.model
+    return loaded.model if cfg.decoder is None else pair(loaded, load_decoder(cfg.decoder)).model
 
 
 def _named(source: Path, error: UserError | FFmpegError) -> str:

@@ -4,12 +4,14 @@ python evaluate.py ckpt=outputs/.../checkpoints/best.ckpt
 python evaluate.py ckpt=diffusers:AutoencoderKLWan:FOLDER data=ucf101       another autoencoder, measured the same way
 python evaluate.py -m ckpt=FOLDER,diffusers:AutoencoderKLWan:FOLDER data=ucf101       both, on one page
 python evaluate.py ckpt=FOLDER data=ucf101 data.shards.test='datasets/ucf101/test/*.tar'
+python evaluate.py ckpt=FOLDER decoder=PATH data=ucf101      with its own decoder and with another, on one page
 python evaluate.py ckpt=FOLDER source=videos data.num_frames=16       plain videos, a folder or a list of them
 """
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ClipDataModule
 from data.loading.faults import JUDGED_FROM
+from tae.evaluation.decoder_comparison import OTHER, OWN, compare_decoders
 from tae.evaluation.estimate import in_words, seconds_for
 from tae.evaluation.floor import evenly_spaced, linear_codec_curve
 from tae.evaluation.page import evaluation_page, write_clips, write_page
+from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
 from tae.evaluation.plain_videos import check_plain_videos, prepare_source
 from tae.evaluation.protocol import evaluate_model
 from tae.evaluation.report import print_report, write_report
@@ -30,8 +34,9 @@ from tae.evaluation.stored_config import evaluation_data, evaluation_precision
 from tae.evaluation.sweep_runs import read_curve
 from tae.metrics.metric import Metric
 from tae.metrics.registry import complete
-from tae.model.interface import VideoAutoencoder
-from tae.model.pretrained import LoadedModel, load_autoencoder
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.pretrained import LoadedModel, load_model
+from tae.model.pretrained_decoder import load_decoder, pair
 from tae.runtime.config import plain, write_config
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError
@@ -61,8 +66,18 @@ def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     if is_first_process():
         for folder in ("", "videos"):
             remove_leftovers(Path(cfg.output_dir) / folder)
+    loaded = load_measured(cfg)
+    if cfg.decoder is None:
+        return measure_loaded(loaded, cfg)
+    if isinstance(loaded, OtherModel):
+        raise UserError(f"decoder={cfg.decoder} belongs to an encoder of ours, and ckpt={cfg.ckpt} is another's.")
+    paired = pair(loaded, load_decoder(cfg.decoder))
+    return compare_decoders(cfg, {OWN: partial(measure_loaded, loaded), OTHER: partial(measure_loaded, paired)})
+
+
+def measure_loaded(loaded: LoadedModel | OtherModel, cfg: DictConfig) -> dict[str, Any]:
+    """Measure a model with the settings of its training, or those given."""
     metrics = build_metrics(cfg)
-    loaded = load_autoencoder(cfg.ckpt, cfg.weights)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
     cfg.trainer.precision = evaluation_precision(cfg, loaded.config)
     settings = evaluation_data(cfg, loaded.config)
@@ -72,6 +87,21 @@ def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     write_config(cfg)
     data = instantiate(cfg.data)
     return measure(loaded, data, cfg, metrics)
+
+
+def load_measured(cfg: DictConfig) -> LoadedModel | OtherModel:
+    """The autoencoder that `cfg.ckpt` names.
+
+    Raises:
+        UserError: it cannot be loaded, or has no such `weights`.
+    """
+    if not is_other(cfg.ckpt):
+        return load_model(cfg.ckpt, cfg.weights)
+    if cfg.weights is not None:
+        raise UserError(
+            f"weights={cfg.weights} chooses among those of a training of ours: leave it out for {cfg.ckpt}."
+        )
+    return load_other(cfg.ckpt)
 
 
 def build_metrics(cfg: DictConfig) -> dict[str, Metric]:
@@ -91,7 +121,7 @@ def build_metrics(cfg: DictConfig) -> dict[str, Metric]:
 
 
 def measure(
-    loaded: LoadedModel,
+    loaded: LoadedModel | OtherModel,
     data: ClipDataModule,
     cfg: DictConfig,
     metrics: Mapping[str, Metric],
@@ -149,8 +179,8 @@ def measure(
             checkpoint={
                 "path": loaded.source,
                 "sha256": loaded.sha256,
-                "weights": loaded.weights,
-                "starting_weights": loaded.model.starting_weights,
+                "weights": getattr(loaded, "weights", None),  # of ours alone
+                "starting_weights": getattr(loaded.model, "starting_weights", None),
             },
             model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),
@@ -192,12 +222,14 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: 
         )
 
 
-def describe(model: VideoAutoencoder, clip: ClipFrames) -> dict[str, Any]:
+def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:
     """What was measured: its class, what it takes, and, where it has latents, how much smaller they are than the clip."""
     frames, height, width = clip.original.shape[:3]
+    name = "TemporalAutoencoder" if isinstance(model, TemporalAutoencoder) else model.name
+    takes = model.about_input(frames, height, width)
     about = {
-        "class": model.name,
-        "input": model.about_input(frames, height, width),
+        "class": name,
+        "input": takes,
         "time_factor": model.time_factor,
         "space_factor": model.space_factor,
     }

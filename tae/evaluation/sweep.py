@@ -23,9 +23,9 @@ PANELS_IN_ROW = 4
 LABEL_WIDTH = 40  # characters of a line beside the bars
 
 
-def write_comparison(folder: Path) -> list[Run]:
-    """Compare the runs recorded below `folder`, which are returned: comparison.md, .csv, .png and the page there."""
-    runs = read_runs(folder)
+def write_comparison(folder: Path, runs: list[Run] | None = None) -> list[Run]:
+    """Compare runs below `folder`, by default those recorded there: comparison.md, .csv, .png and the page. Returns them."""
+    runs = read_runs(folder) if runs is None else runs
     if not runs:
         return []
     write_text(folder / "comparison.md", _markdown(runs, folder))

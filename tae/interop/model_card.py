@@ -12,16 +12,14 @@ from tae.evaluation.results import measured
 from tae.latents.report import report_lines
 from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
-from tae.model.autoencoder import TemporalAutoencoder
-from tae.model.diffusers.autoencoder import DiffusersAutoencoder
-from tae.model.interface import VideoAutoencoder
 from tae.model.onnx_codec import GRAPHS_FILE
 from tae.model.pretrained import LoadedModel
+from tae.model.pretrained_decoder import LoadedDecoder
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
 
 CARD = "README.md"
-USE_OF_OURS = """```python
+USE = """```python
 from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
 
 model = TemporalAutoencoder.from_pretrained("{name}")
@@ -31,16 +29,7 @@ frames = clip_to_frames(model.decode(latents, num_frames=clip.shape[2], size=cli
 ```"""
 
 
-USE_OF_DIFFUSERS = """```python
-from diffusers import {class_name}
-
-vae = {class_name}.from_pretrained("{name}")
-```
-
-Clips: {takes}; `python evaluate.py ckpt=diffusers:{class_name}:{name}` measures it."""
-
-
-def find_metrics(loaded: LoadedModel, given: str | None) -> dict[str, Any] | None:
+def find_metrics(loaded: LoadedModel | LoadedDecoder, given: str | None) -> dict[str, Any] | None:
     """The metrics of an evaluation of this very file: the given ones, else those of the run that it lies in.
 
     Raises:
@@ -79,21 +68,14 @@ def model_card(
 ) -> str:
     """The README of the folder: what it is, how to use it, how it was measured, what it was made from."""
     model = loaded.model
-    ours = isinstance(model, TemporalAutoencoder)
-    library = "temporal-autoencoder" if ours else "diffusers"
-    header = ModelCardData(license=license, library_name=library, tags=["video", "autoencoder", "vae"])
-    what = (
-        "A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720))"
-        if ours
-        else f"{model.name} of diffusers"
-    )
+    header = ModelCardData(license=license, library_name="temporal-autoencoder", tags=["video", "autoencoder", "vae"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sections = [
         f"---\n{header.to_yaml()}\n---\n\n# {name}",
-        f"{what}: compresses video {model.time_factor}x in "
+        f"A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720)): compresses video {model.time_factor}x in "
         f"time, {model.space_factor}x in height and width, into {model.latent_channels} channels, and back. "
         f"{parameters / 1e6:.2f} M parameters.",
-        use(model, name),
+        USE.format(name=name, channels=model.latent_channels, time=model.time_factor, space=model.space_factor),
         "## Quality\n\n" + ("Not measured." if metrics is None else quality(metrics)),
     ]
     if stats is not None:
@@ -114,17 +96,8 @@ def model_card(
             f"Batch, time, height and width are free; cut a decoded clip to the size that went in. "
             f"`{GRAPHS_FILE}` says the rest."
         )
-    sections.append("## Origin\n\n" + origin(loaded) + ("" if dtype == "fp32" else f"\n- weights rounded to {dtype}"))
+    sections.append("## Origin\n\n" + origin(loaded.sha256, loaded.weights, model.starting_weights, dtype))
     return "\n\n".join(sections) + "\n"
-
-
-def use(model: VideoAutoencoder, name: str) -> str:
-    """How to load it, in code."""
-    if isinstance(model, DiffusersAutoencoder):
-        return USE_OF_DIFFUSERS.format(class_name=model.name, name=name, takes=model.rule)
-    return USE_OF_OURS.format(
-        name=name, channels=model.latent_channels, time=model.time_factor, space=model.space_factor
-    )
 
 
 def quality(metrics: Mapping[str, Any]) -> str:
@@ -148,12 +121,19 @@ def quality(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def origin(loaded: LoadedModel) -> str:
-    """The file that was exported, and what its training started from."""
-    average = ", the moving average of its weights" if loaded.weights == "ema" else ""
-    lines = [f"- exported from a file with SHA-256 `{loaded.sha256}`{average}"]
-    if start := loaded.model.starting_weights:
+def origin(sha256: str | None, weights: str | None, start: Mapping[str, str | None] | None, dtype: str) -> str:
+    """The file that was exported, what its training started from, and how it was rounded.
+
+    Args:
+        weights: "ema" or "raw", which of the file's these are.
+        start: {what: source, "sha256": of its file}, as checkpoints have it.
+    """
+    average = ", the moving average of its weights" if weights == "ema" else ""
+    lines = [f"- exported from a file with SHA-256 `{sha256}`{average}"]
+    if start:
         (kind, source), (_, digest) = start.items()
         name = Path(source).name if source and Path(source).exists() else source  # no paths of one's own machine
         lines.append(f"- training started from `{kind}={name}`, SHA-256 `{digest}`")
+    if dtype != "fp32":
+        lines.append(f"- weights rounded to {dtype}")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
-"""What `tae.encode` reads: the videos of a folder, a list or shards, and their frames piece by piece."""
+"""What `tae.encode` reads: the videos or images of a folder, a list or shards, and their frames piece by piece."""
 
 import itertools
-import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +13,23 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.decode import as_path
-from data.ingest.sources import find_videos, root_of
+from data.ingest.sources import find_media, root_of
 from data.sampling.transforms import Crop
-from data.shards.format import VIDEO_EXTENSIONS, Shard
+from data.shards.format import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, VIDEO_EXTENSIONS, Shard, media_of, read_json
 from data.shards.index import find_shards
 from data.shards.keys import UniqueKeys
+from data.shards.metadata import read_metadata
 from data.shards.reader import open_samples
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
 from tae.video.facts import VideoError
+from tae.video.image import is_image, open_image, to_pixels
 from tae.video.reader import Frame, VideoReader
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video to encode: a file, or a sample of a shard.
+    """A video or image to encode: a file, or a sample of a shard.
 
     key:  of its latents, unique
     name: for people, and for `rejected.csv`
@@ -77,16 +78,18 @@ class Piece(NamedTuple):
 def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[str, str]]]:
     """The videos of a folder, a list, a file or shards in a fixed order, and (name, reason) of what is none.
 
+    Images are taken where there is no video.
+
     Raises:
-        UserError: there is no video.
+        UserError: there is neither.
     """
     keys = UniqueKeys()
     rejected: list[tuple[str, str]] = []
     path = to_path(source) if isinstance(source, str) else None
-    if path is not None and path.is_file() and path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS:
+    if path is not None and path.is_file() and path.suffix.lower().lstrip(".") in MEDIA_EXTENSIONS:
         sources = [Source(keys.claim(path.stem), str(path), path, path.parent.name)]
     elif path is not None and ((path.is_file() and path.suffix != ".tar") or _is_folder_of_videos(path)):
-        found = find_videos(path, "folder")
+        found = find_media(path)
         videos, rejected, root = found.videos, found.rejected, root_of(path)
         if path.is_file():  # of a list: its own paths may lead anywhere
             rejected = [(str(root / name), reason) for name, reason in rejected]
@@ -100,8 +103,9 @@ def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[
         sources = []
     if not sources:
         raise UserError(
-            f"source={source} does not exist or holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}). Give "
-            "a folder, a text file with a path on each line, a video, or shards that `python -m data.prepare` wrote."
+            f"source={source} does not exist or holds no videos (by extension: {', '.join(sorted(VIDEO_EXTENSIONS))}) or "
+            f"images ({', '.join(sorted(IMAGE_EXTENSIONS))}). Give a folder, a text file with a path on each line, a video, "
+            "an image, or shards that `python -m data.prepare` wrote or `python -m data.index` has indexed."
         )
     return sources, rejected
 
@@ -157,23 +161,32 @@ def open_members(shard: Shard, waiting: dict[str, Source]) -> Iterator[tuple[Sou
         with open_samples(shard, set(waiting)) as samples:
             for sample in samples:
                 if source := waiting.pop(sample["__key__"], None):
-                    videos = [value for extension, value in sample.items() if extension in VIDEO_EXTENSIONS]
-                    if len(videos) != 1 or "json" not in sample:
-                        yield (
-                            source,
-                            Path(),
-                            {},
-                            f"{len(videos)} video files under one key, one with its .json is expected",
-                        )
+                    try:
+                        content, metadata = _read_sample(sample, shard)
+                    except UserError as error:
+                        yield source, Path(), {}, str(error)
                         continue
-                    with as_path(videos[0]) as path:
-                        yield source, Path(path), json.loads(sample["json"]), ""
+                    with as_path(content) as path:
+                        yield source, Path(path), metadata, ""
                 if not waiting:
                     return
     except (OSError, tarfile.TarError, ValueError) as error:
         fault = f"the shard cannot be read: {error}"
     for source in waiting.values():
         yield source, Path(), {}, fault
+
+
+def _read_sample(sample: Mapping[str, Any], shard: Shard) -> tuple[bytes, dict[str, Any]]:
+    """The file of a sample, and what is said of it: in our own shards always, in those of others perhaps."""
+    found = media_of(sample)
+    if len(found) != 1:
+        raise UserError(f"{len(found)} video or image files under one key, one is expected")
+    if sample["__key__"] in shard.known:
+        return found[0], read_metadata(sample)
+    try:
+        return found[0], read_json(sample["json"])
+    except (KeyError, ValueError) as error:
+        raise UserError("its metadata (.json) is missing or cannot be read") from error
 
 
 def _reason(error: Exception) -> str:
@@ -183,29 +196,43 @@ def _reason(error: Exception) -> str:
 
 
 def read_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator[Tensor]:
-    """The frames of a video, (t, h, w, 3) uint8, piece by piece; fills `facts` on the way.
+    """The frames of a video, (t, h, w, 3) uint8, piece by piece; an image is one frame. Fills `facts` on the way.
 
     Raises:
-        UserError: the file cannot be read as a video, or its frames are too small.
+        UserError: the file cannot be read, or its frames are too small.
     """
+    with path.open("rb") as file:
+        pieces = _image_pieces if is_image(file.read(16)) else _video_pieces
+    count = 0
+    for piece in pieces(path, reading, facts):
+        count += len(piece)
+        yield piece
+    facts |= {"num_frames": count, "height": piece.shape[1], "width": piece.shape[2]}
+
+
+def _image_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator[Tensor]:
+    with open_image(path.read_bytes()) as image:
+        pixels = to_pixels(image)
+    square = _crop_to(reading, *pixels.shape[:2])
+    yield torch.from_numpy((square(pixels) if square else pixels)[None])
+    facts["fps"] = 0.0
+
+
+def _video_pieces(path: Path, reading: Reading, facts: dict[str, Any]) -> Iterator[Tensor]:
     with VideoReader(path, reading.interlaced) as reader:
-        if not reading.resolution and min(reader.size) < reading.smallest:
-            height, width = reader.size
-            raise UserError(f"frames of {height}x{width} are too small; the model needs {reading.smallest} each way.")
-        square = Crop(*reader.size, reading.resolution) if reading.resolution else None
+        square = _crop_to(reading, *reader.size)
         frames: Iterator[Frame] = itertools.islice(reader.frames(), 0, None, reading.frame_stride)
-        count = 0
         for batch in batched(frames, reading.piece):
             images = [square(frame.rgb) if square else frame.rgb for frame in batch]
-            piece = torch.from_numpy(np.stack(images))
-            count += len(piece)
-            yield piece
+            yield torch.from_numpy(np.stack(images))
         if reader.damage:
             raise VideoError(path, reader.damage)
-        height, width = piece.shape[1:3]
-        facts |= {
-            "num_frames": count,
-            "height": height,
-            "width": width,
-            "fps": float(reader.rate / reading.frame_stride),
-        }
+        facts["fps"] = float(reader.rate / reading.frame_stride)
+
+
+def _crop_to(reading: Reading, height: int, width: int) -> Crop | None:
+    if reading.resolution:
+        return Crop(height, width, reading.resolution)
+    if min(height, width) < reading.smallest:
+        raise UserError(f"frames of {height}x{width} are too small; the model needs {reading.smallest} each way.")
+    return None

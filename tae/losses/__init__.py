@@ -1,6 +1,7 @@
 """The training objective: small terms, each tested by itself, and their weighted sum."""
 
 from tae.losses.equivariance import Equivariance
+from tae.losses.features import FeatureMatching
 from tae.losses.kl import KL
 from tae.losses.local_correlation import LocalCorrelation
 from tae.losses.objective import Objective
@@ -16,6 +17,7 @@ __all__ = [
     "KL",
     "Context",
     "Equivariance",
+    "FeatureMatching",
     "LocalCorrelation",
     "Objective",
     "OutlierPenalty",

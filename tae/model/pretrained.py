@@ -2,29 +2,25 @@
 
 A checkpoint carries, beside Lightning's own entries, `architecture` (the constructor's arguments of the model) and `config`
 (the resolved configuration). Whoever made the file may be a stranger: it is read with `weights_only=True`, its config may
-hold plain values only, and a model is built from constructor arguments within bounds, of our class or one of diffusers' in a
-closed list.
+hold plain values only, and a model is built from constructor arguments within bounds, never from a class name in the file.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
-from tae.model.checks import MAX_PARAMETERS, differing_parameters
-from tae.model.diffusers.autoencoder import DiffusersAutoencoder
-from tae.model.diffusers.families import FAMILIES
-from tae.model.diffusers.loading import PREFIX, load_weights_and_config, split_source, stated_class
+from tae.model.checks import differing_parameters
 from tae.model.encoder_identity import encoder_sha256
-from tae.model.interface import VideoAutoencoder
+from tae.model.tiny_decoder import describes_decoder
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.hub import download, may_be_repository
@@ -35,7 +31,6 @@ WAYS_TO_GIVE_A_MODEL = (
     "Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub repository id, or "
     f"{' or '.join(BUNDLED)}, which is bundled."
 )
-Network = TypeVar("Network", bound=VideoAutoencoder, covariant=True)
 MODEL_WITHOUT_NETWORK = (
     "On a machine with network run `hf download {repo_id} --local-dir DIR`, copy DIR here and give its path in place of "
     "{repo_id}."
@@ -43,7 +38,7 @@ MODEL_WITHOUT_NETWORK = (
 
 
 @dataclass(frozen=True)
-class LoadedModel(Generic[Network]):
+class LoadedModel:
     """A model and where it came from.
 
     Args:
@@ -51,7 +46,7 @@ class LoadedModel(Generic[Network]):
         weights: "ema" or "raw", which of a checkpoint's weights these are; None where that is not known.
     """
 
-    model: Network
+    model: TemporalAutoencoder
     source: str
     sha256: str | None
     config: Mapping[str, Any] | None
@@ -73,7 +68,7 @@ class LoadedModel(Generic[Network]):
         return made_by["sha256"] == self.sha256
 
 
-def load_model(source: str | Path, weights: str | None = None) -> LoadedModel[TemporalAutoencoder]:
+def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:
     """Load a model for use, in evaluation mode.
 
     Args:
@@ -85,32 +80,6 @@ def load_model(source: str | Path, weights: str | None = None) -> LoadedModel[Te
     Raises:
         UserError: there is no such thing, it is damaged, or it is something else, or it has no average and one is wanted.
     """
-    loaded = load_autoencoder(source, weights)
-    ours = of_ours(loaded)
-    if ours is None:
-        raise UserError(
-            f"{source} is {loaded.model.name} of diffusers, which is trained, evaluated and exported here; diffusers itself "
-            "encodes, tiles and decodes with it: python -m tae.export writes the folder for its from_pretrained."
-        )
-    return ours
-
-
-def of_ours(loaded: LoadedModel[VideoAutoencoder]) -> LoadedModel[TemporalAutoencoder] | None:
-    """The same, if it is a network of ours."""
-    return cast(LoadedModel[TemporalAutoencoder], loaded) if isinstance(loaded.model, TemporalAutoencoder) else None
-
-
-def load_autoencoder(source: str | Path, weights: str | None = None) -> LoadedModel[VideoAutoencoder]:
-    """Load any autoencoder that can be trained here, in evaluation mode.
-
-    Args:
-        source: as `load_model` takes it, where a checkpoint may be of any network; or a folder of diffusers, or
-            `diffusers:CLASS:SOURCE`.
-        weights: as in `load_model`.
-
-    Raises:
-        UserError: as from `load_model`.
-    """
     path = BUNDLED.get(str(source), to_path(source))
     if path.is_file():
         checkpoint = read_checkpoint(path)
@@ -119,17 +88,11 @@ def load_autoencoder(source: str | Path, weights: str | None = None) -> LoadedMo
         load_weights(model, model_weights(checkpoint, kind), path)
         model.starting_weights = checkpoint.get("starting_weights")
         return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"], kind)
+    folder = path if path.is_dir() else download_pretrained(str(source))
     if weights is not None:
         raise UserError(
             f"weights={weights} chooses among those of a training's checkpoint (.ckpt), and {source} is none."
         )
-    if str(source).startswith(PREFIX):
-        other, digest = load_weights_and_config(*split_source(str(source)))
-        return LoadedModel(other, str(source), digest, None)
-    if path.is_dir() and (class_name := stated_class(path)) in FAMILIES:
-        other, digest = load_weights_and_config(class_name, str(path))
-        return LoadedModel(other, str(source), digest, None)
-    folder = path if path.is_dir() else download_pretrained(str(source))
     return LoadedModel(read_pretrained(folder, source), str(source), file_sha256(folder / WEIGHTS_FILE), None)
 
 
@@ -154,28 +117,46 @@ def read_pretrained(folder: Path, source: str | Path) -> TemporalAutoencoder:
         raise UserError(
             f"The folder {source} holds no {' and no '.join(missing)}; give one that save_pretrained wrote."
         )
+    refuse_decoder(read_config(folder), source)
     try:
         return TemporalAutoencoder.from_pretrained(folder).eval()
     except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source} is not a folder that save_pretrained wrote, or it is damaged: {error}") from error
 
 
-def build_model(architecture: Mapping[str, Any], source: str | Path) -> VideoAutoencoder:
+def build_model(architecture: Mapping[str, Any], source: str | Path) -> TemporalAutoencoder:
     """The model that a file describes.
 
     Raises:
         UserError: these are not the arguments of one, or it would be beyond all bounds.
     """
+    refuse_decoder(architecture, source)
     try:
-        if "class_name" not in architecture:
-            return TemporalAutoencoder(**architecture)
-        with torch.device("meta"):
-            sketch = DiffusersAutoencoder.from_config(**architecture)
-        if sum(parameter.numel() for parameter in sketch.parameters()) > MAX_PARAMETERS:
-            raise UserError(f"more than {MAX_PARAMETERS:.0e} parameters.")
-        return DiffusersAutoencoder.from_config(**architecture)
+        return TemporalAutoencoder(**architecture)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source} describes no model that can be built: {error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder; empty where it cannot be read, which loading tells better."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def refuse_decoder(architecture: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse a tiny decoder where a whole autoencoder is needed.
+
+    Raises:
+        UserError: it is one.
+    """
+    if describes_decoder(architecture):
+        raise UserError(
+            f"{source} is a tiny decoder, without an encoder: give its teacher as the model, and this as its decoder "
+            "(ckpt=TEACHER decoder=PATH, in `evaluate.py` and `tae.reconstruct`)."
+        )
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

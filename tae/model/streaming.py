@@ -11,10 +11,8 @@ from torch import Tensor
 
 from tae.model.checks import check_clip, check_latents, check_range
 from tae.model.codec import TileableCodec
-from tae.model.interface import VideoAutoencoder
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import TIME, OverlapAdd, Tiling, Windows, decode_in_space, encode_in_space
-from tae.runtime.errors import UserError
 
 Out = TypeVar("Out")
 
@@ -37,12 +35,12 @@ class EncoderStream:
         tiling: how the video is cut; its overlap in time is that of decoding. None: tiles of 32 whole frames.
 
     Raises:
-        UserError: the tiling does not fit the model, or the model cannot be cut.
+        UserError: the tiling does not fit the model.
     """
 
     def __init__(self, model: TileableCodec, tiling: Tiling | None = None) -> None:
         self.tiling = tiling or Tiling()
-        check_tiles(model, self.tiling)
+        self.tiling.check(model.time_factor, model.space_factor)
         self._model = model
         self._windows = Windows(self.tiling.tile_pixel_frames, overlap=0, dim=TIME)
 
@@ -90,7 +88,7 @@ class DecoderStream:
         tiling: how the video is cut. None: tiles of 32 whole frames, which overlap by 16.
 
     Raises:
-        UserError: the tiling does not fit the model, or the model cannot be cut.
+        UserError: the tiling does not fit the model.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ class DecoderStream:
         tiling: Tiling | None = None,
     ) -> None:
         self.tiling = tiling or Tiling()
-        check_tiles(model, self.tiling, decoding=True)
+        self.tiling.check(model.time_factor, model.space_factor, decoding=True)
         length, overlap = self.tiling.tile_pixel_frames, self.tiling.overlap_pixel_frames
         self._model = model
         self._size = size
@@ -194,20 +192,6 @@ def decode_stream(
     """
     stream = DecoderStream(model, num_frames, size, tiling)
     yield from push_all(stream, latents, most=1)
-
-
-def check_tiles(model: TileableCodec, tiling: Tiling, decoding: bool = False) -> None:
-    """Refuse a model that cannot be cut, or a tiling that does not fit it.
-
-    Raises:
-        UserError: it is one.
-    """
-    if isinstance(model, VideoAutoencoder) and not model.cuts_anywhere:
-        raise UserError(
-            f"{model.name} takes clips of certain lengths only, and is neither streamed nor tiled here: encode and decode "
-            "whole clips, or use what was exported with diffusers, which tiles by itself."
-        )
-    tiling.check(model.time_factor, model.space_factor, decoding)
 
 
 def push_all(stream: Stream[Out], pieces: Iterable[Tensor], most: int) -> Iterator[Out]:

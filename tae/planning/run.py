@@ -13,7 +13,7 @@ def print_plan(cfg: DictConfig) -> dict[str, Any]:
     """Print the plan."""
     found = plan(cfg)
     clips, frames, height, width = found["shape"]
-    checkpointing = "with" if cfg.model.gradient_checkpointing else "without"
+    checkpointing = "with" if cfg.model.get("gradient_checkpointing") else "without"
     table = Table(
         title=f"{found['parameters'] / 1e6:.2f} M parameters, {clips} x {width}x{height}x{frames}, {cfg.trainer.precision}, "
         f"{checkpointing} checkpointing, {cfg.device}"

@@ -60,6 +60,7 @@ class Train(Section):
     seed: NotNegative
     resume: str | None
     init_from: str | None
+    teacher: str | None
     report: Report
     page: Page
     validate_first: bool
@@ -89,6 +90,7 @@ class Evaluate(Section):
     metrics: Mapping[str, Built] | None = None
     ckpt: str
     weights: WeightKind | None
+    decoder: str | None
     source: str | None
     name: str
     seed: NotNegative
@@ -268,6 +270,7 @@ class Plan(Section):
     device: Literal["cuda", "cpu"]
     memory_gb: Annotated[float, Gt(0)] | None
     init_from: Any
+    teacher: str | None
 
 
 class Weights(Section):

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from data.shards.patterns import missing_shards
@@ -18,9 +17,7 @@ from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_front
 from tae.model.corruption import check_prefixes
 from tae.model.inflate import check_source
-from tae.model.trainable import is_frozen
-from tae.model.unweighted import unweighted
-from tae.planning.planner import shapes_of
+from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL
 from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError, with_full_keys
@@ -193,19 +190,52 @@ def moving_average(cfg: DictConfig) -> str | None:
     )
 
 
+def distilled(cfg: DictConfig) -> str | None:
+    """A teacher that is missing or that nothing asks for, and terms that would train it."""
+    if "teacher" not in cfg.model:
+        if cfg.teacher is not None:
+            return f"teacher={cfg.teacher} is not read by this model: add experiment=distill, or leave it out."
+        if "features" in terms_with_weight(cfg):
+            return (
+                "loss.features compares a tiny decoder with its teacher: give loss.features.weight=0 for other models."
+            )
+        return None
+    findings = []
+    if cfg.teacher is None:
+        findings.append(f"teacher=null: there is nothing to distil. {WAYS_TO_GIVE_A_MODEL}")
+    elif is_missing(cfg.teacher):
+        findings.append(f"teacher={cfg.teacher}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
+    if cfg.trainable != "all":
+        findings.append(f"trainable={cfg.trainable}: what is distilled is a decoder already. Leave it out.")
+    if latent := latent_terms(cfg):
+        findings.append(
+            f"The teacher is frozen, whose encoder alone {' and '.join(f'loss.{name}' for name in latent)} would train: add "
+            f"{' '.join(f'loss.{name}.weight=0' for name in latent)}."
+        )
+    return "\n".join(findings) or None
+
+
+def terms_with_weight(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of the terms of the loss that are computed."""
+    return {name: term for name, term in cfg.loss.items() if isinstance(term, Mapping) and term.get("weight")}
+
+
+def latent_terms(cfg: DictConfig) -> list[str]:
+    """Terms with a weight that look at latents alone."""
+    terms = terms_with_weight(cfg).items()
+    return [name for name, term in terms if not getattr(get_object(term["_target_"]), "uses_reconstruction", True)]
+
+
 def frozen(cfg: DictConfig) -> str | None:
     """Terms that would train what is frozen, or a model that freezes nothing."""
-    if cfg.trainable == "all":
+    if cfg.trainable == "all" or "teacher" in cfg.model:
         return None
     if cfg.model.get("trainable") != cfg.trainable:
         return (
             f"trainable={cfg.trainable} is not read by this model: give its config the line `trainable: ${{trainable}}`, as "
             "conf/model/sd35.yaml has it."
         )
-    terms = {name: term for name, term in cfg.loss.items() if isinstance(term, Mapping) and term.get("weight")}
-    latent = [
-        name for name, term in terms.items() if not getattr(get_object(term["_target_"]), "uses_reconstruction", True)
-    ]
+    latent = latent_terms(cfg)
     if cfg.trainable != "decoder" or not latent:
         return None
     return (
@@ -264,51 +294,6 @@ def barebones(cfg: DictConfig) -> str | None:
     )
 
 
-def other_network(cfg: DictConfig) -> str | None:
-    """A network of diffusers that cannot be built, does not take these clips, or lacks what a term looks at."""
-    if "class_name" not in cfg.model:
-        return None
-    return message_of(lambda: check_other_network(cfg), cfg, "model")
-
-
-def check_other_network(cfg: DictConfig) -> None:
-    """Build the network without weights, and ask it.
-
-    Raises:
-        UserError: with one line for each finding.
-    """
-    try:
-        with torch.device("meta"):
-            model = instantiate(cfg.model, **unweighted(cfg.model))
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from error
-        raise
-    findings = []
-    for name, shape in shapes_of(cfg).items() if "num_frames" in cfg.data else ():
-        if misfits := model.grid.misfits(*shape[1:]):
-            where = f"data.sources.{name}" if name else "data"
-            findings.append(
-                f"{where}.num_frames, {where}.resolution: {model.name} is given clips of {'; '.join(misfits)}."
-            )
-    terms = [name for name, term in cfg.loss.items() if isinstance(term, Mapping) and term.get("weight")]
-    classes = {name: get_object(cfg.loss[name]["_target_"]) for name in terms}
-    wide = [name for name, term in classes.items() if getattr(term, "needs_variance", False)]
-    if wide and not model.is_gaussian:
-        findings.append(
-            f"{model.name} gives latents without a variance, which {' and '.join(f'loss.{name}' for name in wide)} would "
-            f"look at: add {' '.join(f'loss.{name}.weight=0' for name in wide)}."
-        )
-    latent = [name for name, term in classes.items() if not getattr(term, "uses_reconstruction", True)]
-    if cfg.model.parts and latent and is_frozen(model.encoding_modules):
-        findings.append(
-            f"model.parts freezes the encoder, which alone {' and '.join(f'loss.{name}' for name in latent)} would train: "
-            f"add {' '.join(f'loss.{name}.weight=0' for name in latent)}."
-        )
-    if findings:
-        raise UserError("\n".join(findings))
-
-
 def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> str | None:
     """What a check of a section's arguments refuses, None if it does not."""
     try:
@@ -319,6 +304,6 @@ def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> st
 
 
 CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
-    *(missing_accelerator, devices, shards, plain_files, starting_weights, architecture, other_network, lpips_weights),
-    *(learning_rate, steps, clipping, frozen, frame_size, moving_average, compiler, barebones),
+    *(missing_accelerator, devices, shards, plain_files, starting_weights, architecture, lpips_weights),
+    *(learning_rate, steps, clipping, distilled, frozen, frame_size, moving_average, compiler, barebones),
 )

@@ -1,4 +1,4 @@
-"""Training of a video autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
+"""Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,10 +20,11 @@ from tae.losses import Objective
 from tae.losses.step import compute_loss
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric
+from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.checkpoint_file import model_weights
+from tae.model.distillation import Distillation
 from tae.model.encoder_identity import encoder_sha256
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
-from tae.model.interface import VideoAutoencoder
 from tae.model.trainable import is_frozen
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
@@ -56,7 +57,7 @@ class AutoencoderModule(L.LightningModule):
 
     def __init__(
         self,
-        model: VideoAutoencoder,
+        model: TemporalAutoencoder | Distillation,
         loss: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
@@ -74,7 +75,8 @@ class AutoencoderModule(L.LightningModule):
         self.loss_parameters = nn.ParameterList(loss.parameters)  # so that they are moved, trained and saved
         self.adversary = adversary
         self.adversary_state: dict[str, Any] | None = None  # of a checkpoint, until the device is known
-        self.frozen_encoder: str | None = None  # its identity, once it was asked for
+        # Its identity, once it was asked for; that of a teacher's is known.
+        self.frozen_encoder: str | None = model.decoder.of_encoder if isinstance(model, Distillation) else None
         self.seed = seed
         self.config = config
         self.output_dir = Path(output_dir)
@@ -85,7 +87,7 @@ class AutoencoderModule(L.LightningModule):
                 "loss.reconstruction.weight a value above 0, or set adversary=none."
             )
         if not loss.uses_reconstruction:  # DDP would wait for the decoder's gradients, which never come
-            model.decoding_modules.requires_grad_(False)
+            model.decoder.requires_grad_(False)
             model.corruption = None
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.validated: list[tuple[Sequence[str], Tensor]] = []  # keys, and whether each reconstruction is finite
@@ -96,8 +98,8 @@ class AutoencoderModule(L.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained: a frozen encoder stays in evaluation mode."""
         super().train(mode)
-        if is_frozen(self.model.encoding_modules):
-            self.model.encoding_modules.eval()
+        if is_frozen(self.model.encoder):
+            self.model.encoder.eval()
         return self
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -297,10 +299,20 @@ class AutoencoderModule(L.LightningModule):
         if self.frozen_encoder is not None:
             return self.frozen_encoder
         digest = encoder_sha256(self.model.architecture, model_weights(checkpoint, "ema"))
-        if is_frozen(self.model.encoding_modules):
+        if is_frozen(self.model.encoder):
             self.frozen_encoder = digest
         return digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what the weights alone do not say.
+
+        Raises:
+            UserError: a decoder that is distilled goes on with a teacher that has another encoder.
+        """
+        if isinstance(self.model, Distillation) and checkpoint["encoder"] != self.frozen_encoder:
+            raise UserError(
+                "The decoder in this checkpoint learnt to decode the latents of another encoder than that of "
+                f"teacher={self.config['teacher']}: give the teacher that it had, or start a new run."
+            )
         self.model.starting_weights = checkpoint.get("starting_weights")
         self.adversary_state = checkpoint.get("adversary")

@@ -22,14 +22,7 @@ FREE = (
         "logger.",
         "metrics.",
     ),
-    *(
-        "model.image_vae",
-        "model.source",
-        "model.init_from",
-        "model.gradient_checkpointing",
-        "model.compile_blocks",
-        "validate_first",
-    ),
+    *("model.image_vae", "model.init_from", "model.gradient_checkpointing", "model.compile_blocks", "validate_first"),
     "trainer.default_root_dir",
 )
 LAST = "last.ckpt"
@@ -46,7 +39,8 @@ ADDED: dict[str, Any] = {
     **{"loss.equivariance._target_": "Equivariance", "loss.equivariance.weight": 0.0},
     **{"loss.equivariance.mode": "replace", "loss.equivariance.scales": None, "loss.equivariance.turns": None},
     **{"loss.spectrum._target_": "Spectrum", "loss.spectrum.weight": 0.0, "loss.spectrum.delta": 1.0},
-    **{"loss.reconstruction.learned_scale": False},
+    **{"loss.reconstruction.learned_scale": False, "teacher": None},
+    **{"loss.features._target_": "FeatureMatching", "loss.features.weight": 0.0},
     **{"model.latent_noise": 0.0, "model.latent_mask": 0.0, "model.channel_dropout": None},
 }
 RENAMED = {"AutoencoderLoss": "Objective"}  # classes of version 0.1 in the configs of its checkpoints

@@ -1,0 +1,122 @@
+"""A tiny decoder: sizes, how far it sees, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tae import TinyDecoder, UserError
+from tae.model.distillation import Distillation
+from tae.model.pretrained import load_model
+from tae.model.pretrained_decoder import load_decoder
+from tae.model.tiny_decoder import JoinedBlock
+
+
+def tiny(**changes: object) -> TinyDecoder:
+    """One whose blocks do something, as after training."""
+    decoder = TinyDecoder(**({"latent_channels": 4, "width": 4, "blocks": 1} | changes)).eval()
+    for block in (block for block in decoder.modules() if isinstance(block, JoinedBlock)):
+        nn.init.normal_(block.conv.weight, std=0.2)
+    return decoder
+
+
+def decoded(decoder: TinyDecoder, latents: Tensor, **kept: object) -> Tensor:
+    with torch.no_grad():
+        return decoder.decode(latents, **kept)
+
+
+def test_the_default_is_of_the_size_that_is_said() -> None:
+    assert sum(parameter.numel() for parameter in TinyDecoder().parameters()) == 9_196_568
+
+
+@pytest.mark.parametrize(
+    ("factors", "lone", "grid", "whole"),
+    [
+        ((8, 8), False, (1, 1, 1), (8, 8, 8)),
+        ((8, 8), False, (3, 2, 5), (24, 16, 40)),
+        ((4, 8), True, (3, 2, 1), (9, 16, 8)),
+        ((8, 32), True, (1, 1, 2), (1, 32, 64)),
+        ((1, 4), False, (2, 1, 2), (2, 4, 8)),
+    ],
+)
+def test_any_grid_is_decoded_and_trimmed_as_the_teacher_trims(
+    factors: tuple[int, int], lone: bool, grid: tuple[int, int, int], whole: tuple[int, int, int]
+) -> None:
+    decoder = tiny(time_factor=factors[0], space_factor=factors[1], lone_first_frame=lone)
+    latents = torch.randn(2, 4, *grid)
+    clip = decoded(decoder, latents)
+    assert clip.shape == (2, 3, *whole)
+    frames, height, width = (max(1, extent - 3) for extent in whole)
+    assert torch.equal(
+        decoded(decoder, latents, num_frames=frames, size=(height, width)), clip[:, :, :frames, :height, :width]
+    )
+    with pytest.raises(ValueError, match=f"these latents hold \\({whole[0]}, {whole[1]}, {whole[2]}\\)"):
+        decoder.decode(latents, num_frames=whole[0] + 1)
+    with pytest.raises(ValueError, match=r"takes latents \(b, 4, t, h, w\)"):
+        decoder.decode(torch.randn(1, 5, *grid))
+
+
+def test_it_sees_as_far_back_as_ahead_and_no_further() -> None:
+    """One block at each of three resolutions: 1 + 1/2 + 1/4 latent frames, to both sides, in whole frames of each."""
+    decoder = tiny()
+    latents = torch.randn(1, 4, 9, 2, 2)
+    other = latents.clone()
+    other[:, :, 4] += 1
+    changed = (decoded(decoder, latents) != decoded(decoder, other)).flatten(3).any(3).any(1)[0].nonzero()[:, 0]
+    assert (changed.min().item(), changed.max().item()) == (32 - 14, 39 + 14)
+
+
+def test_a_folder_of_it_is_a_decoder_and_no_model(tmp_path: Path) -> None:
+    decoder = tiny(encoder="ab" * 32)
+    decoder.save_pretrained(tmp_path)
+    loaded = load_decoder(tmp_path)
+    assert loaded.encoder == "ab" * 32
+    latents = torch.randn(1, 4, 1, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(loaded.decoder.decode(latents), decoder.decode(latents))
+    with pytest.raises(UserError, match="is a tiny decoder, without an encoder: give its teacher"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, "width=0 is not allowed"),
+        ({"blocks": 1.5}, r"blocks=1.5 is not allowed"),
+        ({"time_factor": 3}, "time_factor=3 with space_factor=8: a tiny decoder doubles"),
+        ({"time_factor": 16}, "no less than time_factor"),
+        ({"width": 10**5}, "beyond all bounds"),
+    ],
+)
+def test_what_cannot_be_built(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TinyDecoder(**changes)
+
+
+@pytest.mark.parametrize("matches", [True, False])
+def test_only_the_student_learns_and_the_teacher_stays_as_it_is(matches: bool, checkpoint: Path) -> None:
+    teacher = load_model(checkpoint).model
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    model = Distillation(teacher, tiny(latent_channels=16), matches)
+    model.train()
+    output = model(torch.rand(1, 3, 9, 19, 24) * 2 - 1)
+    assert output.reconstruction.shape == (1, 3, 9, 19, 24)
+    pairs = model.feature_pairs(output)
+    assert len(pairs) == (2 if matches else 0)
+    loss = output.reconstruction.square().mean() + sum((own - their).square().mean() for own, their in pairs)
+    loss.backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learning == {name for name, _ in model.named_parameters() if not name.startswith("teacher.")}
+    assert not teacher.training
+    torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1).step()
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_state_dict_has_no_teacher_and_is_loaded_strictly(checkpoint: Path) -> None:
+    model = Distillation(load_model(checkpoint).model, tiny(latent_channels=16), True)
+    state = model.state_dict()
+    assert {name.partition(".")[0] for name in state} == {"decoder", "projections"}
+    model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Missing key.*projections\.0\.weight"):
+        model.load_state_dict({name: value for name, value in state.items() if name.startswith("decoder.")})
