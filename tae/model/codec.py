@@ -8,18 +8,28 @@ from torch import Tensor
 from tae.model.posterior import DiagonalGaussian
 
 
-class Codec(Protocol):
-    """An autoencoder with an encoder and a decoder of its own: ours, in PyTorch or exported, or one of diffusers
-    through its adapter."""
+class LatentDecoder(Protocol):
+    """What decodes latents: an autoencoder, or a decoder alone."""
 
     time_factor: int
     space_factor: int
 
+    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """The clip of latents, of so many frames, rows and columns."""
+
+
+class Codec(LatentDecoder, Protocol):
+    """An autoencoder with an encoder and a decoder of its own: ours, in PyTorch or exported, or one of diffusers
+    through its adapter."""
+
     def encode(self, clip: Tensor) -> DiagonalGaussian:
         """The posterior of (b, 3, t, h, w)."""
 
-    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """The clip of latents, of so many frames, rows and columns."""
+
+class TileableDecoder(LatentDecoder, Protocol):
+    """One that takes any number of latent frames."""
+
+    latent_channels: int
 
 
 class TileableCodec(Codec, Protocol):

@@ -1,24 +1,15 @@
 """The encoder of one autoencoder with the decoder of another that belongs to it."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tae.model.autoencoder import AutoencoderOutput
+from tae.model.codec import LatentDecoder
 from tae.model.posterior import DiagonalGaussian
-
-
-class LatentDecoder(Protocol):
-    """What decodes the latents of an encoder: a tiny decoder, or an autoencoder of which only the decoder is used."""
-
-    time_factor: int
-    space_factor: int
-    starting_weights: dict[str, str | None] | None
-
-    def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """The clip of latents, of so many frames, rows and columns."""
+from tae.model.tiny_decoder import TinyDecoder
 
 
 class PairedAutoencoder(nn.Module):
@@ -76,3 +67,9 @@ class PairedAutoencoder(nn.Module):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latent of a clip of this size."""
         return self.teacher.latent_shape(num_frames, height, width)
+
+
+def tiny_decoder_of(model: object) -> TinyDecoder | None:
+    """The tiny decoder that decodes for a model, if one does."""
+    decoder = model.decoder if isinstance(model, PairedAutoencoder) else model
+    return decoder if isinstance(decoder, TinyDecoder) else None

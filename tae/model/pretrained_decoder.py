@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
+from tae.model.codec import LatentDecoder
 from tae.model.distillation import DECODER_PREFIX
-from tae.model.pairing import LatentDecoder, PairedAutoencoder
+from tae.model.pairing import PairedAutoencoder
 from tae.model.pretrained import (
     WEIGHTS_FILE,
     LoadedModel,
@@ -122,7 +123,7 @@ def pair(loaded: LoadedModel, decoder: LoadedDecoder, name: str = "ckpt") -> Loa
             "or distilled from it with experiment=distill."
         )
     paired = PairedAutoencoder(loaded.model, decoder.decoder).eval()
-    paired.starting_weights = decoder.decoder.starting_weights
+    paired.starting_weights = getattr(decoder.decoder, "starting_weights", None)
     return LoadedModel(
         cast(TemporalAutoencoder, paired),
         decoder.source,

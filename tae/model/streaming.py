@@ -10,9 +10,11 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from tae.model.checks import check_clip, check_latents, check_range
-from tae.model.codec import TileableCodec
+from tae.model.codec import LatentDecoder, TileableCodec, TileableDecoder
+from tae.model.pairing import tiny_decoder_of
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import TIME, OverlapAdd, Tiling, Windows, decode_in_space, encode_in_space
+from tae.model.tiny_stream import TinyDecoderStream
 
 Out = TypeVar("Out")
 
@@ -81,8 +83,11 @@ class EncoderStream:
 class DecoderStream:
     """Decode latents that arrive piece by piece. Without gradient; latents of one tile give exactly `model.decode`.
 
+    A tiny decoder needs no tiles in time: it decodes frame by frame, and gives what decoding all at once gives, but for
+    rounding (`tae.model.tiny_stream`).
+
     Args:
-        model: the autoencoder, which is used as it is.
+        model: the autoencoder, or a tiny decoder, which is used as it is.
         num_frames: how many frames to give in all, from the start; None gives all that the latents hold.
         size: height and width to keep, from the upper left; None keeps all.
         tiling: how the video is cut. None: tiles of 32 whole frames, which overlap by 16.
@@ -93,7 +98,7 @@ class DecoderStream:
 
     def __init__(
         self,
-        model: TileableCodec,
+        model: TileableDecoder,
         num_frames: int | None = None,
         size: tuple[int, int] | None = None,
         tiling: Tiling | None = None,
@@ -105,12 +110,19 @@ class DecoderStream:
         self._size = size
         self._num_frames = num_frames
         self._given = 0
+        tiny = tiny_decoder_of(model)
+        self._frame_by_frame = None if tiny is None else TinyDecoderStream(tiny)
+        if self._frame_by_frame is not None:
+            length, overlap = model.time_factor, 0
         self._windows = Windows(length // model.time_factor, overlap // model.time_factor, TIME)
         self._seams = OverlapAdd(overlap, TIME)
+        self._end: Tensor | None = None  # no latents, of the shape of those that were pushed
 
     @property
     def latency(self) -> int:
         """Most frames whose latents have to follow that of a frame before it is given, where the stream is not flushed."""
+        if self._frame_by_frame is not None:
+            return self._frame_by_frame.latency
         return self.tiling.tile_pixel_frames - self._model.time_factor
 
     def push(self, latents: Tensor) -> list[Tensor]:
@@ -118,14 +130,16 @@ class DecoderStream:
 
         Shapes:
             latents: (b, latent_channels, t', h', w'), of any t'; all else is the same in each push
-            returns: clips (b, 3, at most tile_pixel_frames, *size)
+            returns: clips (b, 3, at most tile_pixel_frames, *size); a tiny decoder's are of one latent frame each
 
         Raises:
             ValueError: no latents of this model, unlike the first push, less than `size`, or after `flush`.
             TypeError: not floating-point values.
         """
         check_latents(latents, self._model.latent_channels)
-        return self._wanted(self._decode(self._windows.push(latents)))
+        tiles = self._windows.push(latents)
+        self._end = latents[:, :, :0].clone()  # a view would keep what was pushed
+        return self._wanted(self._decode(tiles))
 
     def flush(self) -> list[Tensor]:
         """End the stream, and give the frames that are left.
@@ -134,6 +148,8 @@ class DecoderStream:
             ValueError: it was flushed before, or the latents held fewer than `num_frames` frames.
         """
         tiles = self._windows.flush()
+        if self._frame_by_frame is not None and self._end is not None:
+            tiles = [self._end]
         clips = self._wanted(self._decode(tiles)) + self._wanted(self._seams.flush())
         if self._num_frames is not None and self._given < self._num_frames:
             raise ValueError(f"num_frames={self._num_frames} was asked for; these latents hold {self._given}.")
@@ -143,7 +159,10 @@ class DecoderStream:
         for tile in tiles:
             if self._given == self._num_frames:
                 return
-            yield self._seams.push(decode_in_space(self._model, tile, self._size, self.tiling))
+            decoder: LatentDecoder = self._model
+            if self._frame_by_frame is not None:
+                decoder = self._frame_by_frame.next_frames(ends=not tile.shape[TIME])
+            yield self._seams.push(decode_in_space(decoder, tile, self._size, self.tiling))
 
     def _wanted(self, clips: Iterable[Tensor]) -> list[Tensor]:
         """What of these clips belongs to the first `num_frames` frames."""
@@ -175,7 +194,7 @@ def encode_stream(
 
 
 def decode_stream(
-    model: TileableCodec,
+    model: TileableDecoder,
     latents: Iterable[Tensor],
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,

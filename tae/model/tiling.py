@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.model.checks import check_clip
-from tae.model.codec import Codec
+from tae.model.codec import Codec, LatentDecoder
 from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
 
@@ -86,7 +86,7 @@ def encode_in_space(model: Codec, clip: Tensor, tiling: Tiling) -> DiagonalGauss
 
 
 @torch.no_grad()
-def decode_in_space(model: Codec, latents: Tensor, size: tuple[int, int] | None, tiling: Tiling) -> Tensor:
+def decode_in_space(model: LatentDecoder, latents: Tensor, size: tuple[int, int] | None, tiling: Tiling) -> Tensor:
     """`model.decode`, with blended tiles in height and width where the latents are larger than one."""
     if tiling.tile_pixels is None:
         return model.decode(latents, size=size)

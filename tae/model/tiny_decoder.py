@@ -38,6 +38,10 @@ class JoinedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         before = torch.cat([x[:, :, :1], x[:, :, :-1]], 2)
         after = torch.cat([x[:, :, 1:], x[:, :, -1:]], 2)
+        return self.join_with(before, x, after)
+
+    def join_with(self, before: Tensor, x: Tensor, after: Tensor) -> Tensor:
+        """The same, of frames whose neighbours are given: three of (b, c, t, h, w) -> (b, c, t, h, w)."""
         joined = torch.cat([before, x, after], 1)
         return x + per_frame(lambda frames: self.conv(F.relu(self.join(F.relu(frames)))), joined)
 

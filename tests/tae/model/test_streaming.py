@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tae import DecoderStream, EncoderStream, TemporalAutoencoder, Tiling, TinyDecoder, UserError
+from tae import DecoderStream, EncoderStream, TemporalAutoencoder, Tiling, UserError
 from tae.model.codec import TileableCodec
-from tae.model.pairing import PairedAutoencoder
 from tae.model.posterior import DiagonalGaussian
 from tae.planning.meter import Meter
 from tests.tae.model.test_tiling import disturb
@@ -38,13 +37,13 @@ class Resampler:
         return clip[:, :, :num_frames, :height, :width]
 
 
-def network(kind: str) -> TileableCodec:
+def network(kind: str) -> TemporalAutoencoder:
     """One whose temporal parts do something, as after training."""
     folding = {"frontend": "haar", "folds": 1, "norm": "rms"} if kind == "haar" else {}
     widths = (1, 1, 1) if folding else (1, 1, 1, 1)
     model = TemporalAutoencoder(4, widths, norm_groups=2, encoder_blocks=1, decoder_blocks=1, **folding)
     disturb(model)
-    return PairedAutoencoder(model, TinyDecoder(width=4)).eval() if kind == "tiny decoder" else model.eval()
+    return model.eval()
 
 
 def clip_of(num_frames: int, size: tuple[int, int] = SIZE) -> Tensor:
@@ -84,7 +83,7 @@ def test_any_pieces_give_the_bits_of_one_push(data: st.DataObject, num_frames: i
     assert torch.equal(decoded(model, latents, clip, data.draw(pieces_of(latents.shape[2]))), whole)
 
 
-@pytest.mark.parametrize("kind", ["conv", "haar", "tiny decoder"])
+@pytest.mark.parametrize("kind", ["conv", "haar"])
 def test_so_they_do_with_networks(kind: str) -> None:
     model, clip = network(kind), clip_of(37, (17, 24))
     moments = encoded(model, clip, [37])

@@ -1,15 +1,17 @@
 """A tiny decoder: sizes, how far it sees, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tae import TinyDecoder, UserError
+from tae import DecoderStream, Tiling, TinyDecoder, UserError
 from tae.model.distillation import Distillation
 from tae.model.pretrained import load_model
 from tae.model.pretrained_decoder import load_decoder
+from tae.model.tiling import decode_in_space
 from tae.model.tiny_decoder import JoinedBlock
 
 
@@ -65,6 +67,54 @@ def test_it_sees_as_far_back_as_ahead_and_no_further() -> None:
     other[:, :, 4] += 1
     changed = (decoded(decoder, latents) != decoded(decoder, other)).flatten(3).any(3).any(1)[0].nonzero()[:, 0]
     assert (changed.min().item(), changed.max().item()) == (32 - 14, 39 + 14)
+
+
+# Float32 through fifteen layers, whose kernels may sum in another order for another number of frames; values are about 1.
+ROUNDING = 1e-5
+TILED = Tiling(tile_pixel_frames=16, overlap_pixel_frames=8, tile_pixels=24, overlap_pixels=8)
+WHOLE = Tiling(tile_pixel_frames=16, overlap_pixel_frames=8)
+
+
+def streamed(decoder: TinyDecoder, latents: Tensor, pieces: list[int], tiling: Tiling, **kept: Any) -> Tensor:
+    stream = DecoderStream(decoder, **kept, tiling=tiling)
+    clips = [clip for piece in latents.split(pieces, 2) for clip in stream.push(piece)]
+    return torch.cat(clips + stream.flush(), 2)
+
+
+@pytest.mark.parametrize("lone", [False, True])
+@pytest.mark.parametrize("pieces", [[1, 1, 1, 1, 1, 1, 1], [7], [0, 2, 0, 4, 1]], ids=str)
+def test_a_stream_gives_what_the_whole_gives(pieces: list[int], lone: bool) -> None:
+    """At any length: no seam in time, and in space no other than that of tiles of the whole."""
+    decoder = tiny(blocks=2, lone_first_frame=lone)
+    latents = torch.randn(1, 4, 7, 4, 5)
+    whole = decoded(decoder, latents)
+    assert (streamed(decoder, latents, pieces, WHOLE) - whole).abs().max() < ROUNDING
+    kept = {"num_frames": 45, "size": (30, 37)}
+    assert (streamed(decoder, latents, pieces, WHOLE, **kept) - whole[:, :, :45, :30, :37]).abs().max() < ROUNDING
+    in_tiles = decode_in_space(decoder, latents, None, TILED)
+    assert (in_tiles - whole).abs().max() > 100 * ROUNDING
+    assert (streamed(decoder, latents, pieces, TILED) - in_tiles).abs().max() < ROUNDING
+
+
+def test_any_pieces_give_the_same_bits_and_a_short_video_is_a_stream_too() -> None:
+    decoder = tiny()
+    for frames in (1, 2, 6):
+        latents = torch.randn(1, 4, frames, 2, 3)
+        one_by_one = streamed(decoder, latents, [1] * frames, WHOLE)
+        assert torch.equal(streamed(decoder, latents, [frames], WHOLE), one_by_one)
+        assert (one_by_one - decoded(decoder, latents)).abs().max() < ROUNDING
+    assert DecoderStream(decoder).flush() == []
+
+
+@pytest.mark.parametrize(("blocks", "latency"), [(1, 16), (2, 32)])
+def test_the_latency_is_what_is_said(blocks: int, latency: int) -> None:
+    stream = DecoderStream(tiny(blocks=blocks))
+    waits, given = [], 0
+    for latent in range(12):
+        for clip in stream.push(torch.zeros(1, 4, 1, 1, 1)):
+            waits += [8 * (latent - (given + i) // 8) for i in range(clip.shape[2])]
+            given += clip.shape[2]
+    assert max(waits) == stream.latency == latency
 
 
 def test_a_folder_of_it_is_a_decoder_and_no_model(tmp_path: Path) -> None:
