@@ -1,5 +1,6 @@
 """Options that the documentation recommends, in pairs, each in two real processes."""
 
+import csv
 import itertools
 import json
 import subprocess
@@ -133,3 +134,25 @@ def test_all_processes_take_batches_of_one_source(accumulate: int, cache: Path, 
     assert first == second
     assert len(first) == 6 * accumulate
     assert set(first) == {"video:2", "images:1"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_compiled_blocks_take_batches_of_every_shape(cache: Path, tmp_path: Path) -> None:
+    """Images and video of two shapes, checkpointed, in two processes: as without compiling, but for rounding."""
+    sources = "{video: {}, wide: {buckets: {wide: {width: 24}}}, images: {num_frames: 1}}"
+    settings = [*TINY, f"data.sources={sources}", "data.cache_dir=" + str(cache), "strategy=ddp", "precision=fp32"]
+    settings += ["model.gradient_checkpointing=true", "trainer.max_steps=8", "trainer.val_check_interval=9"]
+    settings += ["optimizer.lr=1e-4", "trainer.log_every_n_steps=1"]
+    losses = []
+    for compiled in ("false", "true"):
+        output = tmp_path / compiled
+        command = [sys.executable, "train.py", *settings, f"model.compile_blocks={compiled}", f"output_dir={output}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "recompile_limit" not in done.stderr
+        with next(output.rglob("metrics.csv")).open() as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")])
+    assert len(losses[0]) == 8
+    # Adam's first steps are of the size of the learning rate whatever the gradient's, so that rounding alone can turn one.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
