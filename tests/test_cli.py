@@ -19,6 +19,7 @@ from tae.runtime.cli import chooses, empty_group, find_user_error
 from tae.runtime.config import plain
 from tae.train import GROUPS as DEMO_UNLESS
 from tae.training.run import train
+from tests.fakes.warm import run_warm
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -57,8 +58,7 @@ def compose_train(*overrides: str) -> dict[str, Any]:
 
 def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *script.split(), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return run_warm([*script.split(), *arguments], cwd, environment)
 
 
 def test_the_groups_of_the_contract_have_choices() -> None:
@@ -262,7 +262,9 @@ def test_a_typo_on_the_command_line_is_answered(name: str) -> None:
         "import sys; from tae.train import main; sys.argv[0] = 'train.py'\ntry: main()\nexcept SystemExit as end:\n    "
     )
     program += "sys.exit('torch was imported' if 'torch' in sys.modules else end.code)"
-    done = run("-c", program, *arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

@@ -5,8 +5,6 @@ import importlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from tae.losses import Context
+from tests.fakes.warm import run_warm
 from tests.reliability.tiny_run import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +22,9 @@ RUN = [
     "data.num_clips={train: 4, val: 2, test: 2}",
     "trainer.max_steps=2",
     "trainer.val_check_interval=2",
+    "callbacks.videos.num_clips=0",
     "page.clips=0",
+    "report.latents=false",
 ]
 
 
@@ -36,9 +37,7 @@ def commands(word: str) -> list[list[str]]:
 def python(folder: Path, *arguments: str) -> str:
     """Run `python ARGUMENTS`, with the folder on its path, and return what it prints."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560
-    )
+    done = run_warm(arguments, ROOT, environment, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,8 +1,6 @@
 """The command `python -m tae.weights`, and that losses and metrics find what it leaves."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from tae.runtime.cli import list_commas
 from tae.runtime.errors import UserError
 from tae.runtime.weights_store import digest
 from tae.weights import main
+from tests.fakes.warm import run_warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,8 +77,7 @@ def test_mistakes_are_said(overrides: list[str], message: str, cache: Path) -> N
 
 def test_the_command_line(tmp_path: Path, cache: Path) -> None:
     """Through Hydra: commas are a list, and a mistake is one line without a traceback."""
-    command = [sys.executable, "-m", "tae.weights", "get=vgg,alex", f"source={tmp_path}/none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_warm(["-m", "tae.weights", "get=vgg,alex", f"source={tmp_path}/none"])
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()
     assert said[-1].startswith("error: source=")

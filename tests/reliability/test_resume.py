@@ -70,7 +70,7 @@ def test_from_every_checkpoint_of_a_run(
     output.rename(tmp_path / "whole")
     stops = sorted(moments.iterdir())
     assert len(stops) == 7
-    for stop in stops:
+    for stop in stops if trained else stops[::2]:
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(stop, output / "checkpoints")
         random.seed(stop.name)

@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import tarfile
 from collections import defaultdict
 from pathlib import Path
@@ -22,6 +20,7 @@ from data.ingest.splits import Video, assign_splits, take_groups
 from data.processes.pool import Engine
 from data.shards.keys import UniqueKeys
 from tae.runtime.errors import UserError
+from tests.fakes.warm import run_warm
 from tests.references.video import decode_in_order
 
 # What an expert would say about the unusual files; those not named here are sound and must be accepted.
@@ -132,8 +131,7 @@ def test_what_cannot_be_prepared_is_refused_at_once(source: Path, tmp_path: Path
 
 
 def test_the_command_ends_with_one_message(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "data.prepare", f"source={tmp_path}", f"output={tmp_path / 'out'}"]
-    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    result = run_warm(["-m", "data.prepare", f"source={tmp_path}", f"output={tmp_path / 'out'}"])
     assert result.returncode == 1
     assert result.stderr.startswith("error: source=")
     assert "Traceback" not in result.stderr

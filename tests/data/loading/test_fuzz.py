@@ -62,7 +62,7 @@ def check(outcomes: Counter[str], count: int) -> None:
 
 
 def test_some_damaged_shards_and_indexes(folder: Path) -> None:
-    check(run_cases(folder, 0, 60), 60)
+    check(run_cases(folder, 0, 30), 30)
 
 
 @pytest.mark.slow

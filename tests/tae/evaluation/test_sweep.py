@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from PIL import Image
 from tae.evaluation.sweep import write_comparison
 from tae.evaluation.sweep_page import comparison_page
 from tae.evaluation.sweep_runs import read_runs
+from tests.fakes.warm import run_warm
 
 APP = """
 import json, sys
@@ -56,9 +55,7 @@ hydra:
 def sweep(tmp_path, *arguments, chdir=False):
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "app.yaml").write_text(CONFIG % str(chdir).lower())
-    done = subprocess.run(
-        [sys.executable, "app.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400
-    )
+    done = run_warm(["app.py", *arguments], tmp_path)
     with (tmp_path / "sweep" / "comparison.csv").open(newline="") as file:
         return done, list(csv.DictReader(file))
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import logging, sys, warnings
@@ -50,5 +52,6 @@ def test_lines_that_nobody_can_use_are_left_out_and_others_come_once() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_further_processes_say_nothing_of_the_kind() -> None:
     assert not [line for line in lines(LOCAL_RANK="1") if "available" in line or "to know" in line]
