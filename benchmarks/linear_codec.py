@@ -22,14 +22,13 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, publish
 from data.datamodule import ClipDataModule
-from tae.evaluation.peers import is_other, load_other
 from tae.evaluation.results import measured, of_the_set
 from tae.metrics.baseline import trilinear_baseline
 from tae.metrics.linear_codec import BLOCK, BlockSums, LinearCodec
 from tae.metrics.metric import Candidate, Measured, Measurement, Metric
 from tae.metrics.registry import METRICS, MORE_METRICS, SLOW_METRICS
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
-from tae.model.pretrained import load_model
+from tae.model.pretrained import load_autoencoder
 
 
 def means(clips: list[Measured], metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -68,7 +67,7 @@ def main() -> None:
         64, 0, arguments.output,
     )  # fmt: skip
     data.setup()
-    models = {name: (load_other(name) if is_other(name) else load_model(name)).model for name in arguments.ckpt}
+    models = {name: load_autoencoder(name).model for name in arguments.ckpt}
     first: Any = next(iter(models.values()))
     endless = (frames_to_clip(batch["frames"]) for _ in iter(int, 1) for batch in data.train_dataloader())
     sums = BlockSums()

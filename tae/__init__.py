@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tae.model.autoencoder import AutoencoderOutput, TemporalAutoencoder
+    from tae.model.autoencoder import TemporalAutoencoder
     from tae.model.frame_conversion import clip_to_frames, frames_to_clip
+    from tae.model.interface import AutoencoderOutput
     from tae.model.posterior import DiagonalGaussian
     from tae.model.pretrained import load_model
     from tae.model.streaming import DecoderStream, EncoderStream, decode_stream, encode_stream
@@ -34,8 +35,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "tae.model.autoencoder": ("AutoencoderOutput", "TemporalAutoencoder"),
+    "tae.model.autoencoder": ("TemporalAutoencoder",),
     "tae.model.frame_conversion": ("clip_to_frames", "frames_to_clip"),
+    "tae.model.interface": ("AutoencoderOutput",),
     "tae.model.posterior": ("DiagonalGaussian",),
     "tae.model.pretrained": ("load_model",),
     "tae.model.streaming": ("DecoderStream", "EncoderStream", "decode_stream", "encode_stream"),

@@ -24,6 +24,7 @@ def settings() -> set[str]:
         "train": [
             ["data=folder", "adversary=patch", "logger=[csv,tensorboard,wandb]"],
             ["experiment=demo", "strategy=ddp"],
+            ["model=diffusers"],
         ]
     }
     for path in CONF.glob("*.yaml"):

@@ -48,7 +48,8 @@ NOT_RUN = {
     "s3://": "no such bucket; tests/data/storage/test_s3.py reads from a local one",
     "experiment=ucf101_gan": "chooses by LPIPS, whose weights are fetched; test_adversarial_training.py trains small ones",
     "datasets/layouts/": "data sets of others; tests/data/ingest/test_layouts.py runs them where there are samples",
-    "diffusers:": "weights of others; tests/tae/evaluation/test_peers.py makes small ones",
+    "model=diffusers": "weights of others; tests/tae/training/test_diffusers_training.py trains small ones",
+    "diffusers:": "weights of others; tests/fakes/diffusers_models.py makes small ones",
 }
 
 

@@ -25,7 +25,6 @@ from tae.evaluation.decoder_comparison import OTHER, OWN, compare_decoders
 from tae.evaluation.estimate import in_words, seconds_for
 from tae.evaluation.floor import evenly_spaced, linear_codec_curve
 from tae.evaluation.page import evaluation_page, write_clips, write_page
-from tae.evaluation.peers import DiffusersAutoencoder, OtherModel, is_other, load_other
 from tae.evaluation.plain_videos import check_plain_videos, prepare_source
 from tae.evaluation.protocol import evaluate_model
 from tae.evaluation.report import print_report, write_report
@@ -34,8 +33,8 @@ from tae.evaluation.stored_config import evaluation_data, evaluation_precision
 from tae.evaluation.sweep_runs import read_curve
 from tae.metrics.metric import Metric
 from tae.metrics.registry import complete
-from tae.model.autoencoder import TemporalAutoencoder
-from tae.model.pretrained import LoadedModel, load_model
+from tae.model.interface import VideoAutoencoder
+from tae.model.pretrained import LoadedModel, load_autoencoder
 from tae.model.pretrained_decoder import load_decoder, pair
 from tae.runtime.config import plain, write_config
 from tae.runtime.devices import missing_accelerator
@@ -66,16 +65,14 @@ def load_and_measure(cfg: DictConfig) -> dict[str, Any]:
     if is_first_process():
         for folder in ("", "videos"):
             remove_leftovers(Path(cfg.output_dir) / folder)
-    loaded = load_measured(cfg)
+    loaded = load_autoencoder(cfg.ckpt, cfg.weights)
     if cfg.decoder is None:
         return measure_loaded(loaded, cfg)
-    if isinstance(loaded, OtherModel):
-        raise UserError(f"decoder={cfg.decoder} belongs to an encoder of ours, and ckpt={cfg.ckpt} is another's.")
     paired = pair(loaded, load_decoder(cfg.decoder))
     return compare_decoders(cfg, {OWN: partial(measure_loaded, loaded), OTHER: partial(measure_loaded, paired)})
 
 
-def measure_loaded(loaded: LoadedModel | OtherModel, cfg: DictConfig) -> dict[str, Any]:
+def measure_loaded(loaded: LoadedModel, cfg: DictConfig) -> dict[str, Any]:
     """Measure a model with the settings of its training, or those given."""
     metrics = build_metrics(cfg)
     # What is measured goes back into the config, since it is written, shown and shared as the one of this evaluation.
@@ -87,21 +84,6 @@ def measure_loaded(loaded: LoadedModel | OtherModel, cfg: DictConfig) -> dict[st
     write_config(cfg)
     data = instantiate(cfg.data)
     return measure(loaded, data, cfg, metrics)
-
-
-def load_measured(cfg: DictConfig) -> LoadedModel | OtherModel:
-    """The autoencoder that `cfg.ckpt` names.
-
-    Raises:
-        UserError: it cannot be loaded, or has no such `weights`.
-    """
-    if not is_other(cfg.ckpt):
-        return load_model(cfg.ckpt, cfg.weights)
-    if cfg.weights is not None:
-        raise UserError(
-            f"weights={cfg.weights} chooses among those of a training of ours: leave it out for {cfg.ckpt}."
-        )
-    return load_other(cfg.ckpt)
 
 
 def build_metrics(cfg: DictConfig) -> dict[str, Metric]:
@@ -121,7 +103,7 @@ def build_metrics(cfg: DictConfig) -> dict[str, Metric]:
 
 
 def measure(
-    loaded: LoadedModel | OtherModel,
+    loaded: LoadedModel,
     data: ClipDataModule,
     cfg: DictConfig,
     metrics: Mapping[str, Metric],
@@ -179,8 +161,8 @@ def measure(
             checkpoint={
                 "path": loaded.source,
                 "sha256": loaded.sha256,
-                "weights": getattr(loaded, "weights", None),  # of ours alone
-                "starting_weights": getattr(loaded.model, "starting_weights", None),
+                "weights": loaded.weights,
+                "starting_weights": loaded.model.starting_weights,
             },
             model=describe(loaded.model, next(iter(shown.values()))),
             config=plain(cfg),
@@ -222,14 +204,12 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], measured: int, allowed: 
         )
 
 
-def describe(model: TemporalAutoencoder | DiffusersAutoencoder, clip: ClipFrames) -> dict[str, Any]:
+def describe(model: VideoAutoencoder, clip: ClipFrames) -> dict[str, Any]:
     """What was measured: its class, what it takes, and, where it has latents, how much smaller they are than the clip."""
     frames, height, width = clip.original.shape[:3]
-    name = "TemporalAutoencoder" if isinstance(model, TemporalAutoencoder) else model.name
-    takes = model.about_input(frames, height, width)
     about = {
-        "class": name,
-        "input": takes,
+        "class": model.name,
+        "input": model.about_input(frames, height, width),
         "time_factor": model.time_factor,
         "space_factor": model.space_factor,
     }

@@ -16,7 +16,7 @@ from tae.interop.model_card import CARD, find_metrics, model_card
 from tae.interop.repository import check_stats, prepare_repository, share, upload
 from tae.latents.file import DTYPES
 from tae.latents.stats import LatentStats
-from tae.model.pretrained import CONFIG_FILE, load_model
+from tae.model.pretrained import CONFIG_FILE, load_autoencoder, of_ours
 from tae.model.pretrained_decoder import read_tiny_decoder
 from tae.runtime.errors import UserError
 from tae.runtime.files import check_writable, write_text
@@ -45,22 +45,30 @@ def export(cfg: DictConfig) -> Path:
         decoder = read_tiny_decoder(cfg.ckpt, cfg.weights)
         if decoder is not None:
             return export_decoder(decoder, cfg)
-        loaded = load_model(cfg.ckpt, cfg.weights)
+        loaded = load_autoencoder(cfg.ckpt, cfg.weights)
+    ours = of_ours(loaded)
+    if cfg.format != "safetensors":
+        if ours is None:
+            raise UserError(
+                f"format={cfg.format}: graphs are made of our own networks; {loaded.model.name} of diffusers is exported "
+                "as format=safetensors, the folder for its from_pretrained."
+            )
+        tiling.check(ours.model.time_factor, ours.model.space_factor, decoding=True)
     metrics = find_metrics(loaded, cfg.metrics_json)
     check_stats(loaded, stats, cfg.latents)
-    if stats is None and (beside := stats_beside(cfg.ckpt)):
+    if stats is None and ours is not None and (beside := stats_beside(cfg.ckpt)):
         stats = LatentStats.read(beside)
-    tiling.check(loaded.model.time_factor, loaded.model.space_factor, decoding=True)
     if cfg.push:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
     output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
-    share(output / "model.safetensors")
+    for path in output.glob("*.safetensors"):
+        share(path)
     graphs = []
-    if cfg.format != "safetensors":
+    if cfg.format != "safetensors" and ours is not None:
         with stage(f"tracing encoder and decoder as {cfg.format}"):
-            graphs = export_graphs(loaded.model, output, cfg.format)
-        describe_graphs(loaded, stats, graphs, cfg.format, tiling).write(output)
+            graphs = export_graphs(ours.model, output, cfg.format)
+        describe_graphs(ours, stats, graphs, cfg.format, tiling).write(output)
     if stats is not None:
         stats.write(output)
         add_to_config(output / CONFIG_FILE, stats.conventions)

@@ -12,6 +12,9 @@ from tae.evaluation.results import measured
 from tae.latents.report import report_lines
 from tae.latents.stats import STATS, LatentStats
 from tae.metrics.registry import definitions
+from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.diffusers.autoencoder import DiffusersAutoencoder
+from tae.model.interface import VideoAutoencoder
 from tae.model.onnx_codec import GRAPHS_FILE
 from tae.model.pretrained import LoadedModel
 from tae.model.pretrained_decoder import LoadedDecoder
@@ -19,7 +22,7 @@ from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
 
 CARD = "README.md"
-USE = """```python
+USE_OF_OURS = """```python
 from tae import TemporalAutoencoder, clip_to_frames, frames_to_clip
 
 model = TemporalAutoencoder.from_pretrained("{name}")
@@ -27,6 +30,15 @@ clip = frames_to_clip(frames)  # uint8 (b, t, h, w, 3) -> (b, 3, t, h, w) in [-1
 latents = model.encode(clip).mode()  # (b, {channels}, ceil(t / {time}), ceil(h / {space}), ceil(w / {space}))
 frames = clip_to_frames(model.decode(latents, num_frames=clip.shape[2], size=clip.shape[3:]))
 ```"""
+
+
+USE_OF_DIFFUSERS = """```python
+from diffusers import {class_name}
+
+vae = {class_name}.from_pretrained("{name}")
+```
+
+Clips: {takes}; `python evaluate.py ckpt=diffusers:{class_name}:{name}` measures it."""
 
 
 def find_metrics(loaded: LoadedModel | LoadedDecoder, given: str | None) -> dict[str, Any] | None:
@@ -68,14 +80,21 @@ def model_card(
 ) -> str:
     """The README of the folder: what it is, how to use it, how it was measured, what it was made from."""
     model = loaded.model
-    header = ModelCardData(license=license, library_name="temporal-autoencoder", tags=["video", "autoencoder", "vae"])
+    ours = isinstance(model, TemporalAutoencoder)
+    library = "temporal-autoencoder" if ours else "diffusers"
+    header = ModelCardData(license=license, library_name=library, tags=["video", "autoencoder", "vae"])
+    what = (
+        "A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720))"
+        if ours
+        else f"{model.name} of diffusers"
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sections = [
         f"---\n{header.to_yaml()}\n---\n\n# {name}",
-        f"A Temporal Autoencoder ([Movie Gen](https://arxiv.org/abs/2410.13720)): compresses video {model.time_factor}x in "
+        f"{what}: compresses video {model.time_factor}x in "
         f"time, {model.space_factor}x in height and width, into {model.latent_channels} channels, and back. "
         f"{parameters / 1e6:.2f} M parameters.",
-        USE.format(name=name, channels=model.latent_channels, time=model.time_factor, space=model.space_factor),
+        use(model, name),
         "## Quality\n\n" + ("Not measured." if metrics is None else quality(metrics)),
     ]
     if stats is not None:
@@ -98,6 +117,15 @@ def model_card(
         )
     sections.append("## Origin\n\n" + origin(loaded.sha256, loaded.weights, model.starting_weights, dtype))
     return "\n\n".join(sections) + "\n"
+
+
+def use(model: VideoAutoencoder, name: str) -> str:
+    """How to load it, in code."""
+    if isinstance(model, DiffusersAutoencoder):
+        return USE_OF_DIFFUSERS.format(class_name=model.name, name=name, takes=model.rule)
+    return USE_OF_OURS.format(
+        name=name, channels=model.latent_channels, time=model.time_factor, space=model.space_factor
+    )
 
 
 def quality(metrics: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.losses.term import Context, check_weight
-from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.interface import VideoAutoencoder
 from tae.runtime.annotations import Weight
 from tae.runtime.errors import UserError
 from tae.runtime.schema import check_arguments
@@ -61,7 +61,7 @@ class Equivariance:
 
     def __call__(self, context: Context) -> Tensor:
         """The value of the extra term."""
-        model, clip = cast(TemporalAutoencoder, context.model), context.clip
+        model, clip = cast(VideoAutoencoder, context.model), context.clip
         view = self.draw(numbers_of(context.step))
         decoded = model.decode(view.of_latents(context.output.latents), clip.shape[2])
         with torch.autocast(clip.device.type, enabled=False):
@@ -97,7 +97,7 @@ class View:
         """(b, c, t', h', w') -> (b, c, t', h'', w'')"""
         return self.turn(area_resized(latents, *self.scaled(latents.shape[3], latents.shape[4])))
 
-    def of_clip(self, model: TemporalAutoencoder, clip: Tensor) -> Tensor:
+    def of_clip(self, model: VideoAutoencoder, clip: Tensor) -> Tensor:
         """(b, 3, t, h, w) -> (b, 3, t, 8 h'', 8 w''), what the transformed latents decode to: of the padded clip."""
         clip, factor = model.padded(clip), model.space_factor
         height, width = self.scaled(clip.shape[3] // factor, clip.shape[4] // factor)

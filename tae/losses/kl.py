@@ -14,6 +14,7 @@ class KL:
     """
 
     uses_reconstruction = False
+    needs_variance = True
 
     def __init__(self, weight: Weight) -> None:
         self.weight = check_weight("kl", weight)

@@ -5,7 +5,7 @@ the planner and for benchmarks.
 """
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from tae.adversarial.adversary import PatchAdversary
 from tae.losses.objective import Objective
 from tae.losses.term import Context, Output
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.average import WeightAverage
 from tae.model.frame_conversion import frames_to_clip
+from tae.model.interface import VideoAutoencoder
 
 
 class StepLoss(NamedTuple):
@@ -29,7 +29,7 @@ class StepLoss(NamedTuple):
 
 
 def compute_loss(
-    model: nn.Module, objective: Objective, clip: Tensor, step: int = 0, adversary: PatchAdversary | None = None
+    model: VideoAutoencoder, objective: Objective, clip: Tensor, step: int = 0, adversary: PatchAdversary | None = None
 ) -> StepLoss:
     """Encode, sample and decode a clip (b, 3, t, h, w) in [-1, 1], and take the objective of what comes back.
 
@@ -41,11 +41,10 @@ def compute_loss(
         output = model(clip)
     else:
         output = model(clip, transform=view.of_latents)
-        clip = view.of_clip(cast(TemporalAutoencoder, model), clip)
+        clip = view.of_clip(model, clip)
     total, terms = objective(Context(clip, output, model, step, encoded))
     if adversary is not None:
-        last_layer = cast(Tensor, model.last_layer)
-        total, figures = adversary(clip, output.reconstruction, total, last_layer, step)
+        total, figures = adversary(clip, output.reconstruction, total, model.last_layer, step)
         terms |= figures
     return StepLoss(total, terms, output, clip)
 
@@ -59,7 +58,7 @@ def update(model: nn.Module, optimizer: Optimizer, total: Tensor, max_norm: floa
 
 
 def training_step(
-    model: nn.Module,
+    model: VideoAutoencoder,
     objective: Objective,
     optimizer: Optimizer,
     frames: Tensor,

@@ -54,7 +54,8 @@ class Term(Protocol):
     """One term of the objective: a float32 scalar, unweighted; it is called only where its weight is above 0.
 
     A term may say `uses_reconstruction = False` if it looks at posterior and latents alone, and `is_distance = True` if it
-    is part of the distance that a learned scale divides (`Reconstruction.learned_scale`).
+    is part of the distance that a learned scale divides (`Reconstruction.learned_scale`), and `needs_variance = True` if it
+    means nothing for an encoder that gives latents alone.
     """
 
     weight: float

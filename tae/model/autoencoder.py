@@ -4,19 +4,19 @@ Source: Movie Gen (arXiv 2410.13720), section 3.1.1, on top of the Stable Diffus
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_clip, check_front, check_latents, kept_extents
 from tae.model.corruption import LatentCorruption
 from tae.model.hub_mixin import StrictHubMixin
+from tae.model.interface import VideoAutoencoder
 from tae.model.layers import ResidualBlock
 from tae.model.network import Decoder, Encoder
 from tae.model.posterior import DiagonalGaussian
@@ -30,24 +30,9 @@ MAX_COMPILED = 1024  # shapes of residual blocks
 CHECKPOINTED = 2  # levels, of four: the next one's blocks hold a sixteenth of the first one's bytes
 
 
-@dataclass(frozen=True)
-class AutoencoderOutput:
-    """Result of a forward pass.
-
-    Attributes:
-        reconstruction: (b, 3, t, h, w), the size of the clip that went in; of another size where latents were transformed.
-        posterior: over latents (b, latent_channels, ceil(t / 8), ceil(h / 8), ceil(w / 8)).
-        latents: a sample of the posterior, or its mode; what was decoded, but for a transform and training's corruption.
-    """
-
-    reconstruction: Tensor
-    posterior: DiagonalGaussian
-    latents: Tensor
-
-
 class TemporalAutoencoder(
-    nn.Module,
     StrictHubMixin,
+    VideoAutoencoder,
     library_name="temporal-autoencoder",
     tags=["video", "autoencoder", "vae"],
 ):
@@ -73,6 +58,8 @@ class TemporalAutoencoder(
     Raises:
         UserError: the arguments do not fit together.
     """
+
+    cuts_anywhere = True
 
     def __init__(
         self,
@@ -104,16 +91,15 @@ class TemporalAutoencoder(
         if (norm, frontend) != ("group", "conv"):  # named where they are used, as older checkpoints do not know them
             self.architecture |= {"norm": norm, "frontend": frontend, "folds": folds}
         self._hub_mixin_config = self.architecture
+        self.name = type(self).__name__
         self.latent_channels = latent_channels
         # Frames, and pixels along an axis, for each of the latent.
         self.time_factor = self.space_factor = 2 ** (len(widths) - 1 + folds)
         self.inflation: InflationReport | None = None  # of `from_image_vae`
-        # Where training started from: {"image_vae" or "init_from": source, "sha256": of its file}. Kept in checkpoints.
-        self.starting_weights: dict[str, str | None] | None = None
         per = "position" if norm == "rms" else group_norm
         self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, per, frontend, folds)
         self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, per, frontend, folds)
-        self.corruption: LatentCorruption | None = None  # of latents in training; no part of the architecture
+        self.corruption: LatentCorruption | None = None
         self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
 
     @classmethod
@@ -202,32 +188,10 @@ class TemporalAutoencoder(
         latents = latents.to(weight.dtype).contiguous(memory_format=torch.channels_last_3d)
         return self.decoder(latents)[:, :, :frames, :height, :width]
 
-    def forward(
-        self, clip: Tensor, sample_posterior: bool = True, transform: Callable[[Tensor], Tensor] | None = None
-    ) -> AutoencoderOutput:
-        """Encode and decode (b, 3, t, h, w); see `AutoencoderOutput`. Without sampling the posterior's mode is decoded.
-
-        Args:
-            transform: of latents (b, c, t', h', w') in space, before they are decoded. The reconstruction then is that of
-                the `padded` clip under the same transform.
-        """
-        posterior = self.encode(clip)
-        latents = posterior.sample() if sample_posterior else posterior.mode()
-        decoded = latents if self.corruption is None or not self.training else self.corruption(latents)
-        if transform is None:
-            reconstruction = self.decode(decoded, clip.shape[2], (clip.shape[3], clip.shape[4]))
-        else:
-            reconstruction = self.decode(transform(decoded), clip.shape[2])
-        return AutoencoderOutput(reconstruction, posterior, latents)
-
-    def about_input(self, num_frames: int, height: int, width: int) -> str:
-        """In words, which clips the network takes, and what is done to those of this size."""
-        return "takes any number of frames of any size"
-
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latent of a clip of this size."""
-        space = (math.ceil(extent / self.space_factor) for extent in (height, width))
-        return (self.latent_channels, math.ceil(num_frames / self.time_factor), *space)
+        rows, columns = (math.ceil(extent / self.space_factor) for extent in (height, width))
+        return self.latent_channels, math.ceil(num_frames / self.time_factor), rows, columns
 
     def decoder_features(self, latents: Tensor) -> list[Tensor]:
         """What the decoder makes of latents (b, c, t', h', w') at their resolution and at the next: (b, c', t, h, w)."""
@@ -235,15 +199,13 @@ class TemporalAutoencoder(
         return [x, self.decoder.levels[0](x)]
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are, and clips and latents have to be."""
-        return self.decoder.conv_in.spatial.weight.device
-
-    @property
     def last_layer(self) -> Tensor:
         """The last weight of the decoder that is trained, by which gradients of several losses are compared."""
         last = self.decoder.conv_out
         return last.spatial.weight if last.spatial.weight.requires_grad else last.temporal.weight
+
+    def about_input(self, num_frames: int, height: int, width: int) -> str:
+        return "takes any number of frames of any size"
 
     @property
     def gradient_checkpointing(self) -> bool:

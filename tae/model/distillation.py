@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tae.model.autoencoder import AutoencoderOutput
+from tae.model.interface import AutoencoderOutput
 from tae.model.memory_format import per_frame
 from tae.model.pairing import PairedAutoencoder
 from tae.model.posterior import DiagonalGaussian
@@ -42,7 +42,6 @@ class Distillation(PairedAutoencoder):
     """
 
     decoder: TinyDecoder
-    corruption: None = None
 
     def __init__(self, teacher: Any, decoder: TinyDecoder, matches_features: bool) -> None:
         super().__init__(teacher, decoder)
@@ -54,20 +53,6 @@ class Distillation(PairedAutoencoder):
             self.projections.extend(nn.Conv2d(own, their, 1) for own, their in pairs)
         self.register_state_dict_post_hook(forget_teacher)
         self.register_load_state_dict_post_hook(expect_no_teacher)
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """Of the decoder: what a checkpoint holds."""
-        return self.decoder.architecture
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The teacher's."""
-        return self.teacher.encoder
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.last_layer
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the tiny decoder alone."""
@@ -94,7 +79,7 @@ class Distillation(PairedAutoencoder):
     def feature_pairs(self, output: DistilledOutput) -> list[tuple[Tensor, Tensor]]:
         """The tiny decoder's features as projected, and the teacher's of the same latents: (b, c, t, h, w) both."""
         with torch.no_grad():
-            theirs = self.teacher.decoder_features(output.decoded)
+            theirs = cast(Any, self.teacher).decoder_features(output.decoded)
         projected = [per_frame(layer, x) for layer, x in zip(self.projections, output.features, strict=False)]
         return [(aligned(x, their), their) for x, their in zip(projected, theirs, strict=False)]
 

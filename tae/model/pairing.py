@@ -1,40 +1,50 @@
 """The encoder of one autoencoder with the decoder of another that belongs to it."""
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from tae.model.autoencoder import AutoencoderOutput
 from tae.model.codec import LatentDecoder
+from tae.model.interface import VideoAutoencoder
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiny_decoder import TinyDecoder
 
 
-class PairedAutoencoder(nn.Module):
-    """An encoder and a decoder of two models; otherwise like either.
+class PairedAutoencoder(VideoAutoencoder):
+    """An encoder and a decoder of two models; otherwise like either. Its architecture and what it saves are the decoder's.
 
     Args:
         teacher: the autoencoder that encodes.
-        decoder: decodes its latents; an nn.Module.
+        decoder: decodes its latents, a `LatentDecoder` that is an nn.Module.
     """
 
-    starting_weights: dict[str, str | None] | None = None  # of the decoder
-
-    def __init__(self, teacher: Any, decoder: LatentDecoder) -> None:
+    def __init__(self, teacher: VideoAutoencoder, decoder: Any) -> None:
         super().__init__()
         self.teacher = teacher
         self.decoder = decoder
-        self.latent_channels: int = teacher.latent_channels
-        self.time_factor: int = teacher.time_factor
-        self.space_factor: int = teacher.space_factor
+        self.corruption = None
+        self.architecture = decoder.architecture
+        self.latent_channels = teacher.latent_channels
+        self.time_factor, self.space_factor = teacher.time_factor, teacher.space_factor
+        self.cuts_anywhere, self.is_gaussian = teacher.cuts_anywhere, teacher.is_gaussian
         self.name = f"{type(decoder).__name__} with the encoder of {type(teacher).__name__}"
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are, and clips and latents have to be."""
-        return self.teacher.device
+    def encoding_modules(self) -> nn.ModuleList:
+        return self.teacher.encoding_modules
+
+    @property
+    def decoding_modules(self) -> nn.ModuleList:
+        return nn.ModuleList([self.decoder])
+
+    @property
+    def last_layer(self) -> Tensor:
+        return cast(Any, self.decoder).last_layer
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the decoder's folder."""
+        cast(Any, self.decoder).save_pretrained(save_directory)
 
     def encode(self, clip: Tensor) -> DiagonalGaussian:
         """The teacher's posterior of (b, 3, t, h, w) in [-1, 1]."""
@@ -43,18 +53,6 @@ class PairedAutoencoder(nn.Module):
     def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """The clip of latents (b, c, t', h', w'), of so many frames, rows and columns from the start; not clamped."""
         return cast(LatentDecoder, self.decoder).decode(latents, num_frames, size)
-
-    def forward(
-        self, clip: Tensor, sample_posterior: bool = True, transform: Callable[[Tensor], Tensor] | None = None
-    ) -> AutoencoderOutput:
-        """As `TemporalAutoencoder.forward`."""
-        posterior = self.encode(clip)
-        latents = posterior.sample() if sample_posterior else posterior.mode()
-        if transform is None:
-            reconstruction = self.decode(latents, clip.shape[2], (clip.shape[3], clip.shape[4]))
-        else:
-            reconstruction = self.decode(transform(latents), clip.shape[2])
-        return AutoencoderOutput(reconstruction, posterior, latents)
 
     def padded(self, clip: Tensor) -> Tensor:
         """As the teacher pads it."""

@@ -2,7 +2,8 @@
 
 A checkpoint carries, beside Lightning's own entries, `architecture` (the constructor's arguments of the model) and `config`
 (the resolved configuration). Whoever made the file may be a stranger: it is read with `weights_only=True`, its config may
-hold plain values only, and a model is built from constructor arguments within bounds, never from a class name in the file.
+hold plain values only, and a model is built from constructor arguments within bounds, of our class or one of diffusers' in a
+closed list.
 """
 
 import json
@@ -10,16 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
-from tae.model.checks import differing_parameters
+from tae.model.checks import MAX_PARAMETERS, differing_parameters
+from tae.model.diffusers.autoencoder import DiffusersAutoencoder
+from tae.model.diffusers.families import FAMILIES
+from tae.model.diffusers.loading import PREFIX, load_weights_and_config, split_source
 from tae.model.encoder_identity import encoder_sha256
+from tae.model.interface import VideoAutoencoder
 from tae.model.tiny_decoder import describes_decoder
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
@@ -31,6 +37,7 @@ WAYS_TO_GIVE_A_MODEL = (
     "Give a checkpoint (.ckpt), a folder that save_pretrained wrote, a hub repository id, or "
     f"{' or '.join(BUNDLED)}, which is bundled."
 )
+Network = TypeVar("Network", bound=VideoAutoencoder, covariant=True)
 MODEL_WITHOUT_NETWORK = (
     "On a machine with network run `hf download {repo_id} --local-dir DIR`, copy DIR here and give its path in place of "
     "{repo_id}."
@@ -38,7 +45,7 @@ MODEL_WITHOUT_NETWORK = (
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Generic[Network]):
     """A model and where it came from.
 
     Args:
@@ -46,7 +53,7 @@ class LoadedModel:
         weights: "ema" or "raw", which of a checkpoint's weights these are; None where that is not known.
     """
 
-    model: TemporalAutoencoder
+    model: Network
     source: str
     sha256: str | None
     config: Mapping[str, Any] | None
@@ -68,7 +75,7 @@ class LoadedModel:
         return made_by["sha256"] == self.sha256
 
 
-def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:
+def load_model(source: str | Path, weights: str | None = None) -> LoadedModel[TemporalAutoencoder]:
     """Load a model for use, in evaluation mode.
 
     Args:
@@ -80,6 +87,32 @@ def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:
     Raises:
         UserError: there is no such thing, it is damaged, or it is something else, or it has no average and one is wanted.
     """
+    loaded = load_autoencoder(source, weights)
+    ours = of_ours(loaded)
+    if ours is None:
+        raise UserError(
+            f"{source} is {loaded.model.name} of diffusers, which is trained, evaluated and exported here; diffusers itself "
+            "encodes, tiles and decodes with it: python -m tae.export writes the folder for its from_pretrained."
+        )
+    return ours
+
+
+def of_ours(loaded: LoadedModel[VideoAutoencoder]) -> LoadedModel[TemporalAutoencoder] | None:
+    """The same, if it is a network of ours."""
+    return cast(LoadedModel[TemporalAutoencoder], loaded) if isinstance(loaded.model, TemporalAutoencoder) else None
+
+
+def load_autoencoder(source: str | Path, weights: str | None = None) -> LoadedModel[VideoAutoencoder]:
+    """Load any autoencoder that can be trained here, in evaluation mode.
+
+    Args:
+        source: as `load_model` takes it, where a checkpoint may be of any network; or a folder of diffusers, or
+            `diffusers:CLASS:SOURCE`.
+        weights: as in `load_model`.
+
+    Raises:
+        UserError: as from `load_model`.
+    """
     path = BUNDLED.get(str(source), to_path(source))
     if path.is_file():
         checkpoint = read_checkpoint(path)
@@ -88,11 +121,17 @@ def load_model(source: str | Path, weights: str | None = None) -> LoadedModel:
         load_weights(model, model_weights(checkpoint, kind), path)
         model.starting_weights = checkpoint.get("starting_weights")
         return LoadedModel(model.eval(), str(source), file_sha256(path), checkpoint["config"], kind)
-    folder = path if path.is_dir() else download_pretrained(str(source))
     if weights is not None:
         raise UserError(
             f"weights={weights} chooses among those of a training's checkpoint (.ckpt), and {source} is none."
         )
+    if str(source).startswith(PREFIX):
+        other, digest = load_weights_and_config(*split_source(str(source)))
+        return LoadedModel(other, str(source), digest, None)
+    if path.is_dir() and (class_name := read_config(path).get("_class_name")) in FAMILIES:
+        other, digest = load_weights_and_config(class_name, str(path))
+        return LoadedModel(other, str(source), digest, None)
+    folder = path if path.is_dir() else download_pretrained(str(source))
     return LoadedModel(read_pretrained(folder, source), str(source), file_sha256(folder / WEIGHTS_FILE), None)
 
 
@@ -124,7 +163,7 @@ def read_pretrained(folder: Path, source: str | Path) -> TemporalAutoencoder:
         raise UserError(f"{source} is not a folder that save_pretrained wrote, or it is damaged: {error}") from error
 
 
-def build_model(architecture: Mapping[str, Any], source: str | Path) -> TemporalAutoencoder:
+def build_model(architecture: Mapping[str, Any], source: str | Path) -> VideoAutoencoder:
     """The model that a file describes.
 
     Raises:
@@ -132,7 +171,13 @@ def build_model(architecture: Mapping[str, Any], source: str | Path) -> Temporal
     """
     refuse_decoder(architecture, source)
     try:
-        return TemporalAutoencoder(**architecture)
+        if "class_name" not in architecture:
+            return TemporalAutoencoder(**architecture)
+        with torch.device("meta"):
+            sketch = DiffusersAutoencoder.from_config(**architecture)
+        if sum(parameter.numel() for parameter in sketch.parameters()) > MAX_PARAMETERS:
+            raise UserError(f"more than {MAX_PARAMETERS:.0e} parameters.")
+        return DiffusersAutoencoder.from_config(**architecture)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source} describes no model that can be built: {error}") from error
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError
 
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.bundled import BUNDLED
 from tae.model.checkpoint_file import kind_of_weights, model_weights, read_checkpoint
 from tae.model.codec import LatentDecoder
@@ -17,7 +16,7 @@ from tae.model.pretrained import (
     WEIGHTS_FILE,
     LoadedModel,
     download_pretrained,
-    load_model,
+    load_autoencoder,
     load_weights,
     read_config,
 )
@@ -62,7 +61,7 @@ def load_decoder(source: str | Path, weights: str | None = None) -> LoadedDecode
     tiny = read_tiny_decoder(source, weights)
     if tiny is not None:
         return tiny
-    loaded = load_model(source, weights)
+    loaded = load_autoencoder(source, weights)
     return LoadedDecoder(loaded.model, loaded.encoder, str(source), loaded.sha256, loaded.config, loaded.weights)
 
 
@@ -124,10 +123,4 @@ def pair(loaded: LoadedModel, decoder: LoadedDecoder, name: str = "ckpt") -> Loa
         )
     paired = PairedAutoencoder(loaded.model, decoder.decoder).eval()
     paired.starting_weights = getattr(decoder.decoder, "starting_weights", None)
-    return LoadedModel(
-        cast(TemporalAutoencoder, paired),
-        decoder.source,
-        decoder.sha256,
-        loaded.config,
-        decoder.weights,
-    )
+    return LoadedModel(paired, decoder.source, decoder.sha256, loaded.config, decoder.weights)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from tae.model.checks import check_clip, check_latents, check_range
 from tae.model.codec import LatentDecoder, TileableCodec, TileableDecoder
+from tae.model.interface import VideoAutoencoder
 from tae.model.pairing import tiny_decoder_of
 from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import TIME, OverlapAdd, Tiling, Windows, decode_in_space, encode_in_space
 from tae.model.tiny_stream import TinyDecoderStream
+from tae.runtime.errors import UserError
 
 Out = TypeVar("Out")
 
@@ -37,12 +39,12 @@ class EncoderStream:
         tiling: how the video is cut; its overlap in time is that of decoding. None: tiles of 32 whole frames.
 
     Raises:
-        UserError: the tiling does not fit the model.
+        UserError: the tiling does not fit the model, or the model cannot be cut.
     """
 
     def __init__(self, model: TileableCodec, tiling: Tiling | None = None) -> None:
         self.tiling = tiling or Tiling()
-        self.tiling.check(model.time_factor, model.space_factor)
+        check_tiles(model, self.tiling)
         self._model = model
         self._windows = Windows(self.tiling.tile_pixel_frames, overlap=0, dim=TIME)
 
@@ -93,7 +95,7 @@ class DecoderStream:
         tiling: how the video is cut. None: tiles of 32 whole frames, which overlap by 16.
 
     Raises:
-        UserError: the tiling does not fit the model.
+        UserError: the tiling does not fit the model, or the model cannot be cut.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class DecoderStream:
         tiling: Tiling | None = None,
     ) -> None:
         self.tiling = tiling or Tiling()
-        self.tiling.check(model.time_factor, model.space_factor, decoding=True)
+        check_tiles(model, self.tiling, decoding=True)
         length, overlap = self.tiling.tile_pixel_frames, self.tiling.overlap_pixel_frames
         self._model = model
         self._size = size
@@ -211,6 +213,20 @@ def decode_stream(
     """
     stream = DecoderStream(model, num_frames, size, tiling)
     yield from push_all(stream, latents, most=1)
+
+
+def check_tiles(model: LatentDecoder, tiling: Tiling, decoding: bool = False) -> None:
+    """Refuse a model that cannot be cut, or a tiling that does not fit it.
+
+    Raises:
+        UserError: it is one.
+    """
+    if isinstance(model, VideoAutoencoder) and not model.cuts_anywhere:
+        raise UserError(
+            f"{model.name} takes clips of certain lengths only, and is neither streamed nor tiled here: encode and decode "
+            "whole clips, or use what was exported with diffusers, which tiles by itself."
+        )
+    tiling.check(model.time_factor, model.space_factor, decoding)
 
 
 def push_all(stream: Stream[Out], pieces: Iterable[Tensor], most: int) -> Iterator[Out]:

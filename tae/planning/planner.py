@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from data.sampling.mixture import make_streams, plain_stream
@@ -26,9 +26,10 @@ from tae.adversarial.adversary import PatchAdversary
 from tae.losses import Objective
 from tae.losses.equivariance import SCALES
 from tae.losses.step import training_step
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.average import WeightAverage
 from tae.model.frame_conversion import frames_to_clip
+from tae.model.interface import VideoAutoencoder
+from tae.model.unweighted import unweighted
 from tae.planning.meter import Cost, Meter, rehearsal
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
@@ -55,7 +56,7 @@ class Planner:
         make_adversary: builds the adversary, None where there is none.
     """
 
-    make_model: Callable[[], TemporalAutoencoder]
+    make_model: Callable[[], VideoAutoencoder]
     make_optimizer: Callable[[Any], torch.optim.Optimizer]
     device: str
     autocast: torch.dtype | None
@@ -98,13 +99,13 @@ class Planner:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.on_meta().parameters())
 
-    def on_meta(self) -> TemporalAutoencoder:
+    def on_meta(self) -> VideoAutoencoder:
         """The model without weights."""
         with torch.device("meta"):
             return self.make_model()
 
     @contextmanager
-    def rehearsal(self) -> Iterator[tuple[Meter, TemporalAutoencoder]]:
+    def rehearsal(self) -> Iterator[tuple[Meter, VideoAutoencoder]]:
         """A rehearsal whose meter has counted the model's parameters."""
         model = self.on_meta()
         with rehearsal(self.device) as meter:
@@ -203,11 +204,8 @@ def check_plan(cfg: DictConfig) -> None:
 
 
 def make_planner(cfg: DictConfig) -> Planner:
-    for name in {
-        "image_vae",
-        "init_from",
-    } & cfg.model.keys():  # where the weights come from is nothing to what they cost
-        cfg.model[name] = None
+    with open_dict(cfg):  # where the weights come from does not matter to what they cost
+        cfg.model = OmegaConf.merge(cfg.model, unweighted(cfg.model))
     return Planner(
         make_model=partial(instantiate, cfg.model),
         make_optimizer=instantiate(cfg.optimizer),

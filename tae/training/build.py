@@ -7,11 +7,14 @@ import torch
 
 from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.corruption import make_corruption
+from tae.model.diffusers.autoencoder import DiffusersAutoencoder
+from tae.model.diffusers.loading import load_weights_and_config, read_config
 from tae.model.distillation import Distillation
-from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL, LoadedModel, load_model, load_weights
+from tae.model.interface import VideoAutoencoder
+from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL, LoadedModel, load_autoencoder, load_model, load_weights
 from tae.model.pretrained_decoder import load_decoder
 from tae.model.tiny_decoder import TinyDecoder
-from tae.model.trainable import Trainable, freeze
+from tae.model.trainable import Trainable, freeze, freeze_all_but
 from tae.runtime.annotations import ArgumentsOf, AtLeastOne, ShareBelowOne, Weight
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
@@ -70,6 +73,71 @@ def build_autoencoder(
     if compile_blocks:
         model.compile_blocks()
     return model
+
+
+def build_diffusers(
+    class_name: str,
+    source: str | None = None,
+    config: Mapping[str, Any] | str | None = None,
+    init_from: str | None = None,
+    trainable: Trainable = "all",
+    parts: Sequence[str] | None = None,
+    gradient_checkpointing: bool = False,
+    latent_noise: Weight = 0.0,
+    latent_mask: ShareBelowOne = 0.0,
+    channel_dropout: Sequence[int] | None = None,
+) -> DiffusersAutoencoder:
+    """Build an autoencoder of diffusers to train.
+
+    Args:
+        class_name: one of `tae.model.diffusers.families.FAMILIES`.
+        source: a folder, or OWNER/NAME[/SUBFOLDER] on the hub, with weights and config; None starts at random.
+        config: without a source, arguments of the class, or a file or place that has a config.json; None: its defaults.
+        init_from: a checkpoint of such a training, whose weights replace all others.
+        trainable: "all" or "decoder"; see `tae.model.trainable.freeze`.
+        parts: names of what alone is trained; see `tae.model.trainable.freeze_all_but`.
+        gradient_checkpointing: as the class itself does it.
+        latent_noise, latent_mask, channel_dropout: as in `build_autoencoder`.
+
+    Raises:
+        UserError: there is no such class or source, settings exclude each other, or weights do not fit.
+    """
+    if source is not None and config is not None:
+        raise UserError(f"source={source} has a config of its own: give it or config, not both.")
+    if parts is not None and trainable != "all":
+        raise UserError(f"parts={list(parts)} and trainable={trainable} both say what is trained: give one of them.")
+    if source is not None and init_from is None:
+        model, digest = load_weights_and_config(class_name, source)
+        model.starting_weights = {"source": source, "sha256": digest}
+        say(f"source: all weights from {source}")
+    else:
+        given = config if source is None else source
+        arguments = read_config(class_name, given) if isinstance(given, str) else given or {}
+        model = DiffusersAutoencoder.from_config(class_name, arguments)
+    if init_from is not None:
+        take_weights(model, init_from)
+    model.gradient_checkpointing = gradient_checkpointing
+    freeze(model, trainable)
+    if parts is not None:
+        freeze_all_but(model.vae, parts)
+    model.corruption = make_corruption(model.latent_channels, latent_noise, latent_mask, channel_dropout)
+    return model
+
+
+def take_weights(model: VideoAutoencoder, init_from: str) -> None:
+    """Replace all weights by those of another model with the same architecture.
+
+    Raises:
+        UserError: it is another one, or cannot be loaded.
+    """
+    loaded = load_autoencoder(init_from)
+    theirs, ours = (network.architecture for network in (loaded.model, model))
+    if theirs != ours:
+        names = [name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)]
+        raise UserError(f"init_from={init_from} holds another network: {', '.join(sorted(names))} differ.")
+    load_weights(model, loaded.model.state_dict(), init_from)
+    model.starting_weights = {"init_from": loaded.source, "sha256": loaded.sha256}
+    say(f"init_from: all weights from {init_from}")
 
 
 def check_same_function(theirs: Mapping[str, Any], ours: Mapping[str, Any], source: str) -> None:

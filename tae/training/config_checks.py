@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from hydra.utils import get_object
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data.shards.patterns import missing_shards
@@ -18,6 +19,9 @@ from tae.model.checks import check_architecture, check_front
 from tae.model.corruption import check_prefixes
 from tae.model.inflate import check_source
 from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL
+from tae.model.trainable import is_frozen
+from tae.model.unweighted import unweighted
+from tae.planning.planner import shapes_of
 from tae.runtime.annotations import shown
 from tae.runtime.devices import missing_accelerator
 from tae.runtime.errors import UserError, with_full_keys
@@ -294,6 +298,50 @@ def barebones(cfg: DictConfig) -> str | None:
     )
 
 
+def other_network(cfg: DictConfig) -> str | None:
+    """A network of diffusers that cannot be built, does not take these clips, or lacks what a term looks at."""
+    if "class_name" not in cfg.model:
+        return None
+    return message_of(lambda: check_other_network(cfg), cfg, "model")
+
+
+def check_other_network(cfg: DictConfig) -> None:
+    """Build the network without weights, and ask it.
+
+    Raises:
+        UserError: with one line for each finding.
+    """
+    try:
+        with torch.device("meta"):
+            model = instantiate(cfg.model, **unweighted(cfg.model))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        raise
+    findings = []
+    for name, shape in shapes_of(cfg).items() if "num_frames" in cfg.data else ():
+        if misfits := model.grid.misfits(*shape[1:]):
+            where = f"data.sources.{name}" if name else "data"
+            findings.append(
+                f"{where}.num_frames, {where}.resolution: {model.name} is given clips of {'; '.join(misfits)}."
+            )
+    terms = {name: get_object(term["_target_"]) for name, term in terms_with_weight(cfg).items()}
+    wide = [name for name, term in terms.items() if getattr(term, "needs_variance", False)]
+    if wide and not model.is_gaussian:
+        findings.append(
+            f"{model.name} gives latents without a variance, which {' and '.join(f'loss.{name}' for name in wide)} would "
+            f"look at: add {' '.join(f'loss.{name}.weight=0' for name in wide)}."
+        )
+    latent = latent_terms(cfg)
+    if cfg.model.parts and latent and is_frozen(model.encoding_modules):
+        findings.append(
+            f"model.parts freezes the encoder, which alone {' and '.join(f'loss.{name}' for name in latent)} would train: "
+            f"add {' '.join(f'loss.{name}.weight=0' for name in latent)}."
+        )
+    if findings:
+        raise UserError("\n".join(findings))
+
+
 def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> str | None:
     """What a check of a section's arguments refuses, None if it does not."""
     try:
@@ -304,6 +352,6 @@ def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> st
 
 
 CONFLICTS: Sequence[Callable[[DictConfig], str | None]] = (
-    *(missing_accelerator, devices, shards, plain_files, starting_weights, architecture, lpips_weights),
+    *(missing_accelerator, devices, shards, plain_files, starting_weights, architecture, other_network, lpips_weights),
     *(learning_rate, steps, clipping, distilled, frozen, frame_size, moving_average, compiler, barebones),
 )

@@ -1,4 +1,4 @@
-"""Training of the Temporal Autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
+"""Training of a video autoencoder: wires model, losses, metrics and optimizer together; no mathematics here."""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,11 +20,11 @@ from tae.losses import Objective
 from tae.losses.step import compute_loss
 from tae.metrics.frame import psnr
 from tae.metrics.metric import Metric
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.checkpoint_file import model_weights
 from tae.model.distillation import Distillation
 from tae.model.encoder_identity import encoder_sha256
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
+from tae.model.interface import VideoAutoencoder
 from tae.model.trainable import is_frozen
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
@@ -57,7 +57,7 @@ class AutoencoderModule(L.LightningModule):
 
     def __init__(
         self,
-        model: TemporalAutoencoder | Distillation,
+        model: VideoAutoencoder,
         loss: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
@@ -87,7 +87,7 @@ class AutoencoderModule(L.LightningModule):
                 "loss.reconstruction.weight a value above 0, or set adversary=none."
             )
         if not loss.uses_reconstruction:  # DDP would wait for the decoder's gradients, which never come
-            model.decoder.requires_grad_(False)
+            model.decoding_modules.requires_grad_(False)
             model.corruption = None
         self.unjudged: StepRecord | None = None  # the last step, whose loss was not looked at yet
         self.validated: list[tuple[Sequence[str], Tensor]] = []  # keys, and whether each reconstruction is finite
@@ -98,8 +98,8 @@ class AutoencoderModule(L.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained: a frozen encoder stays in evaluation mode."""
         super().train(mode)
-        if is_frozen(self.model.encoder):
-            self.model.encoder.eval()
+        if is_frozen(self.model.encoding_modules):
+            self.model.encoding_modules.eval()
         return self
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ class AutoencoderModule(L.LightningModule):
         if self.frozen_encoder is not None:
             return self.frozen_encoder
         digest = encoder_sha256(self.model.architecture, model_weights(checkpoint, "ema"))
-        if is_frozen(self.model.encoder):
+        if is_frozen(self.model.encoding_modules):
             self.frozen_encoder = digest
         return digest
 

@@ -22,7 +22,14 @@ FREE = (
         "logger.",
         "metrics.",
     ),
-    *("model.image_vae", "model.init_from", "model.gradient_checkpointing", "model.compile_blocks", "validate_first"),
+    *(
+        "model.image_vae",
+        "model.source",
+        "model.init_from",
+        "model.gradient_checkpointing",
+        "model.compile_blocks",
+        "validate_first",
+    ),
     "trainer.default_root_dir",
 )
 LAST = "last.ckpt"

@@ -1,4 +1,4 @@
-"""Train a Temporal Autoencoder, then evaluate its best checkpoint.
+"""Train a video autoencoder, then evaluate its best checkpoint.
 
 python train.py                                              the demo: no download, no GPU, no account
 python train.py experiment=ucf101 trainer.devices=8          a named run of conf/experiment/
@@ -7,7 +7,7 @@ python train.py -m experiment=ucf101 loss.opl.weight=0,1     a sweep
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -22,11 +22,12 @@ from torch import Tensor
 from data.datamodule import ClipDataModule
 from tae.adversarial.adversary import PatchAdversary
 from tae.evaluation.run import build_metrics, measure
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.checkpoint_file import read_checkpoint
 from tae.model.distillation import Distillation
-from tae.model.pretrained import LoadedModel, load_model
+from tae.model.interface import VideoAutoencoder
+from tae.model.pretrained import LoadedModel, load_autoencoder
 from tae.model.pretrained_decoder import load_decoder, pair
+from tae.model.unweighted import unweighted
 from tae.runtime.config import plain, write_config
 from tae.runtime.console import say
 from tae.runtime.errors import UserError, first_line
@@ -74,7 +75,7 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
     timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
     trainer = build_trainer(cfg, callbacks)
     module = AutoencoderModule(
-        model=instantiate(cfg.model, **(without_weights(cfg.model) if resume_from else {})),
+        model=instantiate(cfg.model, **(unweighted(cfg.model) if resume_from else {})),
         loss=loss,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.get("scheduler")),
@@ -149,7 +150,7 @@ def model_to_measure(callbacks: Iterable[L.Callback], module: AutoencoderModule,
         if path.is_file():
             return load_trained(path, module.model)
     return LoadedModel(
-        cast(TemporalAutoencoder, module.model.eval()),
+        module.model.eval(),
         source="the weights at the end of training, which were not saved",
         sha256=None,
         config=plain(cfg),
@@ -157,17 +158,12 @@ def model_to_measure(callbacks: Iterable[L.Callback], module: AutoencoderModule,
     )
 
 
-def load_trained(path: Path, model: TemporalAutoencoder | Distillation) -> LoadedModel:
+def load_trained(path: Path, model: VideoAutoencoder) -> LoadedModel:
     """A checkpoint of this run; a decoder that was distilled is measured with its teacher's encoder."""
     if not isinstance(model, Distillation):
-        return load_model(path)
+        return load_autoencoder(path)
     teacher = LoadedModel(model.teacher.eval(), "the teacher", None, None)
     return pair(teacher, load_decoder(path))
-
-
-def without_weights(model: DictConfig) -> dict[str, None]:
-    """What to change in the settings of a model that gets its weights from a checkpoint."""
-    return {name: None for name in ("image_vae", "init_from") if name in model}
 
 
 def as_float(value: Tensor | None) -> float | None:

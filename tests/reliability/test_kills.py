@@ -6,14 +6,13 @@ TAE_KILLS=26 TAE_KILL_SEED=0 python -m pytest -m slow -s tests/reliability/test_
 import itertools
 import os
 import random
-import signal
 import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from reliability.tiny_run import EPOCH, EVERYTHING, assert_same_state, finish, start
+from reliability.tiny_run import EPOCH, EVERYTHING, assert_same_state, finish, kill_group, start
 
 from tae.model.checkpoint_file import read_checkpoint
 
@@ -83,9 +82,3 @@ def await_moment(process: subprocess.Popen[str], folder: Path, rng: random.Rando
             time.sleep(0 if in_writing else rng.uniform(0.01, 0.2))
             return
     raise AssertionError(f"the run ended with {process.returncode} before it was killed: {process.communicate()[1]}")
-
-
-def kill_group(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the run and its workers, in one moment."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()

@@ -1,6 +1,7 @@
 """The smallest real training run: what is killed and resumed to see whether anything of it shows in the weights."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Collection
@@ -51,16 +52,16 @@ EVERYTHING = (
 )
 
 
-def command(output: Path, cache: Path, *overrides: str) -> list[str]:
-    """`python train.py` of the tiny run."""
-    return [sys.executable, "train.py", *SETTINGS, f"data.cache_dir={cache}", f"output_dir={output}", *overrides]
-
-
 def start(output: Path, cache: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-    """The run as a process group of its own, one thread in each process."""
+    """`python train.py` of the tiny run."""
+    return start_train(*SETTINGS, f"data.cache_dir={cache}", f"output_dir={output}", *overrides, **environment)
+
+
+def start_train(*overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """`python train.py` as a process group of its own, one thread in each process."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     return subprocess.Popen(
-        command(output, cache, *overrides),
+        [sys.executable, "train.py", *overrides],
         cwd=ROOT,
         env=variables,
         stdout=subprocess.PIPE,
@@ -74,6 +75,12 @@ def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[int, 
     """(exit code, standard output, standard error)"""
     output, errors = process.communicate(timeout=timeout)
     return process.returncode, output, errors
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for a run and its workers, in one moment."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def assert_same_state(one: Path, other: Path, apart: Collection[str] = ()) -> None:

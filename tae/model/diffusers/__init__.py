@@ -1,0 +1,1 @@
+"""Autoencoders of other authors, through the package diffusers: rules, the model, loading. Nothing here imports it early."""
