@@ -1,28 +1,36 @@
-"""Encode and decode a clip with this model and with diffusers' video autoencoders, all with random weights.
+"""Encode and decode a clip with this project's networks and with diffusers' video autoencoders, all with random weights.
 
     python -m benchmarks.codec --device cuda --dtype bf16 --size 32 256 256
-    python -m benchmarks.codec --device cpu --dtype fp32 --size 32 64 64 --repeats 3
+    python -m benchmarks.codec --device cpu --dtype fp32 --size 16 96 96 --only haar haar1 AutoencoderKLCosmos
 
-Two groups: those that convolve at full resolution as this model does, and those that first fold pixels into channels,
-which makes them about ten times cheaper by design. Autoencoders that are causal in time take one frame more, the count
-they are made for; times are per frame.
+Two groups: those that convolve at full resolution, and those that first fold pixels into channels, which makes them about
+ten times cheaper by design. Peers have the sizes of their release, which are diffusers' defaults. Those that are causal in
+time take one frame more, the count they are made for; times are per frame. All take turns, so that a busy moment of the
+machine hits all alike.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import DTYPES, RESULTS, interleaved, publish, spread
+from benchmarks.common import CLOCKS, DTYPES, MODELS, RESULTS, interleaved, publish, spread
 from tae import TemporalAutoencoder
 
-GROUPS = {
-    "full resolution": ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLCogVideoX"),
-    "folded pixels": ("AutoencoderKLCosmos", "AutoencoderKLLTXVideo"),
+FULL, FOLDED = "full resolution", "folded pixels"
+OURS = {"sd35": FULL, "haar": FOLDED, "haar1": FOLDED}
+PEERS = {
+    "AutoencoderKLWan": FULL,
+    "AutoencoderKLHunyuanVideo": FULL,
+    "AutoencoderKLCogVideoX": FULL,
+    "AutoencoderKLCosmos": FOLDED,
+    "AutoencoderKLLTXVideo": FOLDED,
 }
 
 
@@ -30,61 +38,103 @@ GROUPS = {
 class Codec:
     """A model, the clip it takes, and the way there and back."""
 
-    group: str
     model: nn.Module
     clip: Tensor
-    round_trip: Callable[[nn.Module, Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        with torch.inference_mode():
+            self.latents = self.encode(self.clip)
+
+    @property
+    def frames(self) -> int:
+        return self.clip.shape[2]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @torch.inference_mode()
-    def __call__(self) -> Tensor:
-        return self.round_trip(self.model, self.clip)
+    def run_encoder(self) -> Tensor:
+        return self.encode(self.clip)
 
-
-def ours(model: nn.Module, clip: Tensor) -> Tensor:
-    assert isinstance(model, TemporalAutoencoder)
-    return model.decode(model.encode(clip).mode(), num_frames=clip.shape[2], size=clip.shape[3:])
-
-
-def theirs(model: Any, clip: Tensor) -> Tensor:
-    return model.decode(model.encode(clip).latent_dist.mode()).sample
+    @torch.inference_mode()
+    def run_decoder(self) -> Tensor:
+        return self.decode(self.latents)
 
 
 def build(device: str, dtype: torch.dtype, size: Sequence[int], only: Sequence[str]) -> dict[str, Codec]:
-    """Every codec on the device; the clip of the causal ones is one frame longer."""
-    import diffusers
-
+    """The codecs on the device; the clip of the causal ones is one frame longer."""
     frames, height, width = size
     longer = torch.rand(1, frames + 1, height, width, 3, device=device, dtype=dtype).movedim(-1, 1) * 2 - 1
-    model = TemporalAutoencoder().to(device, dtype).eval()
-    codecs = {"TemporalAutoencoder": Codec("full resolution", model, longer[:, :, :frames], ours)}
-    for group, names in GROUPS.items():
-        for name in names:
-            if not only or name in only:
-                peer = getattr(diffusers, name)().to(device, dtype).eval()
-                codecs[name] = Codec(group, peer, longer.contiguous(), theirs)
+    codecs = {}
+    for name in only:
+        if name in OURS:
+            model = TemporalAutoencoder(**MODELS[name]).to(device, dtype).eval()
+            decode = partial(model.decode, num_frames=frames, size=(height, width))
+            codecs[name] = Codec(
+                model, longer[:, :, :frames], lambda clip, model=model: model.encode(clip).mode(), decode
+            )
+        else:
+            codecs[name] = make_peer(name, longer.contiguous(), device, dtype)
     return codecs
+
+
+def make_peer(name: str, clip: Tensor, device: str, dtype: torch.dtype) -> Codec:
+    import diffusers
+
+    peer: Any = getattr(diffusers, name)().to(device, dtype).eval()
+    return Codec(peer, clip, lambda x: peer.encode(x).latent_dist.mode(), lambda latents: peer.decode(latents).sample)
 
 
 def peak_gb(codec: Codec) -> float:
     """Peak of one round trip in GB (1e9 bytes), as if this were the only model on the device."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    codec()
+    codec.run_encoder()
+    codec.run_decoder()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in codec.model.parameters())
     return (torch.cuda.max_memory_allocated() - before + weights) / 1e9
 
 
-def row(name: str, codec: Codec, times: Sequence[float], fastest: float, device: str) -> dict[str, Any]:
-    frames, found = codec.clip.shape[2], spread(times)
-    out = codec()
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure all; one row each."""
+    codecs = build(arguments.device, DTYPES[arguments.dtype], arguments.size, arguments.only)
+    functions = {("encode", name): codec.run_encoder for name, codec in codecs.items()}
+    functions |= {("decode", name): codec.run_decoder for name, codec in codecs.items()}
+    seconds = interleaved(functions, arguments.device, arguments.warmup, arguments.repeats, arguments.clock)
+    both = {
+        name: [sum(pair) / codec.frames for pair in zip(seconds["encode", name], seconds["decode", name], strict=True)]
+        for name, codec in codecs.items()
+    }
+    fastest = {
+        group: min((median(both[name]) for name in codecs if PEERS.get(name) == group), default=None)
+        for group in (FULL, FOLDED)
+    }
+    return [
+        row(name, codec, seconds["encode", name], seconds["decode", name], both[name], fastest, arguments.device)
+        for name, codec in codecs.items()
+    ]
+
+
+def row(
+    name: str, codec: Codec, encoding: Sequence[float], decoding: Sequence[float], both: Sequence[float],
+    fastest: dict[str, float | None], device: str,
+) -> dict[str, Any]:  # fmt: skip
+    out, group = codec.run_decoder(), (OURS | PEERS)[name]
     assert out.shape == codec.clip.shape, f"{name}: {tuple(codec.clip.shape)} became {tuple(out.shape)}"
+    peer, found = fastest[group], spread(both)
     return {
         "autoencoder": name,
-        "group": codec.group,
-        "parameters": sum(parameter.numel() for parameter in codec.model.parameters()),
-        "frames": frames,
-        **{f"ms/frame {key}": 1e3 * value / frames for key, value in found.items()},
-        "times faster than the fastest peer at full resolution": fastest / (found["median"] / frames),
+        "group": group,
+        "parameters": codec.parameters,
+        "latents": "x".join(map(str, codec.latents.shape[1:])),
+        "frames": codec.frames,
+        "encode, ms/frame": 1e3 * median(encoding) / codec.frames,
+        "decode, ms/frame": 1e3 * median(decoding) / codec.frames,
+        **{f"both, ms/frame {key}": 1e3 * value for key, value in found.items()},
+        "times faster than the fastest peer of its group": None if peer is None else peer / found["median"],
         "peak GB": peak_gb(codec) if device == "cuda" else None,
     }
 
@@ -94,18 +144,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--size", type=int, nargs=3, default=(32, 256, 256), metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    named = [name for names in GROUPS.values() for name in names]
-    parser.add_argument("--only", nargs="+", default=[], choices=named, help="peers to compare with; all without it")
+    parser.add_argument("--only", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS], help="all without it")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.backends.cudnn.benchmark = True
-    codecs = build(arguments.device, DTYPES[arguments.dtype], arguments.size, arguments.only)
-    times = interleaved(dict(codecs), arguments.device, arguments.warmup, arguments.repeats)
-    peers = [name for name, codec in codecs.items() if codec.group == "full resolution" and codec.round_trip is theirs]
-    fastest = min((spread(times[name])["median"] / codecs[name].clip.shape[2] for name in peers), default=float("nan"))
-    rows = [row(name, codec, times[name], fastest, arguments.device) for name, codec in codecs.items()]
+    rows = run(arguments)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     publish("codec", arguments.device, settings, rows, arguments.output)
 

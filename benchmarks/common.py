@@ -14,15 +14,24 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tae.model.bundled import BUNDLED
 
+Name = TypeVar("Name", str, tuple[str, str])
 RESULTS = Path(__file__).parent / "results"
+# Other work on the machine spoils wall time; processor time, of all threads together, it changes little.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MODELS: dict[str, dict[str, Any]] = {"sd35": {}, "tiny": json.loads((BUNDLED["tiny"] / "config.json").read_text())}
+# Networks of this repository, all 8x8x8 and 16 channels; haar1 folds pixels once, haar twice.
+MODELS: dict[str, dict[str, Any]] = {
+    "sd35": {},
+    "haar": {"frontend": "haar", "folds": 2, "channel_multipliers": (2, 4)},
+    "haar1": {"frontend": "haar", "folds": 1, "channel_multipliers": (1, 2, 4)},
+    "tiny": json.loads((BUNDLED["tiny"] / "config.json").read_text()),
+}
 
 
 def hardware(device: str) -> str:
@@ -76,23 +85,23 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    """Wall time of one call, the device's work included."""
+def seconds(function: Callable[[], Any], device: str, clock: str = "wall") -> float:
+    """Time of one call by a clock of `CLOCKS`; of wall time the device's work included."""
     synchronize(device)
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     function()
     synchronize(device)
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
 def interleaved(
-    functions: dict[str, Callable[[], Any]], device: str, warmup: int, repeats: int
-) -> dict[str, list[float]]:
+    functions: dict[Name, Callable[[], Any]], device: str, warmup: int, repeats: int, clock: str = "wall"
+) -> dict[Name, list[float]]:
     """Seconds of each call, in rounds over all functions, so that a busy moment of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[Name, list[float]] = {name: [] for name in functions}
     for number in range(warmup + repeats):
         for name, function in functions.items():
-            elapsed = seconds(function, device)
+            elapsed = seconds(function, device, clock)
             if number >= warmup:
                 times[name].append(elapsed)
     return times

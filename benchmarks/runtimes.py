@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, interleaved, publish, spread
+from benchmarks.common import CLOCKS, RESULTS, interleaved, publish, spread
 from tae import load_model
 from tae.model.codec import TileableCodec
 from tae.model.onnx_codec import OnnxCodec
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
             functions[f"{way}, {name}"] = partial(in_torch, function, dtype, x)
         functions[f"{way}, onnxruntime"] = partial(*ways(exported, clip, latents)[way])
-    times = interleaved(dict(functions), "cpu", arguments.warmup, arguments.repeats)
+    times = interleaved(dict(functions), "cpu", arguments.warmup, arguments.repeats, arguments.clock)
     rows = []
     for name, function in functions.items():
         way, runtime = name.split(", ")
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=(32, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows = run(arguments)
