@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tae.model.interface import AutoencoderOutput
+from tae.model.interface import AutoencoderOutput, VideoAutoencoder
 from tae.model.memory_format import per_frame
 from tae.model.pairing import PairedAutoencoder
 from tae.model.posterior import DiagonalGaussian
@@ -43,7 +43,7 @@ class Distillation(PairedAutoencoder):
 
     decoder: TinyDecoder
 
-    def __init__(self, teacher: Any, decoder: TinyDecoder, matches_features: bool) -> None:
+    def __init__(self, teacher: VideoAutoencoder, decoder: TinyDecoder, matches_features: bool) -> None:
         super().__init__(teacher, decoder)
         self.teacher.requires_grad_(False).eval()
         self.projections = nn.ModuleList()
@@ -79,7 +79,7 @@ class Distillation(PairedAutoencoder):
     def feature_pairs(self, output: DistilledOutput) -> list[tuple[Tensor, Tensor]]:
         """The tiny decoder's features as projected, and the teacher's of the same latents: (b, c, t, h, w) both."""
         with torch.no_grad():
-            theirs = cast(Any, self.teacher).decoder_features(output.decoded)
+            theirs = self.teacher.decoder_features(output.decoded)
         projected = [per_frame(layer, x) for layer, x in zip(self.projections, output.features, strict=False)]
         return [(aligned(x, their), their) for x, their in zip(projected, theirs, strict=False)]
 
@@ -93,7 +93,7 @@ def aligned(x: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_channels(teacher: Any) -> list[int]:
+def teacher_channels(teacher: VideoAutoencoder) -> list[int]:
     """Channels of the features of the teacher's decoder, seen by decoding next to nothing."""
     weight = next(teacher.parameters())
     latents = torch.zeros(1, teacher.latent_channels, 1, 2, 2, device=weight.device, dtype=weight.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tae.model.corruption import LatentCorruption
 from tae.model.posterior import DiagonalGaussian
+from tae.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,14 @@ class VideoAutoencoder(nn.Module, ABC):
         else:
             reconstruction = self.decode(transform(decoded), clip.shape[2])
         return AutoencoderOutput(reconstruction, posterior, latents)
+
+    def decoder_features(self, latents: Tensor) -> list[Tensor]:
+        """What the decoder makes of latents (b, c, t', h', w') at their resolution and at the next: (b, c', t, h, w).
+
+        Raises:
+            UserError: this decoder shows nothing.
+        """
+        raise UserError(f"{self.name} shows no features of its decoder: set loss.features.weight=0 to distil it.")
 
     @property
     def device(self) -> torch.device:

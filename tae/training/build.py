@@ -166,7 +166,7 @@ def build_distillation(
     """Build a tiny decoder to train beside its frozen teacher, which says what latents there are.
 
     Args:
-        teacher: whatever `load_model` takes.
+        teacher: whatever `load_autoencoder` takes.
         init_from: a tiny decoder of the same sizes whose weights it starts with, also one of another teacher.
         features_weight: weight of `loss.features`; at 0 there are no projections.
         width, blocks: of `TinyDecoder`.
@@ -183,6 +183,7 @@ def build_distillation(
         blocks=blocks,
         time_factor=model.time_factor,
         space_factor=model.space_factor,
+        lone_first_frame=has_lone_first_frame(model),
     )
     distillation = Distillation(model, decoder, matches_features=features_weight > 0)
     distillation.starting_weights = {"teacher": loaded.source, "sha256": loaded.sha256}
@@ -206,4 +207,25 @@ def load_teacher(teacher: str | None) -> LoadedModel:
     if teacher is None:
         raise UserError(f"teacher=null: there is nothing to distil. {WAYS_TO_GIVE_A_MODEL}")
     with torch.device("cpu"):  # also where a plan makes models without weights: its identity needs them
-        return load_model(teacher)
+        return load_autoencoder(teacher)
+
+
+def has_lone_first_frame(model: VideoAutoencoder) -> bool:
+    """Whether the first latent frame is of one frame alone, and each other one of `time_factor` frames.
+
+    Raises:
+        UserError: neither it nor `time_factor` frames for each of the latent.
+    """
+    factor, counts = model.time_factor, range(1, 4)
+
+    def latent_frames(frames: int) -> int:
+        return model.latent_shape(frames, model.space_factor, model.space_factor)[1]
+
+    if factor == 1 or all(latent_frames(factor * count) == count for count in counts):
+        return False
+    if all(latent_frames(factor * count + 1) == count + 1 for count in counts):
+        return True
+    raise UserError(
+        f"teacher: {model.name} maps frames to latents in a way that a tiny decoder does not know. It knows t' latents of "
+        f"{factor} t' frames, and of {factor} (t' - 1) + 1."
+    )

@@ -17,6 +17,7 @@ from tae.losses.lpips import BACKBONES, check_available
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_front
 from tae.model.corruption import check_prefixes
+from tae.model.diffusers.loading import PREFIX, read_config, split_source
 from tae.model.inflate import check_source
 from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL
 from tae.model.trainable import is_frozen
@@ -207,6 +208,11 @@ def distilled(cfg: DictConfig) -> str | None:
     findings = []
     if cfg.teacher is None:
         findings.append(f"teacher=null: there is nothing to distil. {WAYS_TO_GIVE_A_MODEL}")
+    elif cfg.teacher.startswith(PREFIX):
+        try:
+            read_config(*split_source(cfg.teacher))
+        except UserError as error:
+            findings.append(f"teacher={cfg.teacher}: {error}")
     elif is_missing(cfg.teacher):
         findings.append(f"teacher={cfg.teacher}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
     if cfg.trainable != "all":

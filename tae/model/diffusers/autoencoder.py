@@ -96,6 +96,32 @@ class DiffusersAutoencoder(VideoAutoencoder):
         frames, rows, columns = (axis.num_latents(length) for axis, length in axes)
         return self.latent_channels, frames, rows, columns
 
+    def decoder_features(self, latents: Tensor) -> list[Tensor]:
+        """What the middle and the first level of the decoder give of latents (b, c, t', h', w'): (b, c', t, h, w) each.
+
+        A decoder that works through a clip part by part gives them part by part, and they are joined along time.
+
+        Raises:
+            UserError: the decoder has no such parts, or what they give is not of frames.
+        """
+        decoder = self.vae.decoder
+        parts = [getattr(decoder, "mid_block", None), *list(getattr(decoder, "up_blocks", ()))[:1]]
+        given: list[list[Tensor]] = [[] for part in parts if part is not None]
+        hooks = [
+            part.register_forward_hook(lambda module, args, out, kept=kept: kept.append(first_of(out)))
+            for part, kept in zip([part for part in parts if part is not None], given, strict=True)
+        ]
+        try:
+            self.decode(latents)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if self.family.images_only:
+            given = [[as_clip(out, len(latents)) for out in kept] for kept in given]
+        if not given or any(out.ndim != 5 for kept in given for out in kept) or not all(given):
+            raise UserError(f"{self.name} shows no features of its decoder: set loss.features.weight=0 to distil it.")
+        return [torch.cat(kept, 2) for kept in given]
+
     @property
     def last_layer(self) -> Tensor:
         """The weight of `conv_out` or `proj_out`, where it is trained; else the last one of the decoder that is."""
@@ -144,6 +170,11 @@ class DiffusersAutoencoder(VideoAutoencoder):
     def _present(self, *names: str) -> tuple[str, ...]:
         """Those submodules that this class has."""
         return tuple(f"vae.{name}" for name in names if isinstance(getattr(self.vae, name, None), nn.Module))
+
+
+def first_of(out: Any) -> Any:
+    """What a block gives, without the caches that some return beside it."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def diffusers_class(name: str) -> Any:

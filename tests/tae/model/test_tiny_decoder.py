@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from tae import DecoderStream, Tiling, TinyDecoder, UserError
+from tae.losses import Context, FeatureMatching
+from tae.model.diffusers.autoencoder import DiffusersAutoencoder
 from tae.model.distillation import Distillation
 from tae.model.pretrained import load_model
 from tae.model.pretrained_decoder import load_decoder
 from tae.model.tiling import decode_in_space
 from tae.model.tiny_decoder import JoinedBlock
+from tae.training.build import has_lone_first_frame
+from tests.fakes.diffusers_models import SMALL, make
 
 
 def tiny(**changes: object) -> TinyDecoder:
@@ -170,3 +174,26 @@ def test_a_state_dict_has_no_teacher_and_is_loaded_strictly(checkpoint: Path) ->
     model.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Missing key.*projections\.0\.weight"):
         model.load_state_dict({name: value for name, value in state.items() if name.startswith("decoder.")})
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKL", "AutoencoderKLCogVideoX", "AutoencoderKLLTXVideo", "AutoencoderKLWan"]
+)
+def test_teachers_of_diffusers(name: str) -> None:
+    """Of images; causal, decoded as a whole or part by part. One latent more is a step of time more, and features match."""
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    teacher = DiffusersAutoencoder(make(name)).eval()
+    _, size, latents = SMALL[name]
+    lone = has_lone_first_frame(teacher)
+    assert lone == (name != "AutoencoderKL")
+    student = tiny(time_factor=teacher.time_factor, space_factor=teacher.space_factor, lone_first_frame=lone)
+    model = Distillation(teacher, student, True).train()
+    clip = torch.rand(2, 3, *size) * 2 - 1
+    output = model(clip)
+    assert output.reconstruction.shape == clip.shape
+    assert student.decode(output.latents).shape == teacher.decode(output.latents).shape
+    pairs = model.feature_pairs(output)
+    assert [own.shape for own, _ in pairs] == [their.shape for _, their in pairs]
+    assert pairs[0][1].shape[2] == latents[1]
+    FeatureMatching(1.0)(Context(clip, output, model, 0)).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
