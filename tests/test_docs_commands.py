@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from PIL import Image
 
-from tae import TemporalAutoencoder, frames_to_clip
+from tae import TemporalAutoencoder, TinyDecoder, frames_to_clip
 from tae.runtime.cli import chooses
 from tae.runtime.config import plain
 from tae.train import GROUPS as DEMO_UNLESS
@@ -232,6 +232,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = TemporalAutoencoder(base_channels=8, channel_multipliers=(1, 2, 2, 2), norm_groups=1)
     for name in ("outputs/model", "my-tae"):
         model.save_pretrained(folder / name)
+    TinyDecoder(width=8, blocks=1).save_pretrained(folder / "tiny-decoder")
     clips(folder / "videos", ["a.mp4", "b.mp4"])
     given = {"ckpt": "my-tae", "source": "videos", "output": "latents"}
     small = {"trainer.accelerator": "cpu", "num_workers": 0, "resolution": 32, "tiling.tile_pixels": "null"}
@@ -260,6 +261,7 @@ def test_python_examples_run(
         "frames": frames,
         "video": clip,
         "generated": torch.randn(1, 16, 2, 4, 5),
+        "latents": torch.randn(1, 16, 2, 4, 5),
         "pipeline": Pipeline(),
         "pieces": clip.split(4, dim=2),
         "height": 32,
