@@ -22,6 +22,8 @@ WARNINGS = (
     (r".*isinstance\(treespec, LeafSpec\)", FutureWarning),
     # A training without validation clips (data.shards.val=null) is a choice.
     (r"Total length of `list` across ranks is zero", UserWarning),
+    # A frozen encoder and a teacher are in evaluation mode on purpose.
+    (r"Found \d+ module\(s\) in eval mode at the start of training", UserWarning),
     # An evaluation gathers its clips itself, so its means are the same on all processes.
     (r"It is recommended to use `self\.log\('test/.*sync_dist=True", UserWarning),
 )

@@ -135,6 +135,8 @@ def test_a_video_is_decoded_by_it_and_only_that_of_its_encoder(run: Path, checkp
     ("overrides", "message"),
     [
         (["experiment=distill"], "teacher=null: there is nothing to distil"),
+        (["experiment=distill", "teacher=diffusers:Wen:x"], "teacher=diffusers:Wen:x: class_name=Wen is unknown. Choose"),
+        (["experiment=distill", "teacher=diffusers:Wan"], "give diffusers:CLASS:SOURCE"),
         (["experiment=distill", "teacher=no/such/folder"], "teacher=no/such/folder: no such file or folder"),
         (["experiment=distill", "teacher=tiny", "trainable=decoder"], "trainable=decoder: what is distilled is a decoder"),
         (["experiment=distill", "teacher=tiny", "loss.kl.weight=1"], r"alone loss\.kl would train: add loss\.kl\.weight=0"),
