@@ -12,12 +12,15 @@ Source: Movie Gen (arXiv 2410.13720), section 3.1.1; the image layers are those 
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae.kernels.available import fused_kernels
+from tae.model.conv2_5d import conv2_5d
+from tae.model.group_norm import GroupNormSilu
 from tae.model.memory_format import as_clip, as_columns, as_frames, per_frame
 from tae.model.temporal_conv import TemporalConv, UpsamplingTemporalConv, upsampling_weight
 
@@ -40,8 +43,8 @@ class Conv2_5d(nn.Module):  # noqa: N801  (the paper's name)
         self.temporal = TemporalConv(out_channels)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = per_frame(lambda frames: F.conv2d(frames, self.spatial.weight, padding=1), x)
-        return self.temporal(x, self.spatial.bias, residual)
+        spatial, temporal = self.spatial, self.temporal
+        return conv2_5d(x, spatial.weight, cast(Tensor, spatial.bias), temporal.weight, temporal.bias, residual)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -62,6 +65,8 @@ class GroupNorm(nn.GroupNorm):
         if kernels is not None and kernels.normalizes(x, self.num_groups):
             samples = len(x) * x.shape[2] if self.per == "frame" else len(x)
             return kernels.group_norm_silu(x, samples, self.weight, self.bias, self.num_groups, self.eps, self.silu)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return GroupNormSilu.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.per, self.silu)
         out = self.normalize(as_frames(x) if self.per == "frame" else as_columns(x))
         return as_clip(out, batch=x.shape[0]) if self.per == "frame" else out.unflatten(3, x.shape[3:])
 

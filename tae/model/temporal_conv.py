@@ -57,10 +57,15 @@ class TemporalConv(nn.Conv2d):
     def convolve(
         self, x: Tensor, weight: Tensor, constant: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
     ) -> Tensor:
-        bias = self.bias if constant is None else self.bias + (self.weight.sum((2, 3)) * constant).sum(1)
+        bias = self.bias if constant is None else folded_bias(self.weight, self.bias, constant)
         x, weight = cast_to_autocast(x, weight)
         convolve = ReplicatePaddedConv.apply if torch.is_grad_enabled() else replicate_padded_conv
         return convolve(x, weight, bias, residual, stride, upsample)
+
+
+def folded_bias(weight: Tensor, bias: Tensor, constant: Tensor) -> Tensor:
+    """(c,), the bias with which a convolution gives of `x` what it gives of `x + constant`."""
+    return bias + (weight.sum((2, 3)) * constant).sum(1)
 
 
 class UpsamplingTemporalConv(TemporalConv):
@@ -103,11 +108,12 @@ def replicate_padded_conv(
         return kernels.temporal_conv(x, weight, bias, residual, stride, upsample)
     columns, arguments = as_columns(x), ((stride, 1), (1, 0), (1, 1), upsample, (0, 0), 1)
     out = torch.ops.aten.convolution(columns, weight, bias.to(x.dtype), *arguments)
+    taps = weight.split(1, dim=2)
     for frame, tap in boundary_taps(x.shape[2], weight.shape[2], stride, upsample):
-        matrix = weight[:, :, tap : tap + 1]
-        matrix = matrix.transpose(0, 1) if upsample else matrix
+        matrix = taps[tap].transpose(0, 1) if upsample else taps[tap]
         out.narrow(2, frame, 1).add_(F.conv2d(columns.narrow(2, frame, 1), matrix))
-    return (out if residual is None else out.add_(as_columns(residual))).unflatten(3, x.shape[3:])
+    out = out.unflatten(3, x.shape[3:])
+    return out if residual is None else out.add_(residual)
 
 
 def replicate_padded_conv_for_export(
@@ -153,29 +159,32 @@ class ReplicatePaddedConv(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        kernels = fused_kernels(x, "temporal_conv")
-        if kernels is not None and not (kernels.convolves(x, weight) and (ctx.stride == 1 or ctx.upsample)):
-            kernels = None
-        columns, grad_columns = as_columns(x), as_columns(grad)
-        grad_x, grad_weight = replicate_padded_conv_backward(
-            grad_columns, columns, weight, ctx.stride, ctx.upsample, (needs[0] and kernels is None, needs[1])
-        )
-        if kernels is not None and needs[0]:
-            grad_x = kernels.temporal_conv_gradient(grad, weight, x.shape[2], ctx.upsample)
-        elif grad_x is not None:
-            grad_x = grad_x.unflatten(3, x.shape[3:])
-        return grad_x, grad_weight, sum_per_channel(grad_columns), grad if needs[3] else None, None, None
+        gradients = replicate_padded_conv_gradients(grad, x, weight, ctx.stride, ctx.upsample, (needs[0], needs[1]))
+        return *gradients, grad if needs[3] else None, None, None
 
 
-def frame_rows(columns: Tensor, frame: int) -> Tensor:
-    """One frame of (b, c, t, n) as (b n, c)."""
-    return columns.select(2, frame).movedim(1, -1).flatten(0, 1)
+def replicate_padded_conv_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, upsample: bool, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of x and weight, each where it is needed, and of the bias."""
+    kernels = fused_kernels(x, "temporal_conv")
+    if kernels is not None and not (kernels.convolves(x, weight) and (stride == 1 or upsample)):
+        kernels = None
+    columns, grad_columns = as_columns(x), as_columns(grad)
+    grad_x, grad_weight = replicate_padded_conv_backward(
+        grad_columns, columns, weight, stride, upsample, (needs[0] and kernels is None, needs[1])
+    )
+    if kernels is not None and needs[0]:
+        grad_x = kernels.temporal_conv_gradient(grad, weight, x.shape[2], upsample)
+    elif grad_x is not None:
+        grad_x = grad_x.unflatten(3, x.shape[3:])
+    return grad_x, grad_weight, sum_per_channel(grad_columns)
 
 
 def sum_per_channel(grad: Tensor) -> Tensor:
     """Sum (b, c, t, n) to (c,) in at least float32; in two steps, since one leaves most of a GPU idle."""
     rows = grad.movedim(1, -1).flatten(0, 2)
-    at_least_float32 = torch.promote_types(grad.dtype, torch.float32)
+    at_least_float32 = torch.float64 if grad.dtype == torch.float64 else torch.float32
     return rows.unflatten(0, (math.gcd(len(rows), 1024), -1)).sum(1, dtype=at_least_float32).sum(0)
 
 
@@ -187,13 +196,17 @@ def replicate_padded_conv_backward(
     grad_columns, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, columns, weight, None, *arguments, [*needs, False]
     )
+    by_frame = lambda x: x.movedim(1, -1)  # noqa: E731  (b, c, t, n) to (b, t, n, c)
+    by_tap = lambda x: x.squeeze(3).unbind(2)  # noqa: E731  (out, in, taps, 1) to one matrix for each
+    grads, frames, taps = by_frame(grad), by_frame(columns), by_tap(weight)
+    grad_taps = None if grad_weight is None else by_tap(grad_weight)
+    grad_frames = None if grad_columns is None else by_frame(grad_columns)
     for frame, tap in boundary_taps(columns.shape[2], weight.shape[2], stride, upsample):
-        grad_rows = frame_rows(grad, frame)
-        if grad_columns is not None:
-            matrix = weight[:, :, tap, 0].T if upsample else weight[:, :, tap, 0]  # (out, in)
-            short = (grad_rows @ matrix).unflatten(0, (len(grad), -1)).movedim(-1, 1)
-            grad_columns.select(2, frame).add_(short)
-        if grad_weight is not None:
-            product = grad_rows.T @ frame_rows(columns, frame)
-            grad_weight[:, :, tap, 0].add_(product.T if upsample else product)
+        grad_rows = grads[:, frame].flatten(0, 1)
+        if grad_frames is not None:
+            matrix = taps[tap].T if upsample else taps[tap]  # (out, in)
+            grad_frames[:, frame].add_((grad_rows @ matrix).unflatten(0, (len(grad), -1)))
+        if grad_taps is not None:
+            product = grad_rows.T @ frames[:, frame].flatten(0, 1)
+            grad_taps[tap].add_(product.T if upsample else product)
     return grad_columns, grad_weight
