@@ -7,7 +7,7 @@ from torch import Tensor
 from tae.model.memory_format import as_clip, as_columns, as_frames
 
 
-class GroupNormSilu(torch.autograd.Function):
+class EagerGroupNormSiLU(torch.autograd.Function):
     """Normalise (b, c, t, h, w) over the positions of each "frame", or of the "clip", and each group of channels.
 
     Everything is in the type of `x`: autocast would give float32 back and double the memory of every activation; the

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tae.kernels.available import fused_kernels
 from tae.model.conv2_5d import conv2_5d
-from tae.model.group_norm import GroupNormSilu
+from tae.model.group_norm import EagerGroupNormSiLU
 from tae.model.memory_format import as_clip, as_columns, as_frames, per_frame
 from tae.model.temporal_conv import TemporalConv, UpsamplingTemporalConv, upsampling_weight
 
@@ -66,7 +66,7 @@ class GroupNorm(nn.GroupNorm):
             samples = len(x) * x.shape[2] if self.per == "frame" else len(x)
             return kernels.group_norm_silu(x, samples, self.weight, self.bias, self.num_groups, self.eps, self.silu)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return GroupNormSilu.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.per, self.silu)
+            return EagerGroupNormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.per, self.silu)
         out = self.normalize(as_frames(x) if self.per == "frame" else as_columns(x))
         return as_clip(out, batch=x.shape[0]) if self.per == "frame" else out.unflatten(3, x.shape[3:])
 
