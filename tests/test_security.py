@@ -20,7 +20,7 @@ from tae import TemporalAutoencoder, UserError
 from tae.evaluation.run import evaluate
 from tae.evaluation.stored_config import evaluation_data
 from tae.model.checkpoint_file import read_checkpoint
-from tae.model.pretrained import load_model
+from tae.model.pretrained import load_autoencoder, load_model
 from tae.runtime.config import plain
 from tae.training.run import find_checkpoint
 
@@ -229,6 +229,34 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"class_name": "system", "config": {}},
+        {"class_name": ["AutoencoderKLWan"], "config": {}},
+        {"class_name": "AutoencoderKLWan", "config": {}, "more": 1},
+        {"class_name": "AutoencoderKLWan", "config": {"num_res_blocks": 10**9}},
+        {"class_name": "AutoencoderKLLTXVideo", "config": {"layers_per_block": [10**9] * 5}},
+        {"class_name": "AutoencoderKLWan", "config": {"base_dim": 10**12}},
+        {"class_name": "AutoencoderKLWan", "config": {"base_dim": 10**5}},
+    ],
+    ids=["no class of the list", "no name", "unknown", "many blocks", "many layers", "wide", "too many parameters"],
+)
+def test_a_network_of_diffusers_has_bounds_too(
+    architecture: dict[str, Any], checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    with pytest.raises(UserError):
+        load_autoencoder(save(checkpoint, tmp_path / "a.ckpt", architecture=architecture))
+    if isinstance(architecture["config"].get("base_dim"), int):
+        return
+    stated = {"_class_name": architecture["class_name"], **architecture["config"]}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    save_file({"x": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError):
+        load_autoencoder(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "7", "[" * 100_000, '{"base_channels": ' + "9" * 5000 + "}"])

@@ -128,7 +128,7 @@ def load_autoencoder(source: str | Path, weights: str | None = None) -> LoadedMo
     if str(source).startswith(PREFIX):
         other, digest = load_weights_and_config(*split_source(str(source)))
         return LoadedModel(other, str(source), digest, None)
-    if path.is_dir() and (class_name := read_config(path).get("_class_name")) in FAMILIES:
+    if path.is_dir() and (class_name := str(read_config(path).get("_class_name"))) in FAMILIES:
         other, digest = load_weights_and_config(class_name, str(path))
         return LoadedModel(other, str(source), digest, None)
     folder = path if path.is_dir() else download_pretrained(str(source))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tae.model.checks import MAX_BLOCKS
 from tae.model.corruption import LatentCorruption
 from tae.model.diffusers.families import FAMILIES
 from tae.model.interface import VideoAutoencoder
@@ -57,6 +58,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
             UserError: another class, no diffusers, or arguments that the class does not take.
         """
         kind = diffusers_class(class_name)
+        check_counts(config)
         try:
             return cls(kind(**config))
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
@@ -192,6 +194,18 @@ def diffusers_class(name: str) -> Any:
     if not hasattr(diffusers, name):
         raise UserError(f"class_name={name}: diffusers {diffusers.__version__} has no such class; install a newer one.")
     return getattr(diffusers, name)
+
+
+def check_counts(config: Mapping[str, Any]) -> None:
+    """Refuse a config of so many layers that to build them, even without weights, would take for ever.
+
+    Raises:
+        UserError: it is one.
+    """
+    for name, value in config.items():
+        counts = value if isinstance(value, list | tuple) else [value]
+        if ("layers" in name or "blocks" in name) and any(isinstance(n, int) and n > MAX_BLOCKS for n in counts):
+            raise UserError(f"{name}={value} is beyond all bounds: at most {MAX_BLOCKS}.")
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:

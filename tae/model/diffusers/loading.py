@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tae.model.diffusers.autoencoder import DiffusersAutoencoder, diffusers_class, plain_config
+from tae.model.diffusers.autoencoder import DiffusersAutoencoder, check_counts, diffusers_class, plain_config
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.paths import to_path
@@ -82,10 +82,11 @@ def check_class(
 
 
 def check_stated(stated: Any, class_name: str, place: str) -> None:
-    """Refuse a config of another class."""
+    """Refuse a config of another class, or out of bounds."""
     other = stated.get("_class_name", class_name) if isinstance(stated, Mapping) else None
     if other != class_name:
         raise UserError(f"{place}: its config.json is of {other}, not of {class_name}. Give another class or place.")
+    check_counts(stated)
 
 
 def asked(place: str, question: Callable[[], Result]) -> Result:
