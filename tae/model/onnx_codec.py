@@ -81,7 +81,7 @@ class GraphsDescription:
             return cls(**content)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{folder} has no {GRAPHS_FILE}, so no exported graphs. {WRITE_THEM}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} does not describe exported graphs ({error!r}). {WRITE_THEM}") from error
 
     def check_tiling(self, tiling: Tiling) -> None:

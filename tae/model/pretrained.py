@@ -186,7 +186,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder; empty where it cannot be read, which loading tells better."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -64,7 +64,7 @@ def read_config(class_name: str, place: str) -> dict[str, Any]:
     if path.is_file():
         try:
             stated = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is not a config.json: {error}") from error
         check_stated(stated, class_name, place)
         return plain_config(stated)
