@@ -1,15 +1,16 @@
 """The same network without its weights: for planning, for checks before a run, and where a checkpoint has them."""
 
-from collections.abc import Mapping
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tae.model.diffusers.loading import read_config
 
 FROM_WEIGHTS = ("image_vae", "init_from")
 
 
-def unweighted(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What to change in the settings of a model (`conf/model/`), so that it is built and no weights are read.
+def unweighted(model: DictConfig) -> DictConfig:
+    """The settings of a model (`conf/model/`), changed so that it is built and no weights are read.
 
     Raises:
         UserError: the config of a model of diffusers cannot be read.
@@ -17,4 +18,6 @@ def unweighted(model: Mapping[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {name: None for name in FROM_WEIGHTS if name in model}
     if place := model.get("source"):
         changes |= {"source": None, "config": read_config(model["class_name"], place)}
-    return changes
+    # Not as arguments of Hydra's `instantiate`: its own first one is called `config` too.
+    with open_dict(model):
+        return OmegaConf.merge(model, changes)  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.sampling.mixture import make_streams, plain_stream
@@ -204,8 +204,7 @@ def check_plan(cfg: DictConfig) -> None:
 
 
 def make_planner(cfg: DictConfig) -> Planner:
-    with open_dict(cfg):  # where the weights come from does not matter to what they cost
-        cfg.model = OmegaConf.merge(cfg.model, unweighted(cfg.model))
+    cfg.model = unweighted(cfg.model)  # where the weights come from does not matter to what they cost
     return Planner(
         make_model=partial(instantiate, cfg.model),
         make_optimizer=instantiate(cfg.optimizer),

@@ -319,7 +319,7 @@ def check_other_network(cfg: DictConfig) -> None:
     """
     try:
         with torch.device("meta"):
-            model = instantiate(cfg.model, **unweighted(cfg.model))
+            model = instantiate(unweighted(cfg.model))
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error

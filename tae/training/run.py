@@ -75,7 +75,7 @@ def train_and_evaluate(cfg: DictConfig) -> dict[str, Any]:
     timer, best = first_of(StepTimer, callbacks), first_of(ModelCheckpoint, callbacks)
     trainer = build_trainer(cfg, callbacks)
     module = AutoencoderModule(
-        model=instantiate(cfg.model, **(unweighted(cfg.model) if resume_from else {})),
+        model=instantiate(unweighted(cfg.model) if resume_from else cfg.model),
         loss=loss,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.get("scheduler")),

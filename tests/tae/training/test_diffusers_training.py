@@ -1,6 +1,7 @@
 """Training of networks of diffusers: the step, its plan, and what is refused before it."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,19 @@ def test_what_fits_is_not_refused(wan: DictConfig) -> None:
     assert told(wan) is None
     assert told(wan, "data.num_frames=1") is None
     assert told(wan, "model.parts=[decoder]", "loss.kl.weight=0", "loss.opl.weight=0") is None
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_folder_to_fine_tune_is_checked_by_its_config(struct: bool, tmp_path: Path) -> None:
+    make("AutoencoderKLWan").save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")  # weights are for the training
+    cfg = config("train")
+    cfg.model.config, cfg.model.source = None, str(tmp_path)
+    cfg.data.num_frames, cfg.data.resolution = 17, 64
+    OmegaConf.set_struct(cfg, struct)
+    assert other_network(cfg) is None
+    cfg.data.num_frames = 16
+    assert "13 and 17" in str(other_network(cfg))
 
 
 def test_a_variance_that_is_not_there_is_not_trained() -> None:
