@@ -33,6 +33,7 @@ DECODER = ("trainable=decoder", "loss.kl.weight=0", "loss.opl.weight=0", "model.
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("AutoencoderKLWan", EVERYTHING), ("AutoencoderKLLTXVideo", DECODER)],
