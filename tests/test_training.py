@@ -179,6 +179,7 @@ def test_evaluation_of_a_saved_folder_needs_data_settings(trained: Path, cache: 
     assert again["metrics"] == json.loads((trained / "metrics.json").read_text())["metrics"]
 
 
+@pytest.mark.slow
 def test_resuming_twice_gives_the_weights_of_an_uninterrupted_run(trained: Path, cache: Path, tmp_path: Path) -> None:
     """Stopped after 3 and after 5 of 8 steps, in the middle of an epoch of 6."""
     for steps in (3, 5, 8):

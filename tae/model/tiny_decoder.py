@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tae.model.checks import MAX_PARAMETERS, check_latents
 from tae.model.hub_mixin import StrictHubMixin
 from tae.model.memory_format import per_frame
-from tae.runtime.annotations import AtLeastOne
 from tae.runtime.errors import UserError
 
 WIDEST = 4  # times `width`, of the levels of the lowest resolutions
@@ -100,8 +99,8 @@ class TinyDecoder(nn.Module, StrictHubMixin, library_name="temporal-autoencoder"
         self,
         encoder: str | None = None,
         latent_channels: int = 16,
-        width: AtLeastOne = 64,
-        blocks: AtLeastOne = 2,
+        width: int = 64,
+        blocks: int = 2,
         time_factor: int = 8,
         space_factor: int = 8,
         lone_first_frame: bool = False,

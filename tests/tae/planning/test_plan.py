@@ -147,6 +147,7 @@ def test_what_is_frozen_needs_less() -> None:
     assert step_peak("data.resolution=128", "trainable=temporal") < everything
 
 
+@pytest.mark.slow
 def test_options_that_draw_are_planned_at_their_largest() -> None:
     """A rehearsal has no values to draw by; what a step decodes a second time is counted."""
     everything = ("model.latent_noise=0.2", "model.latent_mask=0.2", "model.channel_dropout=[4,16]")
