@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tae.model.checks import MAX_PARAMETERS, check_latents
+from tae.model.checks import MAX_PARAMETERS, check_latents, kept_extents
 from tae.model.hub_mixin import StrictHubMixin
 from tae.model.memory_format import per_frame
 from tae.runtime.errors import UserError
@@ -123,9 +123,8 @@ class TinyDecoder(nn.Module, StrictHubMixin, library_name="temporal-autoencoder"
         self.time_factor = time_factor
         self.space_factor = space_factor
         self.lone_first_frame = lone_first_frame
-        self.starting_weights: dict[str, str | None] | None = (
-            None  # {"teacher": source, "sha256": of its file}; in checkpoints
-        )
+        # {"teacher": source, "sha256": of its file}; in checkpoints.
+        self.starting_weights: dict[str, str | None] | None = None
         self.widths = widths_of(width, int(math.log2(space_factor)))
         self.conv_in = nn.Conv2d(latent_channels, self.widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
@@ -150,10 +149,8 @@ class TinyDecoder(nn.Module, StrictHubMixin, library_name="temporal-autoencoder"
         """
         check_latents(latents, self.latent_channels)
         clip = self(latents.to(self.conv_in.weight.dtype))
-        held = tuple(clip.shape[2:])
-        frames, height, width = wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
-        if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):
-            raise ValueError(f"decode() was asked for {wanted} frames, rows, columns; these latents hold {held}.")
+        t, h, w = clip.shape[2:]
+        frames, height, width = kept_extents((t, h, w), num_frames, size)
         return clip[:, :, :frames, :height, :width]
 
     def forward(self, latents: Tensor) -> Tensor:
