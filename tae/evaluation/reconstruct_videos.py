@@ -16,8 +16,8 @@ from tae.evaluation.reconstruction import (
     reconstruct,
     write_latents,
 )
-from tae.model.autoencoder import TemporalAutoencoder
 from tae.model.codec import TileableCodec
+from tae.model.interface import VideoAutoencoder
 from tae.model.onnx_codec import OnnxCodec
 from tae.model.pretrained import load_model
 from tae.model.pretrained_decoder import load_decoder, pair
@@ -93,7 +93,7 @@ def load_codec(cfg: DictConfig, tiling: Tiling, device: torch.device) -> Tileabl
     return codec
 
 
-def load_pair(cfg: DictConfig) -> TemporalAutoencoder:
+def load_pair(cfg: DictConfig) -> VideoAutoencoder:
     """The encoder of `cfg.ckpt` with its own decoder, or with that of `cfg.decoder`.
 
     Raises:
