@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tae.runtime.cli import nested
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,7 +39,7 @@ class Command:
     def overrides(self) -> list[str]:
         found = ENTRY.search(self.text)
         assert found, self.text
-        return [word for word in shlex.split(self.text[found.end() :]) if word not in ("-m", "--cfg", "job")]
+        return [nested(word) for word in shlex.split(self.text[found.end() :]) if word not in ("-m", "--cfg", "job")]
 
 
 def blocks(text: str, language: str) -> list[str]:

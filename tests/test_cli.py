@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tae import UserError
 from tae.model.pretrained import load_model
-from tae.runtime.cli import chooses, empty_group, find_user_error
+from tae.runtime.cli import chooses, empty_group, find_user_error, nested
 from tae.runtime.config import plain
 from tae.train import GROUPS as DEMO_UNLESS
 from tae.training.run import train
@@ -84,6 +84,49 @@ def test_the_reference_run_is_the_references() -> None:
 
 def test_a_choice_on_the_command_line_wins_over_the_experiment() -> None:
     assert compose_train("experiment=ucf101", "model=tiny")["model"]["base_channels"] < 128
+
+
+def changed(before: Any, after: Any, key: str = "") -> dict[str, Any]:
+    """{dotted key: value} of what differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        both = [changed(before.get(name), after.get(name), f"{key}.{name}") for name in before.keys() | after.keys()]
+        return {name: value for part in both for name, value in part.items()}
+    return {} if before == after else {key.lstrip("."): after}
+
+
+ARMS = sorted(f"ablation/{file.stem}" for file in (CONF / "experiment/ablation").glob("*.yaml") if file.stem != "base")
+
+
+def test_an_arm_of_the_ablation_differs_from_its_base_in_one_choice() -> None:
+    base = compose_train("experiment=ablation/base")
+    differences = {arm: changed(base, compose_train(f"experiment={arm}")) for arm in ARMS}
+    assert len(differences) > 12
+    assert {arm: one for arm, one in differences.items() if len(one) != 1} == {}
+
+
+def test_a_pattern_may_name_configs_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nested("experiment=glob(ablation/*)") == f"experiment={','.join(sorted(['ablation/base', *ARMS]))}"
+    assert nested("experiment=glob(ablation/kl_*)") == "experiment=ablation/kl_1e-4,ablation/kl_1e-5,ablation/kl_1e-7"
+    for other in (
+        "experiment=glob(ucf*)",
+        "experiment=ablation/ema",
+        "trainer.max_steps=glob(a/b)",
+        "-m",
+        "a/b=glob(c/d)",
+    ):
+        assert nested(other) == other
+    with pytest.raises(SystemExit):
+        nested("experiment=glob(ablations/*)")
+    assert "experiment=glob(ablations/*) matches nothing. Folders of experiment: ablation." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_runs_of_one_sweep_share_a_folder_whatever_their_names(tmp_path: Path) -> None:
+    done = run(f"{ROOT}/train.py", "-m", "experiment=ablation/ema,demo", "trainer.max_steps=0", cwd=tmp_path)
+    assert done.returncode == 1
+    (sweep,) = (tmp_path / "outputs" / "train").iterdir()
+    assert [name for name in ("0", "1", "comparison.md") if not (sweep / name).exists()] == []
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["train"]
 
 
 def test_debugging_wins_over_the_experiment_and_the_command_line_over_both() -> None:

@@ -13,13 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae.model.bundled import BUNDLED
-from tae.model.checks import check_architecture, check_clip, check_front, check_latents, kept_extents
+from tae.model.checks import (
+    check_architecture,
+    check_clip,
+    check_front,
+    check_latents,
+    check_temporal,
+    kept_extents,
+)
 from tae.model.corruption import LatentCorruption
 from tae.model.hub_mixin import StrictHubMixin
 from tae.model.interface import VideoAutoencoder
 from tae.model.layers import ResidualBlock
 from tae.model.network import Decoder, Encoder
 from tae.model.posterior import DiagonalGaussian
+from tae.model.temporal_conv import TemporalConv
 from tae.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +62,9 @@ class TemporalAutoencoder(
             Haar transform first, "patch" into channels as they are, and resampling has shortcuts (`tae.model.folding`). No
             image autoencoder's weights fit those.
         folds: how often "haar" and "patch" fold, each in place of one level.
+        temporal_init: "centric" starts temporal convolutions as the identity, "random" as PyTorch starts any convolution: an
+            image autoencoder's behaviour is then lost at the start.
+        temporal_padding: before the first frame and after the last, "replicate" repeats it, "zeros" has zeros.
 
     Raises:
         UserError: the arguments do not fit together.
@@ -73,11 +84,14 @@ class TemporalAutoencoder(
         norm: str = "group",
         frontend: str = "conv",
         folds: int = 0,
+        temporal_init: str = "centric",
+        temporal_padding: str = "replicate",
     ) -> None:
         super().__init__()
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
         check_front(widths, norm, frontend, folds)
+        check_temporal(temporal_init, temporal_padding)
         # Goes to config.json and into checkpoints, whole and as plain values whatever types were given.
         self.architecture: dict[str, Any] = {
             "base_channels": base_channels,
@@ -90,6 +104,8 @@ class TemporalAutoencoder(
         }
         if (norm, frontend) != ("group", "conv"):  # named where they are used, as older checkpoints do not know them
             self.architecture |= {"norm": norm, "frontend": frontend, "folds": folds}
+        if (temporal_init, temporal_padding) != ("centric", "replicate"):
+            self.architecture |= {"temporal_init": temporal_init, "temporal_padding": temporal_padding}
         self._hub_mixin_config = self.architecture
         self.name = type(self).__name__
         self.latent_channels = latent_channels
@@ -99,6 +115,11 @@ class TemporalAutoencoder(
         per = "position" if norm == "rms" else group_norm
         self.encoder = Encoder(widths, latent_channels, encoder_blocks, norm_groups, per, frontend, folds)
         self.decoder = Decoder(widths, latent_channels, decoder_blocks, norm_groups, per, frontend, folds)
+        for module in self.modules():
+            if isinstance(module, TemporalConv):
+                module.zero_padded = temporal_padding == "zeros"
+                if temporal_init == "random":
+                    module.randomize()
         self.corruption: LatentCorruption | None = None
         self.to(memory_format=torch.channels_last)  # of the weights: what the kernels would otherwise convert each time
 

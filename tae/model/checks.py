@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tae.model.folding import FRONTENDS
 from tae.model.layers import GROUP_NORM_MODES, NORMS
+from tae.model.temporal_conv import TEMPORAL_INITS, TEMPORAL_PADDINGS
 from tae.runtime.errors import UserError
 
 MAX_LEVELS, MAX_BLOCKS, MAX_PARAMETERS = 8, 64, 10**10  # a config.json that asks for more is a mistake or an attack
@@ -58,6 +59,16 @@ def check_front(widths: Sequence[int], norm: str, frontend: str, folds: int) -> 
         raise UserError(
             f"frontend={frontend} with levels of {list(widths)} channels: each must be 1, 2, 4 or 8 times the one before."
         )
+
+
+def check_temporal(init: str, padding: str) -> None:
+    """Refuse temporal convolutions that do not exist."""
+    for name, value, known in (
+        ("temporal_init", init, TEMPORAL_INITS),
+        ("temporal_padding", padding, TEMPORAL_PADDINGS),
+    ):
+        if value not in known:
+            raise UserError(f"{name}={value!r} is unknown. Choose one of: {', '.join(known)}.")
 
 
 def check_clip(clip: Tensor, smallest: int, shortest: int = 1) -> None:

@@ -44,6 +44,8 @@ class Conv2_5d(nn.Module):  # noqa: N801  (the paper's name)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         spatial, temporal = self.spatial, self.temporal
+        if temporal.zero_padded:  # the spatial bias is not the same in every frame then: it has no taps outside
+            return temporal(per_frame(spatial, x), residual=residual)
         return conv2_5d(x, spatial.weight, cast(Tensor, spatial.bias), temporal.weight, temporal.bias, residual)
 
 

@@ -1,4 +1,4 @@
-"""Temporal convolution with replicate padding: forward, backward, upsampling and export.
+"""Temporal convolution, with replicate padding or with zeros: forward, backward, upsampling and export.
 
 Shapes as in `tae.model.layers`; source: Movie Gen (arXiv 2410.13720), section 3.1.1.
 """
@@ -13,6 +13,8 @@ from tae.kernels.available import fused_kernels
 from tae.model.memory_format import as_columns
 
 TEMPORAL_TAPS = 3
+TEMPORAL_INITS = ("centric", "random")
+TEMPORAL_PADDINGS = ("replicate", "zeros")
 
 
 def cast_to_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -24,7 +26,7 @@ def cast_to_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class TemporalConv(nn.Conv2d):
-    """Convolution along time at every position: 3 taps, replicate padding (1, 1), starting as the identity.
+    """Convolution along time at every position: 3 taps, padding (1, 1), by default replicate, starting as the identity.
 
     Shapes:
         x:       (b, c, t, h, w) with t >= 1
@@ -34,6 +36,7 @@ class TemporalConv(nn.Conv2d):
     """
 
     bias: Tensor  # always: its type in nn.Conv2d allows for none
+    zero_padded = False  # zeros outside the clip, in place of its first and last frame
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__(channels, channels, (TEMPORAL_TAPS, 1), stride=(stride, 1), padding=(1, 0))
@@ -44,6 +47,10 @@ class TemporalConv(nn.Conv2d):
         nn.init.zeros_(self.bias)
         with torch.no_grad():
             self.weight[:, :, TEMPORAL_TAPS // 2, 0].fill_diagonal_(1.0)
+
+    def randomize(self) -> None:
+        """Random initialisation, as PyTorch gives it to every convolution."""
+        super().reset_parameters()
 
     def forward(self, x: Tensor, constant: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """Convolve `x + constant` along time and add `residual`.
@@ -57,6 +64,9 @@ class TemporalConv(nn.Conv2d):
     def convolve(
         self, x: Tensor, weight: Tensor, constant: Tensor | None, residual: Tensor | None, stride: int, upsample: bool
     ) -> Tensor:
+        if self.zero_padded:
+            x = x if constant is None else x + constant.to(x.dtype).view(-1, 1, 1, 1)
+            return zero_padded_conv(*cast_to_autocast(x, weight), self.bias, residual, stride, upsample)
         bias = self.bias if constant is None else folded_bias(self.weight, self.bias, constant)
         x, weight = cast_to_autocast(x, weight)
         convolve = ReplicatePaddedConv.apply if torch.is_grad_enabled() else replicate_padded_conv
@@ -91,6 +101,22 @@ def upsampling_weight(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
         nothing = torch.zeros_like(weight.narrow(dim, 0, 1))
         weight = torch.cat((weight, nothing), dim) + torch.cat((nothing, weight), dim)
     return weight.flip(dims).transpose(0, 1)
+
+
+def zero_padded_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, upsample: bool
+) -> Tensor:
+    """Convolve (b, c, t, h, w) along t with zeros before the first frame and after the last, and add `residual`.
+
+    Differentiated by autograd and without a kernel of ours: it is there to be compared with, not to be fast.
+    """
+    columns, bias = as_columns(x), bias.to(x.dtype)
+    if upsample:
+        out = F.conv_transpose2d(columns, weight, bias, stride=(2, 1), padding=(1, 0))
+    else:
+        out = F.conv2d(columns, weight, bias, stride=(stride, 1), padding=(1, 0))
+    out = out.unflatten(3, x.shape[3:])
+    return out if residual is None else out + residual
 
 
 def replicate_padded_conv(

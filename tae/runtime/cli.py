@@ -92,7 +92,7 @@ class Command(Generic[Returned]):
         if cfg is not None:
             return self.task(cfg)
         prepare_output()
-        sys.argv = [at_home(empty_group(argument)) for argument in list_commas(sys.argv, self.lists)]
+        sys.argv = [at_home(nested(empty_group(argument))) for argument in list_commas(sys.argv, self.lists)]
         if self.alone and not chooses(sys.argv[1:], self.unless):
             sys.argv.insert(first_setting(sys.argv), self.alone)
         guarded = guard(self.task, self.config_name, Program.running())
@@ -163,6 +163,20 @@ def empty_group(argument: str) -> str:
     """`GROUP=null` as `GROUP=[]`, which is how Hydra writes that nothing is chosen."""
     group, _, value = argument.partition("=")
     return f"{group}=[]" if value == "null" and Path(CONFIG_FOLDER, group).is_dir() else argument
+
+
+def nested(argument: str) -> str:
+    """`GROUP=glob(FOLDER/PATTERN)` as the list of what matches: Hydra's own `glob` looks at a group's first level alone."""
+    group, _, value = argument.partition("=")
+    found = re.fullmatch(r"glob\((.*/.*)\)", value)
+    folder = Path(CONFIG_FOLDER, group)
+    if found is None or not folder.is_dir():
+        return argument
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"{found[1]}.yaml"))
+    if not names:
+        known = sorted(path.relative_to(folder).as_posix() for path in folder.iterdir() if path.is_dir())
+        fail(f"{argument} matches nothing. Folders of {group}: {', '.join(known) or 'none'}.")
+    return f"{group}={','.join(names)}"
 
 
 def at_home(argument: str) -> str:
@@ -280,9 +294,12 @@ class CheckStart(Callback):
             claim_or_fail(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_start(expand_home(config.hydra.sweep), launcher=config.hydra.launcher._target_)
+        folder = expand_home(config.hydra.sweep)
+        check_start(folder, launcher=config.hydra.launcher._target_)
+        with read_write(config.hydra):  # for runs whose names differ too: each config would name a folder of its own
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
         if is_first_process():
-            claim_or_fail(Path(config.hydra.sweep.dir))
+            claim_or_fail(folder)
 
 
 def is_named_by_time(config: DictConfig) -> bool:
@@ -298,6 +315,11 @@ def claim_or_fail(folder: Path) -> None:
         claim(folder)
     except UserError as error:
         fail(str(error))
+
+
+def quoted(text: str) -> str:
+    """A text as a value of Hydra's override grammar."""
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def expand_home(node: DictConfig) -> Path:

@@ -1,6 +1,7 @@
 """Building the model to train."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Annotated, Any
 
 import torch
@@ -23,6 +24,7 @@ SHAPELESS = (
     "norm_groups",
     "group_norm",
     "frontend",
+    "temporal_padding",
 )  # of the architecture: they change what is computed, and no parameter's shape
 
 
@@ -146,13 +148,15 @@ def check_same_function(theirs: Mapping[str, Any], ours: Mapping[str, Any], sour
     Raises:
         UserError: a setting that no parameter's shape shows differs.
     """
-    different = [name for name in SHAPELESS if theirs.get(name) != ours.get(name)]
+    defaults = signature(TemporalAutoencoder).parameters  # of what an architecture does not name
+    was_set, is_set = ({n: of.get(n, defaults[n].default) for n in SHAPELESS} for of in (theirs, ours))
+    different = [name for name in SHAPELESS if was_set[name] != is_set[name]]
     if different:
-        was = ", ".join(f"{name}={theirs.get(name)}" for name in different)
-        now = ", ".join(f"{name}={ours.get(name)}" for name in different)
+        was = ", ".join(f"{name}={was_set[name]}" for name in different)
+        now = ", ".join(f"{name}={is_set[name]}" for name in different)
         raise UserError(
             f"init_from={source} was trained with {was}, and this model has {now}: the same weights compute something else "
-            f"there. Give {' '.join(f'model.{name}={theirs.get(name)}' for name in different)}."
+            f"there. Give {' '.join(f'model.{name}={was_set[name]}' for name in different)}."
         )
 
 

@@ -15,7 +15,7 @@ from data.shards.patterns import missing_shards
 from tae.losses.equivariance import smallest_scale
 from tae.losses.lpips import BACKBONES, check_available
 from tae.model.bundled import BUNDLED
-from tae.model.checks import check_architecture, check_front
+from tae.model.checks import check_architecture, check_front, check_temporal
 from tae.model.corruption import check_prefixes
 from tae.model.diffusers.loading import PREFIX, read_config, split_source
 from tae.model.inflate import check_source
@@ -70,9 +70,11 @@ def architecture(cfg: DictConfig) -> str | None:
     names = ("latent_channels", "encoder_blocks", "decoder_blocks", "norm_groups", "group_norm")
     widths = [model.base_channels * multiplier for multiplier in model.channel_multipliers]
     front = (model.get("norm", "group"), model.get("frontend", "conv"), model.get("folds", 0))
+    temporal = (model.get("temporal_init", "centric"), model.get("temporal_padding", "replicate"))
     checks = (
         lambda: check_architecture(widths, *(model[name] for name in names)),
         lambda: check_front(widths, *front),
+        lambda: check_temporal(*temporal),
         lambda: check_prefixes(model.get("channel_dropout"), model.latent_channels),
     )
     return next((finding for check in checks if (finding := message_of(check, cfg, "model"))), None)

@@ -39,6 +39,7 @@ EXTENDABLE = "scheduler.total_steps"
 ADDED: dict[str, Any] = {
     **{"trainable": "all", "model.trainable": "all"},
     **{"model.norm": "group", "model.frontend": "conv", "model.folds": 0},
+    **{"model.temporal_init": "centric", "model.temporal_padding": "replicate"},
     **{"loss.wavelet._target_": "Wavelet", "loss.wavelet.weight": 0.0, "loss.wavelet.levels": 1},
     **{"loss.temporal._target_": "Temporal", "loss.temporal.weight": 0.0},
     **{"loss.local_correlation._target_": "LocalCorrelation", "loss.local_correlation.weight": 0.0},

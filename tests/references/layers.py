@@ -5,13 +5,17 @@ import math
 import numpy as np
 
 
-def temporal_conv_by_loops(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
-    """Convolve (b, c, t, h, w) along t with weight (out, in, 3); outside the clip stands the nearest frame again."""
+def temporal_conv_by_loops(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, zeros: bool = False
+) -> np.ndarray:
+    """Convolve (b, c, t, h, w) along t with weight (out, in, 3); outside the clip stands the nearest frame again, or 0."""
     frames = x.shape[2]
     out = np.zeros((x.shape[0], len(bias), math.ceil(frames / stride), *x.shape[3:]))
     for t_out in range(out.shape[2]):
         for tap in range(3):
             t_in = min(max(stride * t_out + tap - 1, 0), frames - 1)
+            if zeros and t_in != stride * t_out + tap - 1:
+                continue
             out[:, :, t_out] += np.einsum("oc,bchw->bohw", weight[:, :, tap], x[:, :, t_in])
     return out + bias[:, None, None, None]
 

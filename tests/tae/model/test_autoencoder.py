@@ -90,6 +90,8 @@ def test_decode_refuses_more_than_there_is_and_other_channels() -> None:
     ("change", "message"),
     [
         ({"group_norm": "batch"}, "frame, clip"),
+        ({"temporal_init": "zero"}, "centric, random"),
+        ({"temporal_padding": "reflect"}, "replicate, zeros"),
         ({"norm_groups": 3}, "Choose a divisor of 8"),
         ({"latent_channels": 0}, "positive integers"),
         ({"channel_multipliers": ()}, "positive integers"),
@@ -137,13 +139,47 @@ def test_every_parameter_receives_a_gradient() -> None:
 
 
 def test_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    model, clip = small(group_norm="clip"), torch.rand(1, 3, 9, 16, 20) * 2 - 1
+    model, clip = small(group_norm="clip", temporal_padding="zeros"), torch.rand(1, 3, 9, 16, 20) * 2 - 1
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path)
     again = TemporalAutoencoder.from_pretrained(tmp_path)
     assert again.architecture == model.architecture
     assert torch.equal(again.encode(clip).mean, model.encode(clip).mean)
+
+
+def test_temporal_convolutions_start_as_asked() -> None:
+    """What is not temporal starts alike, the model of before is described as before, random weights fill all taps."""
+    models = {}
+    for init in ("centric", "random"):
+        torch.manual_seed(0)
+        models[init] = small(temporal_init=init)
+    assert not {"temporal_init", "temporal_padding"} & models["centric"].architecture.keys()
+    assert models["random"].architecture["temporal_init"] == "random"
+    centric, random = (dict(model.named_parameters()) for model in models.values())
+    for name, weight in random.items():
+        if name.endswith(".temporal.weight"):
+            bound = (3 * weight.shape[1]) ** -0.5  # of PyTorch's uniform distribution, 1 / sqrt(fan in)
+            assert 0.9 * bound < weight.abs().max() <= bound or weight.numel() < 60
+            assert weight.count_nonzero() == weight.numel()
+        elif not name.endswith(".temporal.bias"):
+            assert torch.equal(weight, centric[name]), name
+
+
+def test_zeros_outside_change_what_a_trained_clip_begins_and_ends_with() -> None:
+    """The identity looks at no neighbour, so a new model is the image autoencoder with either."""
+    clip = torch.rand(1, 3, 16, 16, 16) * 2 - 1
+    models = [small(temporal_padding=padding) for padding in ("replicate", "zeros")]
+    models[1].load_state_dict(models[0].state_dict())
+    torch.testing.assert_close(models[0].encode(clip).mean, models[1].encode(clip).mean, rtol=0, atol=1e-5)
+    for name, parameter in models[0].named_parameters():
+        if ".temporal." in name:
+            nn.init.normal_(parameter, std=0.2)
+    models[1].load_state_dict(models[0].state_dict())
+    means = [model.encode(clip).mean for model in models]
+    difference = (means[0] - means[1]).abs().amax((0, 1, 3, 4))
+    assert difference[0] > 1e-3
+    assert difference[-1] > 1e-3
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

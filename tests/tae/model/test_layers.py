@@ -53,6 +53,27 @@ def test_temporal_conv_starts_as_the_identity(stride: int) -> None:
     assert torch.equal(TemporalConv(6, stride)(x), x[:, :, ::stride])
 
 
+@pytest.mark.parametrize(
+    ("layer", "frames"),
+    [(Conv2_5d(3, 4), 1), (Conv2_5d(3, 4), 3), (Upsample(3), 3), (Downsample(3), 3), (Downsample(3), 4)],
+)
+def test_zeros_outside_the_clip_are_zeros_of_what_is_convolved(layer: nn.Module, frames: int) -> None:
+    """The spatial bias is in every frame and in none of the zeros: it is not one more bias of the temporal part."""
+    randomise(layer).temporal.zero_padded = True
+    x = torch.randn(2, 3, frames, 4, 6)
+    if isinstance(layer, Upsample):
+        grown = nn.functional.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
+    else:
+        grown = nn.functional.pad(x, (0, 1, 0, 1)) if isinstance(layer, Downsample) else x
+    between = torch.stack([layer.spatial(frame) for frame in grown.unbind(2)], dim=2)
+    between = between.repeat_interleave(2, dim=2) if isinstance(layer, Upsample) else between
+    stride = layer.temporal.stride[0]
+    weight, bias = layer.temporal.weight.squeeze(-1), layer.temporal.bias
+    expected = temporal_conv_by_loops(*as_numpy(between, weight, bias), stride, zeros=True)
+    # 27 + 12 products of values below 4: rounding below 5e-5; a frame in place of zeros, or a bias in them, more than 0.1.
+    torch.testing.assert_close(layer(x).double(), torch.from_numpy(expected), rtol=0, atol=5e-5)
+
+
 @pytest.mark.parametrize("per", ["frame", "clip"])
 @pytest.mark.parametrize("silu", [True, False])
 def test_group_norm_equals_its_definition(per: str, silu: bool) -> None:

@@ -84,6 +84,15 @@ def test_weights_trained_with_another_group_norm_are_refused() -> None:
     instantiate(demo().model, init_from=cfg.init_from)
 
 
+def test_weights_trained_with_another_padding_are_refused() -> None:
+    """Older checkpoints name no padding, and have that of today's default."""
+    cfg = demo("model.temporal_padding=zeros")
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(cfg.model, init_from=cfg.init_from)
+    assert "trained with temporal_padding=replicate, and this model has temporal_padding=zeros" in str(caught.value)
+    assert "Give model.temporal_padding=replicate" in str(caught.value)
+
+
 @pytest.fixture
 def there(tmp_path: Path) -> str:
     (tmp_path / "shard-000000.tar").touch()
