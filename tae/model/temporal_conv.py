@@ -66,7 +66,8 @@ class TemporalConv(nn.Conv2d):
     ) -> Tensor:
         if self.zero_padded:
             x = x if constant is None else x + constant.to(x.dtype).view(-1, 1, 1, 1)
-            return zero_padded_conv(*cast_to_autocast(x, weight), self.bias, residual, stride, upsample)
+            x, weight = cast_to_autocast(x, weight)
+            return zero_padded_conv(x, weight, self.bias, residual, stride, upsample)
         bias = self.bias if constant is None else folded_bias(self.weight, self.bias, constant)
         x, weight = cast_to_autocast(x, weight)
         convolve = ReplicatePaddedConv.apply if torch.is_grad_enabled() else replicate_padded_conv
