@@ -10,12 +10,12 @@ the protocol of `tae.evaluation.protocol`, and are measured together. `--ckpt` t
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from tae.metrics.metric import Candidate, Measured, Measurement, Metric
 from tae.metrics.registry import METRICS, MORE_METRICS, SLOW_METRICS
 from tae.model.frame_conversion import clip_to_frames, frames_to_clip
 from tae.model.pretrained import load_autoencoder
+
+Codec: TypeAlias = Callable[[Tensor], Tensor]  # clips (b, 3, t, h, w) in [-1, 1], there and back
+Shards: TypeAlias = str | Sequence[str]
 
 
 def means(clips: list[Measured], metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -46,8 +49,45 @@ def choose_metrics(choice: str) -> dict[str, Metric]:
     return {name: metric for name, metric in chosen.items() if not {"latents", "images"} & set(metric.needs)}
 
 
+def open_clips(train: Shards, test: Shards, frames: int, pixels: int, output: Path) -> ClipDataModule:
+    """Clips of shards to fit on and to measure on, one by one."""
+    data = ClipDataModule(
+        {"train": train, "test": test}, frames, 1, pixels, 1, 0, "skip", 0.01, 64, 0, output
+    )  # fmt: skip
+    data.setup()
+    return data
+
+
 def reconstruct(model: Any, clip: Tensor) -> Tensor:
     return model(clip, sample_posterior=False).reconstruction
+
+
+def fit(data: ClipDataModule, clips: int, numbers: int) -> LinearCodec:
+    """The codec of the principal components of random windows of the training clips."""
+    endless = (frames_to_clip(batch["frames"]) for _ in iter(int, 1) for batch in data.train_dataloader())
+    sums = BlockSums()
+    for clip in islice(endless, clips):
+        sums.add(clip)
+    return LinearCodec(sums, numbers)
+
+
+@torch.no_grad()
+def measure(
+    codecs: Mapping[str, Codec], data: ClipDataModule, metrics: Mapping[str, Metric], time_factor: int
+) -> list[dict[str, Any]]:
+    """A row for each codec: its metrics over all test clips."""
+    test = data.test_dataloader()
+    measurement = Measurement(metrics, len(test.clips))
+    found: dict[str, list[Measured]] = {name: [] for name in codecs}
+    for batch in test:
+        clip = frames_to_clip(batch["frames"])
+        context = {"fps": batch["fps"], "time_factor": [time_factor] * len(clip)}
+        candidates = [Candidate(clip_to_frames(codec(clip)), context) for codec in codecs.values()]
+        for name, clips in zip(found, measurement.of_each(batch["frames"], candidates), strict=True):
+            found[name] += clips
+    for name, reason in measurement.reasons.items():
+        print(f"{name}: not measured, {reason}")
+    return [{"codec": name, **means(clips, measurement.metrics), "clips": len(clips)} for name, clips in found.items()]
 
 
 def main() -> None:
@@ -62,36 +102,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if any(side % BLOCK for side in arguments.size):
         parser.error(f"--size {arguments.size}: multiples of {BLOCK} are needed")
-    data = ClipDataModule(
-        {"train": arguments.train, "test": arguments.test}, *arguments.size[:1], 1, arguments.size[1], 1, 0, "skip", 0.01,
-        64, 0, arguments.output,
-    )  # fmt: skip
-    data.setup()
+    data = open_clips(arguments.train, arguments.test, *arguments.size, arguments.output)
     models = {name: load_autoencoder(name).model for name in arguments.ckpt}
     first: Any = next(iter(models.values()))
-    endless = (frames_to_clip(batch["frames"]) for _ in iter(int, 1) for batch in data.train_dataloader())
-    sums = BlockSums()
-    for clip in islice(endless, arguments.fit_clips):
-        sums.add(clip)
-    linear = LinearCodec(sums, first.latent_channels)
-    codecs: dict[str, Callable[[Tensor], Tensor]] = {
+    codecs: dict[str, Codec] = {
         "trilinear": lambda clip: trilinear_baseline(clip, first.time_factor, first.space_factor),
-        "linear": linear,
+        "linear": fit(data, arguments.fit_clips, first.latent_channels),
     }
     codecs |= {name: partial(reconstruct, model) for name, model in models.items()}
-    test = data.test_dataloader()
-    measure = Measurement(choose_metrics(arguments.metrics), len(test.clips))
-    found: dict[str, list[Measured]] = {name: [] for name in codecs}
-    with torch.no_grad():
-        for batch in test:
-            clip = frames_to_clip(batch["frames"])
-            context = {"fps": batch["fps"], "time_factor": [first.time_factor] * len(clip)}
-            candidates = [Candidate(clip_to_frames(codec(clip)), context) for codec in codecs.values()]
-            for name, clips in zip(found, measure.of_each(batch["frames"], candidates), strict=True):
-                found[name] += clips
-    rows = [{"codec": name, **means(clips, measure.metrics), "clips": len(clips)} for name, clips in found.items()]
-    for name, reason in measure.reasons.items():
-        print(f"{name}: not measured, {reason}")
+    rows = measure(codecs, data, choose_metrics(arguments.metrics), first.time_factor)
     publish("linear_codec", "cpu", {k: v for k, v in vars(arguments).items() if k != "output"}, rows, arguments.output)
 
 
