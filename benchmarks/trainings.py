@@ -37,9 +37,11 @@ def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentPa
         defaults: of options, in place of those here.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="shards of clips, as for data.shards.train")
-    parser.add_argument("--test", required=True, help="shards of clips that no training sees")
-    parser.add_argument("--images", help="shards of images, which one step of four is then trained on")
+    parser.add_argument("--train", nargs="+", required=True, help="patterns of shards")
+    parser.add_argument("--test", nargs="+", required=True, help="patterns of shards whose clips no training sees")
+    parser.add_argument(
+        "--images", nargs="+", help="patterns of shards of images, which one step of four is trained on"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--num-frames", type=int, default=16)
@@ -69,9 +71,9 @@ class Training:
         shared = {
             "output_dir": self.folder(arguments),
             "seed": self.seed,
-            "data.shards.train": arguments.train,
-            "data.shards.val": arguments.test,
-            "data.shards.test": arguments.test,
+            "data.shards.train": quoted(arguments.train),
+            "data.shards.val": quoted(arguments.test),
+            "data.shards.test": quoted(arguments.test),
             "data.num_frames": arguments.num_frames,
             "data.resolution": arguments.resolution,
             "data.batch_size": arguments.batch,
@@ -89,7 +91,7 @@ class Training:
                 overrides=[*QUIET, *(f"{key}={value}" for key, value in shared.items()), *self.overrides],
             )
         if arguments.images:
-            images = {"shards": arguments.images, "num_frames": 1, "batch_size": 4 * arguments.batch}
+            images = {"shards": arguments.images, "num_frames": 1, "batch_size": 4 * arguments.batch, "weight": 1}
             with open_dict(cfg):
                 cfg.data.sources = {"video": {"weight": 3}, "images": images}
         return cfg
@@ -119,6 +121,11 @@ class Training:
                     if row.get(f"val/{metric}"):
                         found[int(row["step"])] = float(row[f"val/{metric}"])
         return sorted(found.items())
+
+
+def quoted(patterns: Sequence[str]) -> str:
+    """A list for a line of Hydra's."""
+    return "[" + ",".join(f"'{pattern}'" for pattern in patterns) + "]"
 
 
 def values_of(document: Mapping[str, Any], metric: str) -> np.ndarray:

@@ -10,7 +10,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import equal_budget, trainings
 from benchmarks.equal_budget import NETWORKS, budgets, training
@@ -30,7 +29,7 @@ def options(folder: Path, *more: str) -> argparse.Namespace:
 def test_networks_have_equal_sizes_and_rates(name: str, tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="diffusers is not installed")
     cfg = training(name, 0).configure(options(tmp_path), steps=1)
-    with FakeTensorMode():
+    with torch.no_grad():
         model = instantiate(cfg.model)
         assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(4e6, rel=0.09)
         first, second = (model.encode(torch.zeros(1, 3, frames, 64, 64)).mode().numel() for frames in (17, 25))
