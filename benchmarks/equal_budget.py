@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import interleaved
 from benchmarks.linear_codec import fit, measure, open_clips
@@ -30,6 +29,7 @@ from benchmarks.terms import Step
 from benchmarks.trainings import Training, make_parser, publish_trainings, spread_over_seeds
 from tae.metrics.linear_codec import BLOCK_VALUES
 from tae.metrics.registry import METRICS, MORE_METRICS
+from tae.planning.meter import Meter
 from tae.runtime.files import write_text
 
 OURS = ("model=sd35", "model.image_vae=null", "model.gradient_checkpointing=false", "model.norm_groups=2")
@@ -99,11 +99,11 @@ def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     times = interleaved(dict(steps), arguments.device, arguments.warmup, arguments.repeats, clock)
     found = {}
     for name, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
+        with Meter() as meter:
             step()
         found[name] = {
             "parameters": sum(parameter.numel() for parameter in step.model.parameters()),
-            "GMAC": counter.get_total_flops() / 2e9,
+            "GMAC": meter.flops / 2e9,
             "seconds": median(times[name]),
         }
     kept.parent.mkdir(parents=True, exist_ok=True)
