@@ -83,8 +83,10 @@ SHOWN = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "rfvd": "rFVD"}  # metr
 Rows: TypeAlias = list[dict[str, Any]]
 
 
-def training(name: str, seed: int) -> Training:
-    return Training(name, seed, (*COMMON, *NETWORKS[name]))
+def training(name: str, seed: int, every: int = 1) -> Training:
+    """The training of a network that is validated every so many steps."""
+    looks = (f"trainer.val_check_interval={every}", f"callbacks.last.every_n_steps={every}")
+    return Training(name, seed, (*COMMON, *NETWORKS[name], *looks))
 
 
 def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -129,9 +131,10 @@ def quality(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def measure_network(arguments: argparse.Namespace, name: str, costs: Mapping[str, Mapping[str, float]]) -> Rows:
     """A row for each budget; the smaller one is on the way to the larger one."""
-    cost, rows = costs[name], []
-    for budget, steps in sorted(budgets(arguments, costs, name).items(), key=lambda item: item[1]):
-        documents = [training(name, seed).run(arguments, steps) for seed in arguments.seeds]
+    cost, rows, within = costs[name], [], budgets(arguments, costs, name)
+    every = max(1, max(within.values()) // arguments.looks)
+    for budget, steps in sorted(within.items(), key=lambda item: item[1]):
+        documents = [training(name, seed, every).run(arguments, steps) for seed in arguments.seeds]
         spent = {"s/step": cost["seconds"], "minutes": steps * cost["seconds"] / 60, "TMAC": steps * cost["GMAC"] / 1e3}
         head = {"network": name, "equal": budget, "parameters": int(cost["parameters"]), "steps": steps}
         rows.append(head | spent | quality(documents))
