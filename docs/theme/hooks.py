@@ -77,7 +77,7 @@ def rewritten(text: str, folder: Path, place: str) -> str:
 def settings_files() -> str:
     """Every file of conf/ with its comments, which are the reasons of the settings."""
     parts = []
-    for title, pattern in (("Commands", "*.yaml"), ("Groups", "*/*.yaml")):
+    for title, pattern in (("Commands", "*.yaml"), ("Groups", "*/*.yaml"), ("Ablation", "experiment/*/*.yaml")):
         parts.append(f"## {title}\n")
         for path in sorted(CONF.glob(pattern)):
             parts.append(f"### {path.relative_to(ROOT)}\n\n{fenced(path.read_text().rstrip(), 'yaml')}\n")
