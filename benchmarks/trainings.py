@@ -27,7 +27,7 @@ QUIET = (
     "logger=csv", "callbacks.videos.num_clips=0", "callbacks.progress.refresh_rate=0", "callbacks.best=null", "page.clips=0",
     "report.latents=false", "validate_first=false", "resume=auto", "data.num_workers=1", "data.read_timeout=600",
 )  # fmt: skip
-NOT_SETTINGS = ("train", "test", "images", "state", "output", "plot")
+NOT_SETTINGS = ("train", "test", "images", "photographs", "arms", "state", "output", "plot", "picture")
 
 
 def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
