@@ -22,19 +22,21 @@ from tests import documented, test_startup
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
-# Lets each command print the config that a command line gives, and tells of those that end otherwise.
+# Lets each command print the config that a command line gives, and tells of those that end otherwise or lack a value.
 PROGRAM = """
 import contextlib, importlib, io, json, sys
 
 failed = {}
 for module, arguments in json.load(sys.stdin):
-    sys.argv = [module, *arguments, "--cfg", "job"]
+    sys.argv = [module, *arguments, "--cfg", "job", "--resolve"]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             importlib.import_module(module).main()
         except (Exception, SystemExit) as end:
             failed[" ".join(sys.argv)] = f"{out.getvalue()[:600]} {end!r}"
+    if "???" in out.getvalue():
+        failed[" ".join(sys.argv)] = out.getvalue()
 print(json.dumps(failed))
 """
 
