@@ -199,6 +199,7 @@ def test_torch_gives_a_batch_of_the_size_after_a_death(make_loader: Callable[...
     assert first["frames"].dtype == torch.uint8
 
 
+@pytest.mark.slow
 def test_no_worker_imports_the_main_module(tmp_path: Path) -> None:
     """That is train.py, with Lightning and all metrics: it took seconds of each worker of each validation."""
     script = tmp_path / "main.py"
