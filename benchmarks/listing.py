@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, publish, seconds
-from data.ingest.sources import find_videos
+from data.ingest.sources import Found, find_videos
 from data.ingest.splits import assign_splits
 
 
@@ -23,9 +23,9 @@ def measure(files: int) -> dict[str, Any]:
             path = Path(name) / f"{number:07d}" / "video.mp4"
             path.parent.mkdir()
             path.touch()
-        videos: list[Any] = []
-        listing = seconds(lambda: videos.extend(find_videos(Path(name), "folder").videos), "cpu")
-        split = seconds(lambda: assign_splits(videos, "group", 0.2, 0.0, 0, None), "cpu")
+        found: list[Found] = []
+        listing = seconds(lambda: found.append(find_videos(Path(name), "folder")), "cpu")
+        split = seconds(lambda: assign_splits(found[0].videos, "group", 0.2, 0.0, 0, None), "cpu")
     return {
         "files": files,
         "list and name (s)": listing,

@@ -1,8 +1,8 @@
 """One bucket of a preparation: its source files are checked and written into one shard, by one process.
 
-A bucket's folder holds, by its name, a log with a line for each file (`.jsonl`), the shard that grows (`.partial`), and when
-all files are done the shard (`.tar`) and what is in it (`.json`). Whoever goes on with a bucket keeps the samples that the
-log vouches for and checks the other files.
+A bucket's folder holds, by its name, the list of its files (`.files`), a log with a line for each one (`.jsonl`), the shard
+that grows (`.partial`), and when all files are done the shard (`.tar`) and what is in it (`.json`). Whoever goes on with a
+bucket keeps the samples that the log vouches for and checks the other files.
 """
 
 import hashlib
@@ -14,17 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from filelock import FileLock
 
 from data.decode import DecodeError
 from data.ingest.check import RefusedError
 from data.ingest.clips import LeftOut, NewClip, Ways, make_clips, read_source
-from data.ingest.splits import Video
+from data.ingest.splits import Cut, Video
 from data.processes.pool import limit_time
 from data.shards.format import MAX_JSON_BYTES
 from data.shards.writer import INDEX_COLUMNS, ShardFile
 from tae.runtime.errors import UserError, first_line
-from tae.runtime.files import flush, remove_drafts, write_text
+from tae.runtime.files import flush, remove_drafts, replacing, write_text
 
 WHEN_FULL = "Free some space and repeat the command: it resumes where it stopped."
 SampleRow = dict[str, Any]
@@ -37,7 +38,7 @@ class BucketTask:
     Args:
         folder, name: of its files.
         source: what the videos' paths are relative to.
-        videos: in the order of the shard, each with its place in the source.
+        files: how many; which ones is in a file of the folder.
         ways: how they are checked and what is made of them.
         timeout: seconds for one file.
         order: seed of the order of the clips, where a file gives several; None keeps the order of the files.
@@ -48,7 +49,7 @@ class BucketTask:
     folder: Path
     name: str
     source: Path
-    videos: tuple[tuple[int, Video], ...]
+    files: int
     ways: Ways
     timeout: float
     order: str | None = None
@@ -58,6 +59,17 @@ class BucketTask:
     def path(self, suffix: str) -> Path:
         return self.folder / f"{self.name}{suffix}"
 
+    def write_videos(self, videos: Iterable[tuple[int, Video]]) -> None:
+        """Note the files in the order of the shard, each with its place in the source."""
+        with replacing(self.path(".files")) as partial, partial.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps((place, *video)) + "\n" for place, video in videos)
+
+    def read_videos(self) -> Iterator[tuple[int, Video]]:
+        """What `write_videos` wrote."""
+        with self.path(".files").open(encoding="utf-8") as lines:
+            for place, *fields, cuts in map(json.loads, lines):
+                yield place, Video._make([*fields, tuple(Cut(*cut) for cut in cuts)])
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -65,7 +77,7 @@ class Removal:
 
     folder: Path
     name: str
-    files: frozenset[int]
+    files: np.ndarray
 
 
 @dataclass
@@ -113,7 +125,7 @@ def _fill(task: BucketTask) -> None:
                     raise UserError(f"Preparing {task.name} {task.failure}, and no file of it can be the reason.")
                 note({"file": done.begun, "refused": f"its check {task.failure}"})
             known = {line["file"] for line in done.lines}
-            for number, video in task.videos:
+            for number, video in task.read_videos():
                 if number not in known:
                     log.write(json.dumps({"begun": number}) + "\n")
                     log.flush()
@@ -249,7 +261,8 @@ def remove_files(task: Removal) -> None:
     if (task.folder / f"{name}.tar").exists():
         return
     entry = json.loads((task.folder / f"{task.name}.json").read_text(encoding="utf-8"))
-    rows = [row for row in entry["rows"] if row["file"] not in task.files]
+    left_out = set(task.files.tolist())
+    rows = [row for row in entry["rows"] if row["file"] not in left_out]
     try:
         _copy(task.folder / f"{task.name}.tar", rows, task.folder, name, entry["files"])
     except OSError as error:

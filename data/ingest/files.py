@@ -77,11 +77,14 @@ def index_files(
     base = root_of(source, choice.root).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / "lock"):  # of several processes the first one works, the others find its work
-        tasks = {video: task for video in videos if (task := task_of(base / video.path)) is not None}
-        probed = probe_files(tuple(tasks.values()), folder.parent / PROBED, timeout, engine)
-        rejected = found.rejected + [(video.path, "vanished") for video in videos if video not in tasks]
+        tasks = [task_of(base / video.path) for video in videos]
+        probed = probe_files([task for task in tasks if task is not None], folder.parent / PROBED, timeout, engine)
+        rejected = list(found.rejected)
         samples: list[ListedSample] = []
-        for video, task in tasks.items():
+        for video, task in zip(videos, tasks, strict=True):
+            if task is None:
+                rejected.append((video.path, "vanished"))
+                continue
             facts = probed[task]
             if "reason" in facts:
                 rejected.append((video.path, facts["reason"]))

@@ -7,10 +7,10 @@ again, and players and loaders read it like any other video.
 import configparser
 import io
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from operator import itemgetter
+from pathlib import Path
 
 import av
 from PIL import Image
@@ -19,6 +19,7 @@ from data.ingest.check import RefusedError
 from data.ingest.lists import Row
 from data.shards.format import IMAGE_EXTENSIONS, MAX_VIDEO_BYTES
 from tae.runtime.paths import Entry
+from tae.runtime.scratch import ScratchList, group_on_disk
 from tae.video.facts import VideoError
 from tae.video.image import ORIENTATION, open_image, to_pixels
 
@@ -28,25 +29,26 @@ SEQUENCE = "seqinfo.ini"  # of MOT: beside the folder of pictures, with their ra
 CODECS = {"JPEG": "mjpeg", "PNG": "png"}
 
 
-def find_frame_folders(entries: Iterable[Entry]) -> list[tuple[Row, str]]:
-    """The folders of numbered pictures among files, each with the reason to reject it or ""; and other files with theirs."""
-    folders: dict[str, set[str]] = defaultdict(set)
-    others = []
+def find_frame_folders(entries: Iterable[Entry]) -> Iterator[tuple[Row, str]]:
+    """Files that are no numbered pictures, and folders of such pictures, each with the reason to reject it or ""."""
+    pictures: ScratchList[tuple[str, str]] = (
+        ScratchList()
+    )  # folder and series; one picture of many that follow each other
+    last: tuple[str, str] | None = None
     for entry in entries:
-        path = PurePosixPath(entry.path)
-        series = None if entry.reason else series_of(path.name)
+        folder, _, name = entry.path.rpartition("/")
+        series = None if entry.reason else series_of(name)
         if series is None:
             reason = entry.reason or (
-                "read for the rate of its pictures" if path.name == SEQUENCE else "not a numbered picture by its name"
+                "read for the rate of its pictures" if name == SEQUENCE else "not a numbered picture by its name"
             )
-            others.append((Row(entry.path), reason))
-        else:
-            folders[str(path.parent)].add(series)
-    found = []
-    for folder, kinds in folders.items():
+            yield Row(entry.path), reason
+        elif (found := (folder or ".", series)) != last:
+            pictures.append(last := found)
+    for members in group_on_disk(pictures, key=itemgetter(0)):
+        kinds = {series for _, series in members}
         shown = ", ".join(sorted(kinds))
-        found.append((Row(folder), f"holds several series of pictures ({shown})" if len(kinds) > 1 else ""))
-    return found + others
+        yield Row(members[0][0]), f"holds several series of pictures ({shown})" if len(kinds) > 1 else ""
 
 
 def series_of(name: str) -> str | None:
@@ -57,9 +59,10 @@ def series_of(name: str) -> str | None:
     return f"{match[1]}*.{match[3]}"
 
 
-def name_of(folder: PurePosixPath, root: Path) -> PurePosixPath:
+def name_of(folder: str, root: Path) -> str:
     """The path that names a folder's video: of MOT's `SEQUENCE/img1` the sequence's own."""
-    return folder.parent if folder.parent.name and (root / folder.parent / SEQUENCE).is_file() else folder
+    parent = folder.rpartition("/")[0]
+    return parent if parent and (root / parent / SEQUENCE).is_file() else folder
 
 
 def numbered_pictures(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from data.shards.columns import STRING
 from data.shards.format import COLUMN_KINDS, COLUMN_NAME
 from data.shards.metadata import CAPTION
 from tae.runtime.errors import UserError, first_line
+from tae.runtime.scratch import ScratchList
 
 LIST_COLUMNS = ("path", "split", "label", "group", "caption", "start", "end")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -28,6 +29,7 @@ SPLIT_NAMES = {
 }  # fmt: skip
 NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")  # not 007, which is a name
 MAX_LIST_BYTES = 16 << 30  # a hundred million rows; whatever is larger was not meant as a list
+PARQUET_ROWS = 1_000  # in memory at once
 MAX_CELL = 1 << 20  # characters of a cell that holds a list
 OWN_FIELDS = {
     *(entry.name for entry in fields(Facts)), *COLUMN_KINDS, "label", "group", "source", "shot", "source_sha256", "range",
@@ -59,8 +61,10 @@ def is_table(path: Path) -> bool:
 def read_list(
     path: Path, columns: Mapping[str, str | None] | None = None, explode: Sequence[str] = (),
     captions: Path | None = None,
-) -> tuple[list[Row], dict[str, str]]:  # fmt: skip
+) -> tuple[Iterable[Row], dict[str, str]]:  # fmt: skip
     """The videos that a file lists, in its order, and the types (`data.shards.columns`) of their further fields.
+
+    Memory does not grow with the rows, but for a .json, which is read as a whole.
 
     Args:
         path: a table with a header; any other file has a path on each line.
@@ -86,11 +90,11 @@ def read_list(
         header, cells = _read_table(path)
         _check_header(path, header, names, explode)
         further = _further_names(path, header, names)
-        rows = [
+        rows = ScratchList(
             _row(path, number, exploded, names, further)
             for number, row in enumerate(cells, 1)
             for exploded in _explode(path, number, row, explode)
-        ]
+        )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"source={path} cannot be read ({error}). A list is a text file with a path on each line, or a .csv, .tsv, "
@@ -99,14 +103,20 @@ def read_list(
     return _with_types(rows)
 
 
-def _read_lines(path: Path, captions: Path | None) -> tuple[list[Row], dict[str, str]]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def _read_lines(path: Path, captions: Path | None) -> tuple[Iterable[Row], dict[str, str]]:
+    lines = ScratchList(_lines_of(path))
     if captions is None:
-        return [Row(line) for line in lines], {}
-    texts = [line.strip() for line in captions.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return map(Row, lines), {}
+    texts = ScratchList(_lines_of(captions))
     if len(texts) != len(lines):
         raise UserError(f"captions={captions} has {len(texts)} lines, source={path} has {len(lines)}.")
-    return [Row(line, more={CAPTION: text}) for line, text in zip(lines, texts, strict=True)], {CAPTION: STRING}
+    return (Row(line, more={CAPTION: text}) for line, text in zip(lines, texts, strict=True)), {CAPTION: STRING}
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text that are not empty; what `str.splitlines` takes for the end of one ends one."""
+    with path.open(encoding="utf-8-sig") as file:
+        yield from (text for line in file for part in line.splitlines() if (text := part.strip()))
 
 
 def _check_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
@@ -124,21 +134,28 @@ def _read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
             file = _parquet().ParquetFile(path)
         except ValueError as error:  # what pyarrow raises for files that are none
             raise UserError(f"source={path} cannot be read as a parquet file: {error}.") from error
-        return file.schema_arrow.names, (row for batch in file.iter_batches() for row in batch.to_pylist())
+        batches = file.iter_batches(batch_size=PARQUET_ROWS)
+        return file.schema_arrow.names, (row for batch in batches for row in batch.to_pylist())
     if kind in DELIMITERS:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            cells = csv.DictReader(lines, delimiter=DELIMITERS[kind])
-            return list(cells.fieldnames or []), list(cells)
+            header = csv.DictReader(lines, delimiter=DELIMITERS[kind]).fieldnames
+        return list(header or []), _read_separated(path, DELIMITERS[kind])
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = (
-            [json.loads(line) for line in text.splitlines() if line.strip()] if kind == ".jsonl" else json.loads(text)
+        rows: Any = (
+            ScratchList(map(json.loads, _lines_of(path)))
+            if kind == ".jsonl"
+            else json.loads(path.read_text(encoding="utf-8-sig"))
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"source={path} cannot be read as {kind}: {first_line(error)}.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list | ScratchList) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"source={path} is no list of objects, one for each video.")
     return list(dict.fromkeys(name for row in rows for name in row)), rows
+
+
+def _read_separated(path: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        yield from csv.DictReader(lines, delimiter=delimiter)
 
 
 def _check_header(path: Path, found: Sequence[str], names: Mapping[str, str], explode: Sequence[str]) -> None:
@@ -238,20 +255,20 @@ def _seconds(path: Path, number: int, text: str) -> float | None:
     return value
 
 
-def _with_types(rows: list[Row]) -> tuple[list[Row], dict[str, str]]:
+def _with_types(rows: Sequence[Row]) -> tuple[Iterator[Row], dict[str, str]]:
     """The rows with numbers for numbers, in the fields that hold nothing else."""
-    kinds = dict.fromkeys((name for row in rows for name in row.more), "float64")
+    kinds: dict[str, str] = {}
+    filled: set[str] = set()
     for row in rows:
         for name, value in row.more.items():
-            if kinds[name] != STRING and not (value in (None, "") or _is_number(value)):
-                kinds[name] = STRING
-    for name in [name for name in kinds if all(row.more.get(name) in (None, "") for row in rows)]:
-        kinds[name] = STRING
-    for row in rows:
-        assert isinstance(row.more, dict)
-        for name, value in row.more.items():
-            row.more[name] = _typed(value, kinds[name])
-    return rows, kinds
+            kinds.setdefault(name, "float64")
+            if value not in (None, ""):
+                filled.add(name)
+                if not _is_number(value):
+                    kinds[name] = STRING
+    kinds = {name: kind if name in filled else STRING for name, kind in kinds.items()}
+    typed = (replace(row, more={name: _typed(value, kinds[name]) for name, value in row.more.items()}) for row in rows)
+    return typed, kinds
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from data.shards.columns import column_value
 from data.shards.index_writer import write_index
 from data.shards.writer import INDEX_COLUMNS, shard_name
 from tae.runtime.files import flush, remove_leftovers
+from tae.runtime.scratch import sort_on_disk
 
 DUPLICATE = "same content as"
+HASH_BYTES = 32  # of SHA-256
 
 
 @dataclass(frozen=True)
@@ -34,31 +37,29 @@ class Bucket:
         return json.loads((self.folder / f"{self.stem}.json").read_text(encoding="utf-8"))
 
 
-def find_copies(buckets: Sequence[Bucket]) -> tuple[dict[Bucket, set[int]], dict[int, int]]:
-    """Files whose content another file before them in the source has, too.
+def find_copies(buckets: Sequence[Bucket]) -> np.ndarray:
+    """Files whose content another file before them in the source has, too: (number of the bucket, file, the first one).
 
     Returns:
-        For each bucket the files to leave out, and for each of these the first one of its content.
+        int64 (n, 3), bucket by bucket.
     """
-    files, owners, hashes = array("q"), array("q"), bytearray()
-    for owner, bucket in enumerate(buckets):
-        for number, sha256, *_ in json.loads((bucket.folder / f"{bucket.name}.json").read_text())["files"]:
+    copies, before, first = array("q"), b"", -1
+    for content, file, bucket in sort_on_disk(_contents(buckets), key=itemgetter(0)):
+        if content[:HASH_BYTES] == before:
+            copies.extend((bucket, file, first))
+        else:
+            before, first = content[:HASH_BYTES], file
+    found = np.frombuffer(copies, np.int64).reshape(-1, 3) if copies else np.zeros((0, 3), np.int64)
+    return found[np.argsort(found[:, 0], kind="stable")]
+
+
+def _contents(buckets: Sequence[Bucket]) -> Iterator[tuple[bytes, int, int]]:
+    """Of each file that can be used: what sorts it by content and then by place, its place, the number of its bucket."""
+    for number, bucket in enumerate(buckets):
+        facts = json.loads((bucket.folder / f"{bucket.name}.json").read_text(encoding="utf-8"))
+        for file, sha256, *_ in facts["files"]:
             if sha256:
-                files.append(number)
-                owners.append(owner)
-                hashes += bytes.fromhex(sha256)
-    numbers = np.frombuffer(files, np.int64) if files else np.zeros(0, np.int64)
-    parts = np.frombuffer(hashes, np.uint64).reshape(-1, 4)
-    order = np.lexsort((numbers, *parts.T))
-    same = np.zeros(len(order), bool)
-    same[1:] = (parts[order[1:]] == parts[order[:-1]]).all(1)
-    first: dict[int, int] = {}
-    left_out: dict[Bucket, set[int]] = {}
-    for place in np.flatnonzero(same):
-        number, before = int(numbers[order[place]]), int(numbers[order[place - 1]])
-        first[number] = first.get(before, before)
-        left_out.setdefault(buckets[owners[order[place]]], set()).add(number)
-    return left_out, first
+                yield bytes.fromhex(sha256) + file.to_bytes(8, "big"), file, number
 
 
 def find_refused(buckets: Sequence[Bucket], videos: Sequence[Video]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,8 @@ python -m data.prepare dataset=ucf101|mixkit|folder|frames|images source=DIR out
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from data.ingest.splits import Video, assign_splits
 from data.processes.pool import Engine, Failure, run_isolated
 from tae.runtime.errors import UserError
 from tae.runtime.progress import progress_bar
+from tae.runtime.scratch import sort_on_disk
 from tae.video.facts import INTERLACED
 
 DATASETS = ("ucf101", "mixkit", "folder", "images", FRAMES)
@@ -38,10 +40,19 @@ KEPT_AS_IT_IS = ("refuse", "keep")  # what may be done with interlaced video who
 
 @dataclass(frozen=True)
 class Preparation:
-    """What became of a source folder."""
+    """What became of a source folder.
 
-    accepted: dict[str, int]  # split -> clips
-    rejected: list[tuple[str, str]]  # path relative to the source, reason
+    output:   folder of the shards
+    accepted: split -> clips
+    """
+
+    output: Path
+    accepted: dict[str, int]
+
+    @property
+    def rejected(self) -> Iterator[tuple[str, str]]:
+        """The files that were refused: path relative to the source, reason."""
+        return read_rejected(self.output / REJECTED)
 
 
 def prepare(
@@ -111,12 +122,14 @@ def prepare(
     try:
         with Journal(output, settings | {"timeout": timeout, "shard_mb": shard_mb}) as journal:
             folder = root_of(source, choice.root)
-            states = np.fromiter((_state_of(folder / video.path) for video in candidates), np.dtype((np.int64, 2)))
+            found_states = (_state_of(folder / video.path) for video in candidates)
+            states = np.fromiter(found_states, np.dtype((np.int64, 2)), len(candidates))
             plan = make_plan(candidates, splits, states, seed, shuffle, int(shard_mb * 1_000_000))
             journal.settle(plan.digest)
             order = str(seed) if shuffle and encoding and encoding.shots else None
             work = Work(journal.buckets, folder, candidates, plan, ways, timeout, order, found.kinds)
-            return _write(journal, output, work, engine, recipe, rejected + unlisted)
+            rejected.extend(unlisted)
+            return _write(journal, output, work, engine, recipe, rejected)
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}. {WHEN_FULL}") from error
 
@@ -185,18 +198,20 @@ class Work:
         return len(self.videos) - sum(len(places) for _, places in self._unfilled())
 
     def tasks(self) -> Iterator[BucketTask]:
-        """The buckets that are not filled."""
+        """The buckets that are not filled, with the lists of their files."""
         for bucket, places in self._unfilled():
-            yield BucketTask(
+            task = BucketTask(
                 folder=self.folder,
                 name=bucket.name,
                 source=self.source,
-                videos=tuple((place, self.videos[place]) for place in places.tolist()),
+                files=len(places),
                 ways=self.ways,
                 timeout=self.timeout,
                 order=None if self.order is None else f"{self.order} {bucket.name}",
                 columns=tuple(self.kinds),
             )
+            task.write_videos((place, self.videos[place]) for place in places.tolist())
+            yield task
 
     def _unfilled(self) -> Iterator[tuple[Bucket, np.ndarray]]:
         for split, cuts in self.plan.buckets.items():
@@ -214,12 +229,13 @@ def _write(
         UserError: no file is usable.
     """
     if (accepted := journal.read_result()) is not None:
-        return Preparation(accepted, read_rejected(output / REJECTED))
+        return Preparation(output, accepted)
     if not journal.is_published:
         fill_buckets(work, engine)
         copies = leave_out_copies(work, engine)
-        rejected = sorted([*rejected, *find_refused(work.all_buckets, work.videos), *copies])
-        write_rejected(output / REJECTED, rejected)
+        rejected.extend(find_refused(work.all_buckets, work.videos))
+        rejected.extend(copies)
+        write_rejected(output / REJECTED, sort_on_disk(rejected, key="\0".join))
         if not any(bucket.read()["rows"] for bucket in work.all_buckets):
             journal.forget()
             raise UserError(f"None of the {len(work.videos)} files is usable: see {output / REJECTED}.")
@@ -228,7 +244,7 @@ def _write(
         split: write_split(output / split, recipe, work.buckets(split), work.kinds) for split in work.plan.buckets
     }
     journal.end(accepted)
-    return Preparation(accepted, read_rejected(output / REJECTED))
+    return Preparation(output, accepted)
 
 
 def fill_buckets(work: Work, engine: Engine) -> None:
@@ -239,7 +255,7 @@ def fill_buckets(work: Work, engine: Engine) -> None:
     """
     with progress_bar("files") as progress:
         bar = progress.add_task("checking and writing", total=len(work.videos), completed=work.count_done())
-        tasks: Iterable[BucketTask] = work.tasks()
+        tasks = list(work.tasks())  # here, as what takes them one by one does so in other threads
         while True:
             failed = []
             for task, result in run_isolated(fill_bucket, tasks, None, engine):
@@ -247,20 +263,26 @@ def fill_buckets(work: Work, engine: Engine) -> None:
                     reason = f"took more than {work.timeout:g} s" if result.timed_out else result.reason
                     failed.append(replace(task, failure=reason))
                 else:
-                    progress.advance(bar, len(task.videos))
+                    progress.advance(bar, task.files)
             if not failed:
                 return
             tasks = failed
 
 
-def leave_out_copies(work: Work, engine: Engine) -> Rejected:
+def leave_out_copies(work: Work, engine: Engine) -> Iterator[tuple[str, str]]:
     """Write buckets again that hold files whose content is in an earlier file of the source; these files."""
-    left_out, first = find_copies(work.all_buckets)
-    removals = [Removal(bucket.folder, bucket.name, frozenset(files)) for bucket, files in left_out.items()]
+    buckets = work.all_buckets
+    copies = find_copies(buckets)
+    removals = [
+        Removal(work.folder, buckets[of_bucket[0, 0]].name, of_bucket[:, 1])
+        for of_bucket in np.split(copies, np.flatnonzero(np.diff(copies[:, 0])) + 1)
+        if len(of_bucket)
+    ]
     for task, result in run_isolated(remove_files, removals, None, engine):
         if isinstance(result, Failure):
             raise UserError(f"{task.folder / task.name} cannot be written again: it {result.reason}.")
-    return [(work.videos[copy].path, f"{DUPLICATE} {work.videos[number].path}") for copy, number in first.items()]
+    pairs = (pair.tolist() for pair in copies[:, 1:])
+    return ((work.videos[copy].path, f"{DUPLICATE} {work.videos[first].path}") for copy, first in pairs)
 
 
 def _state_of(path: Path) -> tuple[int, int]:
@@ -269,7 +291,7 @@ def _state_of(path: Path) -> tuple[int, int]:
         status = path.stat()
     except OSError:
         return 0, 0
-    if path.is_dir():
+    if stat.S_ISDIR(status.st_mode):
         sizes = [entry.stat().st_size for entry in os.scandir(path) if entry.is_file()]
         return sum(sizes), status.st_mtime_ns
     return status.st_size, status.st_mtime_ns

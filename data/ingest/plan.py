@@ -6,18 +6,18 @@ sample of its split and neighbours in the source are apart. A bucket becomes one
 
 import hashlib
 import random
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data.ingest.splits import Video
+from data.ingest.splits import Video, shuffle_array
 
 # A source too small for so many shards of the wished size gets smaller ones, for as many processes to be at work; but
 # not so small ones that they would cost more to open than to read.
 MIN_BUCKETS = 64
 MIN_BYTES = 2_000_000
+BLOCK = 1 << 16  # files that are added up at once
 OVERHEAD = 2_048  # bytes of a sample beside its file: two headers, the metadata
 
 
@@ -34,7 +34,7 @@ class BucketPlan:
 
 def make_plan(
     videos: Sequence[Video],
-    splits: Mapping[str, Sequence[Video]],
+    splits: Mapping[str, np.ndarray],
     states: np.ndarray,
     seed: int,
     shuffle: bool,
@@ -44,19 +44,20 @@ def make_plan(
 
     Args:
         videos: of the source.
-        splits: some of them, by the name of the split.
+        splits: the places of some of them, by the name of the split.
         states: size and time of change of each video, int64 (n, 2).
         shuffle: False keeps the source's order.
         shard_bytes: of a bucket at most, but for a file.
     """
-    sizes = states[:, 0] + OVERHEAD
-    bucket_bytes = min(shard_bytes, max(int(sizes.sum()) // MIN_BUCKETS, MIN_BYTES))
+    sizes = states[:, 0]
+    total = int(sizes.sum()) + OVERHEAD * len(sizes)
+    bucket_bytes = min(shard_bytes, max(total // MIN_BUCKETS, MIN_BYTES))
     buckets = {}
     for name, members in splits.items():
-        places = places_of(members, videos)
+        places = members.astype(np.int32)
         if shuffle:
-            random.Random(f"{seed} {name}").shuffle(places)
-        buckets[name] = cut_evenly(np.array(places, np.int64), sizes, bucket_bytes)
+            shuffle_array(places, random.Random(f"{seed} {name}"))
+        buckets[name] = cut_evenly(places, sizes, bucket_bytes)
     digest = hashlib.sha256()
     for name, cuts in buckets.items():
         for bucket in cuts:
@@ -70,20 +71,24 @@ def make_plan(
     return BucketPlan(buckets, digest.hexdigest())
 
 
-def places_of(members: Iterable[Video], videos: Iterable[Video]) -> "array[int]":
-    """The places of some videos among all, in whose order they are."""
-    places, rest = array("q"), enumerate(videos)
-    for member in members:
-        places.append(next(place for place, video in rest if video is member))
-    return places
-
-
 def cut_evenly(places: np.ndarray, sizes: np.ndarray, bucket_bytes: int) -> list[np.ndarray]:
-    """Contiguous pieces of a row of files, of about equal size and of `bucket_bytes` at most, but for a file."""
-    if not len(places):
-        return []
-    ends = np.cumsum(sizes[places])
-    count = -(-int(ends[-1]) // bucket_bytes)
-    # A file goes where its middle lies, so that pieces are off by half a file.
-    bucket = ((ends - sizes[places] / 2) * count / ends[-1]).astype(np.int64)
-    return np.split(places, np.flatnonzero(np.diff(bucket)) + 1)
+    """Contiguous pieces of a row of files, of about equal size in a shard and of `bucket_bytes` at most, but for a file.
+
+    Args:
+        places: of the files among all.
+        sizes: of all files.
+    """
+    blocks = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+    total = sum(int(sizes[block].sum()) for block in blocks) + OVERHEAD * len(places)
+    count = -(-total // bucket_bytes)
+    begin, before = 0, None
+    cuts: list[np.ndarray] = []
+    for number, block in enumerate(blocks):
+        own = sizes[block] + OVERHEAD
+        ends = begin + np.cumsum(own)
+        # A file goes where its middle lies, so that pieces are off by half a file.
+        bucket = ((ends - own / 2) * count / total).astype(np.int64)
+        before = bucket[0] if before is None else before
+        cuts.append(np.flatnonzero(np.diff(bucket, prepend=before)) + number * BLOCK)
+        begin, before = int(ends[-1]), bucket[-1]
+    return np.split(places, np.concatenate(cuts)) if blocks else []

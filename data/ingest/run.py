@@ -32,9 +32,9 @@ def print_preparation(outcome: Preparation, output: Path) -> None:
     )
     for reason, files in reasons.most_common(REASONS_SHOWN):
         table.add_row(f"rejected: {reason}", str(files))
-    if others := len(outcome.rejected) - sum(files for _, files in reasons.most_common(REASONS_SHOWN)):
+    if others := reasons.total() - sum(files for _, files in reasons.most_common(REASONS_SHOWN)):
         table.add_row("rejected: other reasons", str(others))
-    if outcome.rejected:
+    if reasons:
         table.caption = f"each file and its reason: {output / 'rejected.csv'}"
     plain_console().print(table)
 

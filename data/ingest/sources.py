@@ -1,8 +1,7 @@
 """The videos of a source, a folder or a list, and a unique key for each."""
 
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +15,7 @@ from data.shards.keys import UniqueKeys
 from data.shards.metadata import CAPTION
 from tae.runtime.errors import UserError
 from tae.runtime.paths import list_files, to_path
+from tae.runtime.scratch import ScratchDict, ScratchList, group_on_disk
 
 BESIDE = "beside"  # captions in a text file of the same name
 FRAMES = "frames"  # the dataset whose videos are folders of pictures
@@ -49,7 +49,7 @@ class Found:
     kinds:    types of the further fields that a list gives
     """
 
-    videos: list[Video]
+    videos: Sequence[Video]
     rejected: Rejected
     kinds: Mapping[str, str]
 
@@ -68,28 +68,11 @@ def find_videos(
         UserError: a list that cannot be read, an archive, or a pattern that cannot be used or is found in no path.
     """
     choice = choice or Choice()
-    pattern = _compile(choice.group_pattern)
     files, kinds = _files_of(source, dataset, output, choice, cutting)
-    videos: list[Video] = []
-    rejected: Rejected = []
-    keys, matches = UniqueKeys(), 0
-    for row, reason, cuts in files:
-        path = PurePosixPath(row.path)
-        if reason := reason or _why_not(path, dataset):
-            rejected.append((row.path, reason))
-            continue
-        if dataset == FRAMES:
-            path = name_of(path, source)
-        key = keys.claim(path.name if dataset == FRAMES else path.stem)
-        name = UCF101_NAME.match(path.stem) if dataset == "ucf101" else None
-        match = pattern.search(row.path) if pattern else None
-        matches += match is not None
-        found = match[1 if match.lastindex else 0] if match else name["group"] if name else ""
-        label = row.label or path.parent.name or (name["label"] if name else "")
-        videos.append(
-            Video(row.path, key, sys.intern(label), row.group or found or key, row.split, row.more or None, cuts)
-        )
-    if pattern and videos and not matches:
+    naming = _Naming(source, dataset, choice.group_pattern)
+    rejected: Rejected = ScratchList()
+    videos = ScratchList(_accept(files, dataset, naming, rejected))
+    if choice.group_pattern and videos and not naming.matches:
         raise UserError(f"group_pattern={choice.group_pattern} is found in no path, such as {videos[0].path}.")
     if choice.captions == BESIDE:
         videos, rejected, kinds = _with_captions_beside(source, videos, rejected)
@@ -115,6 +98,37 @@ def _read_caption(path: Path) -> str:
 SourceFiles = Iterable[tuple[Row, str, tuple[Cut, ...]]]  # with the reason to reject it, or ""
 
 
+def _accept(files: SourceFiles, dataset: str, naming: "_Naming", rejected: Rejected) -> Iterator[Video]:
+    """The files that may be videos; the others are added to `rejected`."""
+    for row, reason, cuts in files:
+        if reason := reason or _why_not(row.path, dataset):
+            rejected.append((row.path, reason))
+        else:
+            yield naming.video(row, cuts)
+
+
+class _Naming:
+    """Gives each file of a source its key, label and group; counts the paths in which the group's pattern is found."""
+
+    def __init__(self, source: Path, dataset: str, group_pattern: str | None) -> None:
+        self.source = source
+        self.dataset = dataset
+        self.pattern = _compile(group_pattern)
+        self.keys = UniqueKeys()
+        self.matches = 0
+
+    def video(self, row: Row, cuts: tuple[Cut, ...]) -> Video:
+        path = name_of(row.path, self.source) if self.dataset == FRAMES else row.path
+        folder, stem, suffix = split_path(path)
+        key = self.keys.claim(stem + suffix if self.dataset == FRAMES else stem)
+        name = UCF101_NAME.match(stem) if self.dataset == "ucf101" else None
+        match = self.pattern.search(row.path) if self.pattern else None
+        self.matches += match is not None
+        found = match[1 if match.lastindex else 0] if match else name["group"] if name else ""
+        label = row.label or folder.rpartition("/")[2] or (name["label"] if name else "")
+        return Video(row.path, key, label, row.group or found or key, row.split, row.more or None, cuts)
+
+
 def _files_of(
     source: Path, dataset: str, output: Path | None, choice: Choice, cutting: bool
 ) -> tuple[SourceFiles, Mapping[str, str]]:
@@ -135,28 +149,23 @@ def _files_of(
         )
     captions = None if choice.captions is None else to_path(choice.captions)
     rows, kinds = read_list(source, choice.columns, choice.explode, captions)
-    if not cutting and any(row.start is not None or row.end is not None for row in rows):
-        raise UserError(
-            f"source={source} has start and end for its videos, and to cut them they must be encoded: reencode=true. Where "
-            "they are cut already, columns.start=null columns.end=null keeps both as fields."
-        )
-    return _listed(rows, source, root_of(source, choice.root)), kinds
+    return _listed(rows if cutting else _whole(rows, source), source, root_of(source, choice.root)), kinds
 
 
 def _with_captions_beside(
-    source: Path, videos: list[Video], rejected: Rejected
-) -> tuple[list[Video], Rejected, Mapping[str, str]]:
+    source: Path, videos: Iterable[Video], rejected: Rejected
+) -> tuple[ScratchList[Video], Rejected, Mapping[str, str]]:
     """The videos with what stands in the text files of their names, which are no rejected files then."""
-    texts = {path for path, _ in rejected if path.endswith(".txt")}
-    captioned = []
+    used: ScratchDict[bool] = ScratchDict()
+    captioned: ScratchList[Video] = ScratchList()
     for video in videos:
         beside = str(PurePosixPath(video.path).with_suffix(".txt"))
-        text = _read_caption(source / beside) if beside in texts else ""
-        captioned.append(replace(video, more={CAPTION: text}) if text else video)
-    used = {str(PurePosixPath(video.path).with_suffix(".txt")) for video in captioned if video.more}
-    if not used:
+        if text := _read_caption(source / beside):
+            used[beside] = True
+        captioned.append(video._replace(more={CAPTION: text}) if text else video)
+    if not any(video.more for video in captioned):
         raise UserError(f"captions={BESIDE}: no video in source={source} has a .txt of its name beside it.")
-    return captioned, [entry for entry in rejected if entry[0] not in used], {CAPTION: STRING}
+    return captioned, ScratchList(entry for entry in rejected if not used.get(entry[0])), {CAPTION: STRING}
 
 
 def kind_of(dataset: str) -> tuple[str, frozenset[str]]:
@@ -172,15 +181,29 @@ def root_of(source: Path, root: Path | None = None) -> Path:
     return source.parent if root is None or is_file_itself else root
 
 
-def _listed(rows: Sequence[Row], source: Path, root: Path) -> SourceFiles:
+def _whole(rows: Iterable[Row], source: Path) -> Iterator[Row]:
+    """Rows that are no parts of files.
+
+    Raises:
+        UserError: one is.
+    """
+    for row in rows:
+        if row.start is not None or row.end is not None:
+            raise UserError(
+                f"source={source} has start and end for its videos, and to cut them they must be encoded: reencode=true. "
+                "Where they are cut already, columns.start=null columns.end=null keeps both as fields."
+            )
+        yield row
+
+
+def _listed(rows: Iterable[Row], source: Path, root: Path) -> SourceFiles:
     """The files of a list; rows of one file that are parts of it make one entry."""
-    files: dict[str, list[Row]] = {}
-    for number, row in enumerate(rows, 1):
-        if not row.path:
-            yield Row(f"row {number} of {source.name}"), "no path", ()
-        else:
-            files.setdefault(row.path, []).append(row)
-    for name, members in files.items():
+    for numbered in group_on_disk(enumerate(rows, 1), key=lambda numbered: numbered[1].path):
+        members = [member for _, member in numbered]
+        name = members[0].path
+        if not name:
+            yield from ((Row(f"row {number} of {source.name}"), "no path", ()) for number, _ in numbered)
+            continue
         path = root / to_path(name)
         row = replace(members[0], path=str(to_path(name)))
         if not path.is_file():
@@ -205,12 +228,20 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
         raise UserError(f"group_pattern={pattern} is no regular expression: {error}.") from error
 
 
-def _why_not(path: PurePosixPath, dataset: str) -> str:
+def _why_not(path: str, dataset: str) -> str:
     if dataset == FRAMES:
         return ""
     kind, extensions = kind_of(dataset)
-    if path.suffix.lower().lstrip(".") not in extensions:
-        return f"not {kind} by its extension ({path.suffix or 'none'})"
-    if dataset == "ucf101" and not UCF101_NAME.match(path.stem):
+    _, stem, suffix = split_path(path)
+    if suffix.lower().lstrip(".") not in extensions:
+        return f"not {kind} by its extension ({suffix or 'none'})"
+    if dataset == "ucf101" and not UCF101_NAME.match(stem):
         return "not named v_<Class>_gXX_cYY as the clips of UCF-101 are (use dataset=folder for other videos)"
     return ""
+
+
+def split_path(path: str) -> tuple[str, str, str]:
+    """Folder, stem and suffix of a normal path as `PurePosixPath` has them, in a tenth of its time."""
+    folder, _, name = path.rpartition("/")
+    dot = name.rfind(".")
+    return (folder, name[:dot], name[dot:]) if 0 < dot < len(name) - 1 else (folder, name, "")

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.shards.columns import TableWriter
 from data.shards.format import COLUMN_KINDS, INDEX, INDEX_VERSION, OPTIONAL_COLUMNS, TABLE, TABLE_VERSION
-from tae.runtime.files import write_text
+from tae.runtime.files import replacing
 
 ENTRY = ("name", "url", "samples", "bytes", "sha256")
 MAX_LISTED = 100_000  # samples, whose list everybody can read; a table takes a thousandth of the time and memory
@@ -36,8 +36,8 @@ def write_index(
         samples += entry["samples"]
         present &= entry.keys()
     if samples <= MAX_LISTED and not own_kinds:
-        listed = [{name: value for name, value in entry.items() if name != "columns"} for entry in entries]
-        write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header) | {"shards": listed})
+        listed = ({name: value for name, value in entry.items() if name != "columns"} for entry in entries)
+        write_json(folder / INDEX, {"version": INDEX_VERSION} | dict(header), listed)
         return
     own = dict(own_kinds or {})
     optional = {column: name for column, name in OPTIONAL_COLUMNS.items() if column in present}
@@ -80,9 +80,15 @@ def write_table(
         raise
     samples = sum(entry["samples"] for entry in entries)
     index = {"version": TABLE_VERSION} | dict(header) | {"samples": samples, "columns": dict(kinds), "files": files}
-    write_json(folder / INDEX, index | {"shards": entries})
+    write_json(folder / INDEX, index, entries)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON whole or not at all: `content` and `shards` behind it, of which one is in memory at a time."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1).removesuffix("\n}") + ',\n "shards": [')
+        separator = "\n  "
+        for shard in shards:
+            file.write(separator + json.dumps(shard, indent=1).replace("\n", "\n  "))
+            separator = ",\n  "
+        file.write("]\n}\n" if separator == "\n  " else "\n ]\n}\n")

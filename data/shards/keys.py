@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from data.shards.format import Shard
+from tae.runtime.scratch import ScratchDict
 
 KEY_LENGTH = 80  # a ustar member's name holds 100 characters
 
 
 class UniqueKeys:
-    """Gives out keys, none twice; each in constant time, however many names are equal."""
+    """Gives out keys, none twice; each in constant time, however many names are equal, and all in constant memory."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
-        self._last: dict[str, int] = {}  # the highest number given to a name; all below it are taken
+        self._taken: ScratchDict[int] = ScratchDict()  # with the highest number given to each; all below it are taken
 
     def claim(self, name: str) -> str:
         """The key for a file name: itself where that is possible, else with a number behind it."""
         base = safe_name(name)[:KEY_LENGTH] or "video"
-        key, number = base, self._last.get(base, 1)
-        while key in self._taken:
+        if self._taken.add(base, 1):
+            return base
+        number = (self._taken.get(base) or 1) + 1
+        while not self._taken.add(f"{base}-{number}", 1):
             number += 1
-            key = f"{base}-{number}"
-        self._last[base] = number
-        self._taken.add(key)
-        return key
+        self._taken[base] = number
+        return f"{base}-{number}"
 
 
 def safe_name(text: str) -> str:

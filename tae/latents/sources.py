@@ -90,7 +90,7 @@ def find_sources(source: str | Sequence[str]) -> tuple[list[Source], list[tuple[
         sources = [Source(keys.claim(path.stem), str(path), path, path.parent.name)]
     elif path is not None and ((path.is_file() and path.suffix != ".tar") or _is_folder_of_videos(path)):
         found = find_media(path)
-        videos, rejected, root = found.videos, found.rejected, root_of(path)
+        videos, rejected, root = list(found.videos), list(found.rejected), root_of(path)
         if path.is_file():  # of a list: its own paths may lead anywhere
             rejected = [(str(root / name), reason) for name, reason in rejected]
         names = {video.key: str(root / video.path) if path.is_file() else video.path for video in videos}

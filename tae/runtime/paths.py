@@ -1,9 +1,11 @@
 """From text to paths: what `~`, a wildcard, a hidden file or a linked folder means, alike in every command."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from tae.runtime.scratch import ScratchDict, ScratchList, sort_on_disk
 
 WILDCARDS = "*?["
 
@@ -25,8 +27,8 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def list_files(folder: Path, output: Path | None = None) -> list[Entry]:
-    """Everything below a folder that is no folder, sorted by path.
+def list_files(folder: Path, output: Path | None = None) -> Iterator[Entry]:
+    """Everything below a folder that is no folder, sorted by path, in constant memory however much it is.
 
     Linked folders are followed. Each real folder is read once, under its own path where that lies in `folder`: a link to a
     folder that was read already, as in a loop, is an entry by itself, and so is a folder that cannot be read.
@@ -34,22 +36,10 @@ def list_files(folder: Path, output: Path | None = None) -> list[Entry]:
     Args:
         output: a folder that is no part of this one, though it may lie in it.
     """
-    read: dict[tuple[int, int], str | None] = {}  # (device, inode) of each folder -> its path; None for the output
-    if output is not None and output.is_dir():
-        read[_identity(output)] = None
-    found, waiting = _read_folder(folder, "", read)
-    while waiting:
-        links: list[str] = []
-        for link in sorted(waiting):
-            before = read.get(identity := _identity(folder / link), "")
-            if identity not in read:
-                entries, more = _read_folder(folder, link, read)
-                found += entries
-                links += more
-            elif before is not None:
-                found.append(Entry(link, f"a link to a folder that is read already ({before or '.'})"))
-        waiting = links
-    return sorted(found, key=lambda entry: entry.path.replace("/", "\0"))  # by folders: no name has this character
+    found = _walk(folder, output)
+    return sort_on_disk(
+        found, key=lambda entry: entry.path.replace("/", "\0")
+    )  # by folders: no name has this character
 
 
 def glob_files(pattern: str) -> list[str]:
@@ -68,31 +58,42 @@ def has_wildcard(text: str) -> bool:
     return any(character in text for character in WILDCARDS)
 
 
-def _read_folder(folder: Path, below: str, read: dict[tuple[int, int], str | None]) -> tuple[list[Entry], list[str]]:
-    """What lies in `folder`/`below` and its real subfolders, and the linked subfolders, which are not entered."""
-    found: list[Entry] = []
+def _walk(folder: Path, output: Path | None) -> Iterator[Entry]:
+    """Everything below a folder that is no folder, in any order; arguments as in `list_files`."""
+    read: ScratchDict[str] = ScratchDict()  # the identity of each folder -> its path
+    excluded = _identity(output) if output is not None and output.is_dir() else ""
+    read.add(excluded, "")
     links: list[str] = []
-    waiting = [below]
-    while waiting:
-        place = waiting.pop()
-        if (identity := _identity(folder / place)) in read:
-            continue
-        read[identity] = place
-        try:
-            entries = list(os.scandir(folder / place))
-        except OSError as error:
-            found.append(Entry(place or ".", f"a folder that cannot be read: {error.strerror}"))
+    yield from _read_folder(folder, "", read, links)
+    while links:
+        waiting, links = sorted(links), []
+        for link in waiting:
+            identity = _identity(folder / link)
+            before = read.get(identity)
+            if before is None:
+                yield from _read_folder(folder, link, read, links)
+            elif identity != excluded:
+                yield Entry(link, f"a link to a folder that is read already ({before or '.'})")
+
+
+def _read_folder(folder: Path, below: str, read: ScratchDict[str], links: list[str]) -> Iterator[Entry]:
+    """What lies in `folder`/`below` and its real subfolders; linked subfolders are not entered, but added to `links`."""
+    waiting, number = ScratchList([below]), 0
+    while number < len(waiting):
+        place, number = waiting[number], number + 1
+        if not read.add(_identity(path := folder / place), place):
             continue
         hidden = any(map(is_hidden, place.split("/")))
-        for entry in entries:
-            path = f"{place}/{entry.name}" if place else entry.name
-            if not _is(entry.is_dir):
-                found.append(Entry(path, _why_not(entry, hidden)))
-            elif entry.is_symlink():
-                links.append(path)
-            else:
-                waiting.append(path)
-    return found, links
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    below = f"{place}/{entry.name}" if place else entry.name
+                    if not _is(entry.is_dir):
+                        yield Entry(below, _why_not(entry, hidden))
+                    else:
+                        (links if entry.is_symlink() else waiting).append(below)
+        except OSError as error:
+            yield Entry(place or ".", f"a folder that cannot be read: {error.strerror}")
 
 
 def _why_not(entry: os.DirEntry[str], in_hidden_folder: bool) -> str:
@@ -111,6 +112,6 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: Path) -> str:
     status = path.stat()
-    return status.st_dev, status.st_ino
+    return f"{status.st_dev} {status.st_ino}"

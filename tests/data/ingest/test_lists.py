@@ -39,13 +39,13 @@ EXPECTED = [
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_text_and_csv_with_and_without_a_byte_order_mark(mark: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{mark}a/0.mp4\n\nb/2.mp4\n", encoding="utf-8")
-    assert read_list(tmp_path / "list.txt")[0] == [Row("a/0.mp4"), Row("b/2.mp4")]
+    assert list(read_list(tmp_path / "list.txt")[0]) == [Row("a/0.mp4"), Row("b/2.mp4")]
     lines = ["path,split,label,group", "a/0.mp4,train,run,film1", "a/1.mp4,validation,,film2"]
     lines += ['b/2.mp4,,"jump, high",film3']
     (tmp_path / "list.csv").write_text(mark + "\n".join(lines), encoding="utf-8")
-    assert read_list(tmp_path / "list.csv")[0] == EXPECTED
+    assert list(read_list(tmp_path / "list.csv")[0]) == EXPECTED
     (tmp_path / "list.tsv").write_text(mark + "video\tkind\nx y.mp4\t3\n", encoding="utf-8")
-    assert read_list(tmp_path / "list.tsv", {"path": "video", "label": "kind"})[0] == [Row("x y.mp4", label="3")]
+    assert list(read_list(tmp_path / "list.tsv", {"path": "video", "label": "kind"})[0]) == [Row("x y.mp4", label="3")]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([row | {"score": 0.5} for row in ROWS]), tmp_path / "list.parquet")
     rows, kinds = read_list(tmp_path / "list.parquet")
-    assert rows == [replace(row, more={"score": 0.5}) for row in EXPECTED]
+    assert list(rows) == [replace(row, more={"score": 0.5}) for row in EXPECTED]
     assert kinds == {"score": "float64"}
     (tmp_path / "text.parquet").write_text("path\n")
     with pytest.raises(UserError, match="cannot be read as a parquet file"):
@@ -82,7 +82,7 @@ def test_everything_listed_is_a_video_or_has_its_reason(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"a.mp4\n.b.mp4\nnotes.txt\ngone.mp4\na.mp4\n{tmp_path}\n")
     found = find_videos(tmp_path / "list.txt", "folder")
     assert [video.path for video in found.videos] == ["a.mp4", ".b.mp4"]
-    assert found.rejected == [
+    assert list(found.rejected) == [
         ("a.mp4", "listed more than once"),
         ("notes.txt", "not a video by its extension (.txt)"),
         ("gone.mp4", "no such file"),
@@ -100,7 +100,7 @@ def test_a_list_decides_splits_labels_and_groups(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("\n".join(lines))
     outcome = run(tmp_path / "list.csv", tmp_path / "out")
     assert outcome.accepted == {"train": 2, "test": 1, "val": 1}
-    assert outcome.rejected == [("videos/4.mp4", "the list names no split for it")]
+    assert list(outcome.rejected) == [("videos/4.mp4", "the list names no split for it")]
     index = json.loads((tmp_path / "out" / "train" / "index.json").read_text())
     assert index["recipe"]["split"] == "list"
     assert sorted(index["shards"][0]["frames"]) == ["0", "2"]
@@ -164,11 +164,12 @@ def test_paths_are_filled_from_columns_and_lists_in_cells_are_taken_apart(tmp_pa
     explode = ("timestamp", "caption", "score")
     columns = {"path": "clips/{id}_{clip:05}.mp4", "start": "{timestamp[0]}", "end": "{timestamp[1]}"}
     rows, kinds = read_list(tmp_path / "panda.csv", columns, explode)
-    assert [(row.path, row.start, row.end) for row in rows] == [
+    first, second = rows
+    assert [(row.path, row.start, row.end) for row in (first, second)] == [
         ("clips/-x_00000.mp4", 1.5, 62.0),
         ("clips/-x_00001.mp4", 3600.0, 3601.0),
     ]
-    assert rows[1].more == {"id": "-x", "timestamp": '["1:00:00", "1:00:01"]', "caption": "it's two", "score": 1}
+    assert second.more == {"id": "-x", "timestamp": '["1:00:00", "1:00:01"]', "caption": "it's two", "score": 1}
     assert kinds == {"id": "string", "timestamp": "string", "caption": "string", "score": "float64"}
     (tmp_path / "bad.csv").write_text('id,caption,score\nx,"[1, 2]","[1]"\n')
     for options, match in (
@@ -186,9 +187,11 @@ def test_paths_are_filled_from_columns_and_lists_in_cells_are_taken_apart(tmp_pa
 def test_json_lines_and_captions_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"file_name": "a.mp4", "text": "one"}\n\n{"file_name": "b.mp4", "n": 3}\n')
     expected = [Row("a.mp4", more={"caption": "one", "n": None}), Row("b.mp4", more={"n": 3})]
-    assert read_list(tmp_path / "list.jsonl", {"path": "file_name", "caption": "text"})[0] == expected
+    assert list(read_list(tmp_path / "list.jsonl", {"path": "file_name", "caption": "text"})[0]) == expected
     (tmp_path / "list.json").write_text('[{"id": "1", "label": "up"}]')
-    assert read_list(tmp_path / "list.json", {"path": "{id}.webm"})[0] == [Row("1.webm", label="up", more={"id": 1})]
+    assert list(read_list(tmp_path / "list.json", {"path": "{id}.webm"})[0]) == [
+        Row("1.webm", label="up", more={"id": 1})
+    ]
     (tmp_path / "videos.txt").write_text("a.mp4\nb.mp4\n")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     rows, kinds = read_list(tmp_path / "videos.txt", captions=tmp_path / "prompts.txt")
@@ -271,4 +274,4 @@ def test_a_part_beyond_its_file_is_listed_with_its_reason(tmp_path: Path) -> Non
     (tmp_path / "list.csv").write_text("path,start,end\na.mp4,0,0.5\na.mp4,9,10\n")
     found = run(tmp_path / "list.csv", tmp_path / "out", split="none", encoding=Encoding(False, 27.0, 8, None, 8, 23))
     assert found.accepted["train"] == 1
-    assert found.rejected == [("a.mp4 (9 to 10 s)", "no frame of the file, which has 1.00 s, is in it")]
+    assert list(found.rejected) == [("a.mp4 (9 to 10 s)", "no frame of the file, which has 1.00 s, is in it")]

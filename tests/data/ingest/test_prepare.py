@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import random
 import re
 import tarfile
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from data.decode import read_frames
 from data.drawing import draw_clip, encode_mp4
 from data.ingest.check import Facts, check_video
 from data.ingest.pipeline import prepare
-from data.ingest.splits import Video, assign_splits, take_groups
+from data.ingest.plan import make_plan
+from data.ingest.sources import find_videos
+from data.ingest.splits import Video, assign_splits, sample, take_groups
 from data.processes.pool import Engine
 from data.shards.keys import UniqueKeys
 from tae.runtime.errors import UserError
@@ -177,19 +181,14 @@ def test_keys_are_safe_and_unique() -> None:
 def test_equal_names_and_many_groups_take_linear_work() -> None:
     """Counted, not timed: how often a name is compared with the taken ones, a group with the taken groups."""
 
-    class Counted(set):
-        asked = 0
-
-        def __contains__(self, item: object) -> bool:
-            Counted.asked += 1
-            return super().__contains__(item)
-
+    asked: list[str] = []
     keys = UniqueKeys()
-    keys._taken = Counted()
+    get = keys._taken.get
+    keys._taken.get = lambda key: asked.append(key) or get(key)  # type: ignore[method-assign,func-returns-value]
     assert [keys.claim("video") for _ in range(2000)][-1] == "video-2000"
-    assert Counted.asked <= 2 * 2000
-    videos = [Video(f"{n}.mp4", str(n), "", f"g{n}") for n in range(20_000)]  # minutes, where it is quadratic
-    assert len(take_groups(videos, 0.2, 0)) == 4000
+    assert len(asked) <= 3 * 2000
+    groups = np.arange(20_000)  # minutes, where it is quadratic
+    assert take_groups(groups, np.zeros(20_000, int), 0.2, 0).sum() == 4000
 
 
 def ucf101_like(classes: int, groups: int, clips: int) -> list[Video]:
@@ -201,36 +200,48 @@ def ucf101_like(classes: int, groups: int, clips: int) -> list[Video]:
     ]
 
 
+def split(
+    videos: list[Video], kind: str, test: float, val: float = 0.0, seed: int = 0, lists: Path | None = None,
+    unlisted: list[tuple[str, str]] | None = None,
+) -> dict[str, list[Video]]:  # fmt: skip
+    """The videos of each split; those of none are added to `unlisted`, or there are none."""
+    splits, others = assign_splits(videos, kind, test, val, seed, lists)
+    left_out = [] if unlisted is None else unlisted
+    left_out += others
+    assert unlisted is not None or not left_out
+    return {name: [videos[place] for place in places] for name, places in splits.items()}
+
+
 @pytest.mark.parametrize(("classes", "groups"), [(101, 25), (5, 2), (1, 6), (30, 1)])
 def test_the_group_split_keeps_scenes_whole_and_classes_on_both_sides(classes: int, groups: int) -> None:
     videos = ucf101_like(classes, groups, 4)
-    splits, unlisted = assign_splits(videos, "group", 0.2, 0.0, 0, None)
+    splits = split(videos, "group", 0.2)
     sides = defaultdict(set)
     for name, members in splits.items():
         for video in members:
             sides[video.group].add(name)
-    assert not unlisted
     assert all(len(names) == 1 for names in sides.values())
     assert sorted(v.key for part in splits.values() for v in part) == sorted(v.key for v in videos)
     if groups > 1:
         assert {v.label for v in splits["train"]} == {v.label for v in splits["test"]} == {v.label for v in videos}
     if classes > 1 and groups != 2:  # of two groups in a class one must go to the test side, a large one of six may
         assert abs(len(splits["test"]) / len(videos) - 0.2) < 0.03
-    assert splits == assign_splits(videos, "group", 0.2, 0.0, 0, None)[0]
+    assert splits == split(videos, "group", 0.2)
     if groups == 25:
-        assert splits != assign_splits(videos, "group", 0.2, 0.0, 1, None)[0]
-        assert abs(len(take_groups(videos, 0.05, 0)) / len(videos) - 0.05) < 0.01
+        assert splits != split(videos, "group", 0.2, seed=1)
+        assert abs(len(split(videos, "group", 0.05)["test"]) / len(videos) - 0.05) < 0.01
 
 
 def test_random_none_and_official_splits(tmp_path: Path) -> None:
     videos = ucf101_like(3, 4, 2)
-    random = assign_splits(videos, "random", 0.2, 0.1, 0, None)[0]
-    assert [len(random[name]) for name in ("test", "val")] == [round(0.2 * len(videos)), round(0.1 * len(videos))]
-    assert sum(map(len, random.values())) == len(videos)
-    assert assign_splits(videos, "none", 0.2, 0.0, 0, None)[0] == {"train": videos, "test": []}
+    drawn = split(videos, "random", 0.2, 0.1)
+    assert [len(drawn[name]) for name in ("test", "val")] == [round(0.2 * len(videos)), round(0.1 * len(videos))]
+    assert sum(map(len, drawn.values())) == len(videos)
+    assert split(videos, "none", 0.2) == {"train": videos, "test": []}
     (tmp_path / "trainlist01.txt").write_text("".join(f"{video.path} 1\n" for video in videos[3:]))
     (tmp_path / "testlist01.txt").write_text(f"{videos[0].path}\n{videos[1].path}\n")
-    official, unlisted = assign_splits(videos, "official1", 0.2, 0.0, 0, tmp_path)
+    unlisted: list[tuple[str, str]] = []
+    official = split(videos, "official1", 0.2, lists=tmp_path, unlisted=unlisted)
     assert official == {"train": videos[3:], "test": videos[:2]}
     assert unlisted == [(videos[2].path, "not in the lists of official1")]
 
@@ -254,3 +265,42 @@ def test_clips_are_written_in_a_random_order_of_the_seed(tmp_path: Path) -> None
     assert len({tuple(order) for order in orders.values()}) == 3
     neighbours = zip(orders["first"], orders["first"][1:], strict=False)
     assert sum(a[0] == b[0] for a, b in neighbours) < 12  # of 17; 15 in the source's order, 5 by chance
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_main_process_holds_no_object_for_a_file(
+    listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object with a path is some hundred bytes; arrays of numbers are all that may grow."""
+    monkeypatch.setattr("tae.runtime.scratch.HELD", 100)
+    monkeypatch.setattr("tae.runtime.scratch.READ", 4)
+
+    def peak(files: int) -> int:
+        source = tmp_path / str(files)
+        source.mkdir()
+        names = [f"{number:05d}.{'mp4' if number % 2 else 'doc'}" for number in range(files)]
+        for name in names:
+            (source / name).touch()
+        if listed:
+            source = source / "list.csv"
+            source.write_text("\n".join(["path,caption", *(f"{name},a caption" for name in names)]))
+        tracemalloc.start()
+        found = find_videos(source, "folder")
+        splits, _ = assign_splits(found.videos, "group", 0.2, 0.1, 0, None)
+        make_plan(found.videos, splits, np.zeros((len(found.videos), 2), np.int64), 0, True, 100_000)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(found.videos) == files // 2
+        return highest
+
+    few, many = 300, 1_500
+    peak(10)  # whatever is made once
+    assert (peak(many) - peak(few)) / (many - few) < 100
+
+
+def test_a_random_share_is_that_of_python() -> None:
+    """Published splits are its samples."""
+    for count in (0, 1, 2, 21, 22, 85, 86, 400):
+        for chosen in {0, min(1, count), min(6, count), count // 9, count // 3, count}:
+            expected = random.Random(count).sample(range(count), chosen)
+            assert np.flatnonzero(sample(count, chosen, count)).tolist() == sorted(expected)

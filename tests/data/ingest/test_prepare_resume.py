@@ -171,7 +171,7 @@ def test_of_files_with_the_same_content_the_first_stays(here: None, tmp_path: Pa
     """By the source's order, wherever the buckets are; the index says where samples begin in what is left."""
     monkeypatch.setattr("data.ingest.bucket.make_clips", check_nothing)
     outcome = run(tiny_files(tmp_path / "videos"), tmp_path / "out", shard_mb=0.012)
-    assert outcome.rejected == [
+    assert list(outcome.rejected) == [
         ("01_copy.mp4", "same content as 01.mp4"),
         ("a_bad.mp4", "bad"),
         ("y_copy.mp4", "same content as 03.mp4"),
@@ -212,7 +212,7 @@ def test_a_hang_or_a_crash_costs_one_file_of_its_bucket(tmp_path: Path, monkeypa
     monkeypatch.setattr("data.ingest.pipeline.fill_bucket", fill_with_faults)
     outcome = run(tmp_path / "videos", tmp_path / "out", split="none", timeout=0.5, shard_mb=1)
     assert outcome.accepted == {"train": 3, "test": 0}
-    assert outcome.rejected == [
+    assert list(outcome.rejected) == [
         ("dies.mp4", "its check ended the process (exit code 7)"),
         ("hangs.mp4", "its check took more than 0.5 s"),
         ("raises.mp4", "its check failed: ZeroDivisionError: raises"),

@@ -3,17 +3,21 @@
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
+from data.shards.format import INDEX, INDEX_VERSION
 from data.shards.index import find_shards, read_recipe
+from data.shards.index_writer import write_index
 from data.shards.reader import open_samples
+from data.shards.writer import shard_name
 from data.storage.remote import Access, RetriedFile
 from tae.runtime.errors import UserError
 
@@ -193,3 +197,31 @@ def test_shards_in_a_folder_named_like_a_pattern_are_found(
         f"{tmp_path}/set[1] {{x}}/*.tar",
     ):
         assert [list(shard.frames) for shard in find_shards(pattern, "x")] == [["a"]]
+
+
+def test_an_index_is_written_from_one_entry_at_a_time(tmp_path: Path) -> None:
+    """A list of samples as JSON takes a hundred times their bytes in memory; the text is the one of all at once."""
+
+    class Entry(dict):
+        __hash__ = object.__hash__  # to be counted
+
+    class Shards:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __iter__(self) -> Iterator[Entry]:
+            alive: WeakSet[Entry] = WeakSet()
+            for number in range(self.count):
+                frames = {f"{number}-é-{sample}": sample + 1 for sample in range(3)}
+                entry = Entry(name=shard_name(number), samples=3, bytes=10, sha256="", frames=frames, offsets=[0, 1, 2])
+                alive.add(entry)
+                assert len(alive) <= limit
+                yield entry
+
+    header = {"split": "train", "recipe": {"seed": 0}}
+    for count in (0, 1, 9):
+        limit = 2  # the one that is made, and the one before it
+        write_index(tmp_path, header, Shards(count))
+        limit = count
+        whole = {"version": INDEX_VERSION} | header | {"shards": list(Shards(count))}
+        assert (tmp_path / INDEX).read_text() == json.dumps(whole, indent=1) + "\n"

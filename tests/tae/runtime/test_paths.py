@@ -42,7 +42,7 @@ def test_linked_folders_are_followed_each_folder_once(tmp_path: Path) -> None:
 def test_hidden_files_and_what_lies_in_hidden_folders_are_told(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4", "._a.mp4", ".Trash-1000/files/b.mp4", "c/.ipynb_checkpoints/c.mp4", "c/d.mp4")
     hidden = "in a hidden folder"
-    assert list_files(tmp_path) == [
+    assert list(list_files(tmp_path)) == [
         (".Trash-1000/files/b.mp4", hidden),
         ("._a.mp4", "hidden file"),
         ("a.mp4", ""),
