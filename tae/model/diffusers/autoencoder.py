@@ -191,9 +191,11 @@ def diffusers_class(name: str) -> Any:
         import diffusers
     except ImportError as error:
         raise UserError(f"class_name={name} needs the package diffusers: pip install diffusers.") from error
-    if not hasattr(diffusers, name):
+    with torch.device("cpu"):  # the module's constants stay where they are made: a first model may be built on meta
+        found = getattr(diffusers, name, None)
+    if found is None:
         raise UserError(f"class_name={name}: diffusers {diffusers.__version__} has no such class; install a newer one.")
-    return getattr(diffusers, name)
+    return found
 
 
 def check_counts(config: Mapping[str, Any]) -> None:

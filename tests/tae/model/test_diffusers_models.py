@@ -32,6 +32,21 @@ def test_every_class_has_a_case() -> None:
     assert set(SMALL) == set(FAMILIES)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_class_that_is_first_built_without_weights_has_its_constants(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a new process, where a check before training builds the first one on the meta device."""
+    module = getattr(diffusers, name).__module__
+    monkeypatch.delitem(sys.modules, module)
+    for place in (diffusers, diffusers.models, diffusers.models.autoencoders):
+        monkeypatch.delitem(vars(place), name, raising=False)
+    with torch.device("meta"):
+        DiffusersAutoencoder.from_config(name, SMALL[name][0])
+    model = DiffusersAutoencoder.from_config(name, SMALL[name][0])
+    assert [key for key, buffer in model.named_buffers() if buffer.is_meta] == []
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_sizes_calls_and_gradients_are_the_classes_own(name: str) -> None:
     """A clip that fits comes back in its size, equal bit for bit to diffusers' own forward; every weight gets a gradient."""
