@@ -110,7 +110,7 @@ def generate(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     shown = unseen[distance.amax((1, 2, 3)).argmax()]
     torch.save({"frames": frames, "latents": shown}, folder / "generator.pt")
     error = velocity_error(generator, (unseen - mean) / deviation)
-    found = {"velocity error": error, "most of ||z - m|| / ||s||": distance.max().item()}
+    found = {"velocity error": error, "largest distance": distance.max().item()}
     found |= {f"beyond {r:g}": (distance > r).float().mean().item() for r in arguments.shown_r}
     write_text(kept, json.dumps(found))
     return found
@@ -118,7 +118,7 @@ def generate(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def draw(folders: Mapping[str, Path], path: Path) -> None:
     """A row for each training: the latents of the test clip with the largest outlier, then samples of the generator."""
-    figure = Figure(figsize=(13, 1.5 * len(folders)), layout="constrained")
+    figure = Figure(figsize=(13, 1.2 * len(folders)), layout="constrained")
     grid = figure.subplots(len(folders), 2, width_ratios=(17, 12), squeeze=False)
     for axes, (name, folder) in zip(grid, folders.items(), strict=True):
         kept = torch.load(folder / "generator.pt", weights_only=True)
