@@ -1,5 +1,7 @@
 """Every command of the documentation is looked at; the slow tests run them. Python examples run too."""
 
+import csv
+import json
 import os
 import re
 import shlex
@@ -70,6 +72,8 @@ def test_the_options_of_a_benchmark_exist(command: Command) -> None:
     """A benchmark parses its arguments when it starts to measure: its options are looked for in its text."""
     _, _, module, *arguments = shlex.split(command.text)
     source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+    if "make_parser" in source:  # the options of all trainings that are compared
+        source += (ROOT / "benchmarks/trainings.py").read_text()
     options = [argument for argument in arguments if argument.startswith("--")]
     assert [option for option in options if f'add_argument("{option}"' not in re.sub(r"\(\s+", "(", source)] == []
 
@@ -106,6 +110,15 @@ LESS = {
 }  # fmt: skip
 
 
+EXPERIMENT = "docs/experiment.md"
+OF_ARMS = {
+    "metrics": "[psnr]",
+    "callbacks.best": "null",
+    "report.latents": "false",
+    "seed": "0",
+}  # of many in one command
+
+
 def made_small(command: Command) -> list[str]:
     """The command line with what makes it quick in the place of what the page says."""
     if not command.entry:
@@ -131,6 +144,10 @@ def made_small(command: Command) -> list[str]:
         )
     if "init_from=tiny" in given:
         less = {name: value for name, value in less.items() if not name.startswith("model.")}
+    if "ablation/" in command.text:
+        less |= OF_ARMS
+    if "protocol=ucf101-17" in given:
+        less["data.resolution"] = "64"
     if entry == "encode" and "resolution" in chosen:
         less["resolution"] = "32"
     if entry == "evaluate" and ("data=folder" in given or "source" in chosen):
@@ -143,9 +160,9 @@ def made_small(command: Command) -> list[str]:
     return [sys.executable, *program, *flags, *kept, *(f"{name}={value}" for name, value in less.items())]
 
 
-def run(arguments: list[str], folder: Path) -> None:
+def run(arguments: list[str], folder: Path, timeout: int = 300) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
@@ -182,7 +199,7 @@ def to_run(page: str) -> list[Command]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [name for name in NAMES if to_run(name)])
+@pytest.mark.parametrize("page", [name for name in NAMES if to_run(name) and name != EXPERIMENT])
 def test_the_commands_of_a_page_run(page: str, reader: Path, tmp_path: Path) -> None:
     """One after the other, as they stand, small: what one leaves the next one finds."""
     folder = tmp_path / "reader"
@@ -194,6 +211,41 @@ def test_the_commands_of_a_page_run(page: str, reader: Path, tmp_path: Path) -> 
             run_line(f"python -m data.prepare dataset={dataset} source={source}", folder)
     for command in commands:
         run(made_small(command), folder)
+
+
+def as_ucf101(clips: Path, folder: Path) -> None:
+    """Clips in the folders of their classes, and lists 01 of them: the first seven groups are the test's."""
+    shutil.copytree(clips, folder / "UCF-101", dirs_exist_ok=True)
+    lists = folder / "ucfTrainTestlist"
+    lists.mkdir()
+    names = sorted(path.relative_to(folder / "UCF-101").as_posix() for path in (folder / "UCF-101").rglob("*.avi"))
+    tested = [name for name in names if int(name.partition("_g")[2][:2]) < 8]
+    (lists / "testlist01.txt").write_text("\n".join(tested))
+    (lists / "trainlist01.txt").write_text("\n".join(f"{name} 1" for name in names if name not in tested))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_experiment_runs_on_real_clips_from_preparation_to_the_published_table(
+    shared_clips: Path, reader: Path, tmp_path: Path
+) -> None:
+    """The page's commands in its order; a copy of the clips stands in for the download, and no GPU and no hub is asked."""
+    shutil.copytree(reader / "photos", tmp_path / "IMAGES")
+    as_ucf101(shared_clips / "ucf101", tmp_path)
+    left_out = ("make demo", "source .venv", "hf auth login", "get=", "download=true")
+    commands = [one for one in COMMANDS if one.page == EXPERIMENT and not any(text in one.text for text in left_out)]
+    for command in commands:
+        run(made_small(command), tmp_path, timeout=3000)
+    index = json.loads((tmp_path / "datasets/ucf101/test/index.json").read_text())
+    tested = sum(shard["samples"] for shard in index["shards"])
+    for run_folder in ("outputs/ucf101/with", "outputs/opl/0", "outputs/opl/1"):
+        assert json.loads((tmp_path / run_folder / "metrics.json").read_text())["num_clips"] == tested > 10
+    with (tmp_path / "outputs/ablation/comparison.csv").open(newline="") as file:
+        arms = [row["experiment"] for row in csv.DictReader(file) if row["status"] == "completed"]
+    assert arms == sorted(f"ablation/{path.stem}" for path in (CONF / "experiment/ablation").glob("*.yaml"))
+    pages = list((tmp_path / "outputs").rglob("comparison.md"))
+    assert any("HunyuanVideo" in report.read_text() for report in (tmp_path / "outputs").rglob("report.md"))
+    assert len(pages) == 5, "of the sweeps over opl, the arms and the penalty's weights, and of both evaluations"
 
 
 @pytest.fixture(scope="module")
