@@ -4,10 +4,10 @@
     python -m benchmarks.equal_budget --train ... --test ... --device cuda --precision bf16 --num-frames 33 \\
         --resolution 128 --batch 4 --steps 5000 --lpips vgg
 
-All have about 4 M parameters, random weights, latents of 1/96 of the values of a clip, the same losses (L1, LPIPS, KL), the
-same clips in the same order, the same optimizer, and the moving average of their weights is measured. Those that downsample
-time by 4 have 8 channels in place of 16, LTX at its 32x32x8 has 256. Clips have 8k + 1 frames, which all take: this
-project's networks then compute 7 frames more, which counts against their time.
+All have about 4 M parameters, random weights, latents of 1/96 of the values of a clip, the same losses (L1 and LPIPS; no KL,
+since Cosmos has no variance), the same clips in the same order and the same optimizer. The moving average of their weights
+is measured. Those that downsample time by 4 have 8 channels in place of 16, LTX at its 32x32x8 has 256. Clips have 8k + 1
+frames, which all take: this project's networks then compute 7 frames more, which counts against their time.
 
 The time of a step is that of the processor (of a GPU: of the wall), of all networks in turns before the first training.
 Each is then trained for as many steps as the first one, and for as many as take the first one's time. The linear codec is
@@ -76,7 +76,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     **{name: of_diffusers(settings) for name, settings in PEERS.items()},
 }
 COMMON = (
-    "loss.opl.weight=0", "ema.decay=0.99", "metrics=[psnr,ssim,lpips,rfvd]", "scheduler=constant",
+    "loss.kl.weight=0", "loss.opl.weight=0", "ema.decay=0.99", "metrics=[psnr,ssim,lpips,rfvd]", "scheduler=constant",
 )  # fmt: skip
 LINEAR = "linear codec"
 SHOWN = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "rfvd": "rFVD"}  # metrics and their titles
