@@ -113,6 +113,21 @@ def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
+def cost_rows(costs: Mapping[str, Mapping[str, float]], networks: Sequence[str]) -> Rows:
+    """A row for each network; times against the first one's."""
+    first = costs[networks[0]]["seconds"]
+    return [
+        {
+            "network": name,
+            "parameters": int(costs[name]["parameters"]),
+            "GMAC a step": costs[name]["GMAC"],
+            "s/step": costs[name]["seconds"],
+            f"times faster than {networks[0]}": first / costs[name]["seconds"],
+        }
+        for name in networks
+    ]
+
+
 def budgets(arguments: argparse.Namespace, costs: Mapping[str, Mapping[str, float]], name: str) -> dict[str, int]:
     """Steps of a network within each budget."""
     reference = costs[arguments.networks[0]]["seconds"]
@@ -178,9 +193,13 @@ def main() -> None:
     parser.add_argument("--fit-clips", type=int, default=512, help="random windows that the linear codec is fitted on")
     parser.add_argument("--warmup", type=int, default=1, help="steps of each network before its time is taken")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each network whose time is taken")
+    parser.add_argument("--costs", action="store_true", help="publish what a step costs, and train nothing")
     parser.add_argument("--plot", type=Path, help="where to draw quality against time and multiply-adds")
     arguments = parser.parse_args()
     costs = measure_costs(arguments)
+    if arguments.costs:
+        publish_trainings("equal_budget_costs", arguments, cost_rows(costs, arguments.networks))
+        return
     linear = measure_linear(arguments)
     rows = [row for name in arguments.networks for row in measure_network(arguments, name, costs)]
     if arguments.plot is not None:

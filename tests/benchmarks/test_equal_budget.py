@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks import equal_budget, trainings
-from benchmarks.equal_budget import NETWORKS, budgets, training
+from benchmarks.equal_budget import NETWORKS, budgets, cost_rows, training
 from benchmarks.trainings import Training, difference, spread_over_seeds
 from data.synthetic.datamodule import write_synthetic
 from tae.runtime.cli import CONFIG_FOLDER
@@ -53,6 +53,12 @@ def test_equal_time_is_in_proportion_to_the_time_of_a_step() -> None:
     assert budgets(arguments, costs, "full") == {"steps": 100, "time": 100}
     assert budgets(arguments, costs, "haar, 2 levels") == {"steps": 100, "time": 400}
     assert budgets(arguments, costs, "Wan") == {"steps": 100, "time": 50}
+
+
+def test_the_table_of_costs_compares_with_the_first() -> None:
+    cost = {"parameters": 4e6, "GMAC": 1.0}
+    rows = cost_rows({"full": cost | {"seconds": 2.0}, "Wan": cost | {"seconds": 8.0}}, ["full", "Wan"])
+    assert [row["times faster than full"] for row in rows] == [1, 0.25]
 
 
 def document(*psnr: float) -> dict:
