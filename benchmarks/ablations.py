@@ -61,7 +61,10 @@ def row_of(documents: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, A
         cells[title] = spread_over_seeds([document["metrics"][metric]["mean"] for document in documents])
         cells[f"{title}, to the base"] = None if documents is base else difference(documents, base, metric)
     reports = [report_scalars(document["latents"]) for document in documents]
-    return cells | {name: fmean(report[name] for report in reports) for name in OF_LATENTS}
+    for name in OF_LATENTS:
+        values = [report[name] for report in reports if name in report]  # of few clips not all can be told
+        cells[name] = fmean(values) if len(values) == len(reports) else None
+    return cells
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:

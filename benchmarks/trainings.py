@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 from benchmarks.common import RESULTS, publish
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.files import write_text
+from tae.runtime.quiet import quiet
 from tae.train import train
 
 QUIET = (
@@ -106,6 +107,7 @@ class Training:
         kept = self.folder(arguments) / f"after_{steps}_steps.json"
         if kept.exists():
             return json.loads(kept.read_text(encoding="utf-8"))
+        quiet()
         document = train(self.configure(arguments, steps))
         with (self.folder(arguments) / "per_clip.csv").open(encoding="utf-8", newline="") as file:
             document["per_clip"] = list(csv.DictReader(file))

@@ -91,7 +91,7 @@ def test_a_generator_that_knows_nothing_has_an_error_of_two() -> None:
 def test_tables_are_made_once_and_read_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [
         f"output={tmp_path / 'clips'}",
-        "num_clips={train: 4, val: 0, test: 3}",
+        "num_clips={train: 4, val: 0, test: 2}",
         "clip_frames=20",
         "clip_size=64",
     ]
@@ -99,7 +99,7 @@ def test_tables_are_made_once_and_read_afterwards(tmp_path: Path, monkeypatch: p
         write_synthetic(compose("synthetic", overrides=settings))
     common = [
         *("--train", str(tmp_path / "clips/train/*.tar"), "--test", str(tmp_path / "clips/test/*.tar"), "--device", "cpu"),
-        *("--steps", "2", "--seeds", "0", "--output", str(tmp_path)),
+        *("--steps", "2", "--seeds", "0", "--output", str(tmp_path), "--num-frames", "8", "--resolution", "48"),
     ]  # fmt: skip
     arms = ["--arms", "base", "padding_zeros", "kl_1e-4", "--state", str(tmp_path / "ablations")]
     generator = ["--generator-steps", "2", "--generator-clips", "3", "--picture", str(tmp_path / "latents.png")]
