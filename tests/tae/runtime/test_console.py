@@ -11,6 +11,7 @@ import pytest
 from rich.table import Table
 
 from data.ingest.pipeline import Preparation
+from data.ingest.rejected import REJECTED, write_rejected
 from data.ingest.run import print_preparation
 from tae.runtime import console as consoles
 from tae.runtime.console import plain_console
@@ -41,8 +42,11 @@ def test_brackets_stay_in_progress(text: str, monkeypatch: pytest.MonkeyPatch) -
     assert screen.getvalue().count(text) >= 2
 
 
-def test_the_table_of_a_preparation_shows_a_decoders_message(capsys: pytest.CaptureFixture[str]) -> None:
-    print_preparation(Preparation({"train": 1}, [("a.ogv", FOREIGN[0])]), Path("shards [new]"))
+def test_the_table_of_a_preparation_shows_a_decoders_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rejected(tmp_path / REJECTED, [("a.ogv", FOREIGN[0])])
+    print_preparation(Preparation(tmp_path, {"train": 1}), Path("shards [new]"))
     out = capsys.readouterr().out
     assert FOREIGN[0] in out
     assert "shards [new]" in out
