@@ -90,9 +90,14 @@ def velocity_error(generator: flow_matching.VelocityModel, latents: Tensor) -> f
     return fmean(errors)
 
 
+def generator_file(folder: Path, arguments: argparse.Namespace) -> Path:
+    """Where a generator of these settings is kept."""
+    return folder / f"generator_{arguments.generator_steps}_{arguments.generator_clips}.json"
+
+
 def generate(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A generator's error; its samples and a clip's latents are in `generator.pt` of the folder, which is read again."""
-    kept = folder / "generator.json"
+    """A generator's error, which is read again; its samples and a clip's latents are in the .pt beside it."""
+    kept = generator_file(folder, arguments)
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     encoder = Latents(folder, arguments)
@@ -108,7 +113,7 @@ def generate(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         frames = clip_to_frames(encoder.model.decode(samples))[:, 0]
     distance = outlier_distance(unseen)
     shown = unseen[distance.amax((1, 2, 3)).argmax()]
-    torch.save({"frames": frames, "latents": shown}, folder / "generator.pt")
+    torch.save({"frames": frames, "latents": shown}, kept.with_suffix(".pt"))
     error = velocity_error(generator, (unseen - mean) / deviation)
     found = {"velocity error": error, "largest distance": distance.max().item()}
     found |= {f"beyond {r:g}": (distance > r).float().mean().item() for r in arguments.shown_r}
@@ -116,18 +121,18 @@ def generate(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def draw(folders: Mapping[str, Path], path: Path) -> None:
+def draw(folders: Mapping[str, Path], arguments: argparse.Namespace) -> None:
     """A row for each training: the latents of the test clip with the largest outlier, then samples of the generator."""
     figure = Figure(figsize=(13, 1.2 * len(folders)), layout="constrained")
     grid = figure.subplots(len(folders), 2, width_ratios=(17, 12), squeeze=False)
     for axes, (name, folder) in zip(grid, folders.items(), strict=True):
-        kept = torch.load(folder / "generator.pt", weights_only=True)
+        kept = torch.load(generator_file(folder, arguments).with_suffix(".pt"), weights_only=True)
         axes[0].imshow(latent_picture(kept["latents"])[0], interpolation="nearest")
         axes[1].imshow(torch.cat(list(kept["frames"]), dim=1).numpy())
         axes[0].set_title(name, fontsize=8, loc="left")
         for axis in axes:
             axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    figure.savefig(arguments.picture, dpi=110)
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Path]]:
@@ -159,7 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, folders = measure(arguments)
     if arguments.picture is not None:
-        draw(folders, arguments.picture)
+        draw(folders, arguments)
     publish_trainings("outlier_penalty", arguments, rows)
 
 

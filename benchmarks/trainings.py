@@ -8,7 +8,7 @@ import argparse
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -20,6 +20,8 @@ from omegaconf import DictConfig, open_dict
 
 from benchmarks.common import RESULTS, publish
 from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.config import plain
+from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
 from tae.runtime.quiet import quiet
 from tae.train import train
@@ -29,6 +31,12 @@ QUIET = (
     "report.latents=false", "validate_first=false", "resume=auto", "data.num_workers=1", "data.read_timeout=600",
 )  # fmt: skip
 NOT_SETTINGS = ("train", "test", "images", "photographs", "arms", "state", "output", "plot", "picture")
+
+# What decides a result beside the number of steps; the other groups say how a run is watched.
+DECIDING = (
+    "data", "model", "loss", "metrics", "optimizer", "scheduler", "adversary", "seed", "init_from", "trainable", "ema",
+    "report",
+)  # fmt: skip
 
 
 def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -65,7 +73,7 @@ class Training:
 
     name: str
     seed: int
-    overrides: Sequence[str] = field(hash=False)
+    overrides: Sequence[str]
 
     def configure(self, arguments: argparse.Namespace, steps: int) -> DictConfig:
         """The run of `train.py` with so many steps; its config is resolved for the folder it has in `--state`."""
@@ -79,7 +87,7 @@ class Training:
             "data.resolution": arguments.resolution,
             "data.batch_size": arguments.batch,
             "precision": arguments.precision,
-            "trainer.accelerator": {"cuda": "gpu"}.get(arguments.device, arguments.device),
+            "trainer.accelerator": arguments.device,
             "trainer.max_steps": steps,
             "trainer.val_check_interval": max(1, arguments.steps // arguments.looks),
             "callbacks.last.every_n_steps": max(1, arguments.steps // arguments.looks // 2),
@@ -102,13 +110,20 @@ class Training:
         return Path(arguments.state) / f"{self.name.replace(', ', '_').replace(' ', '_')}_seed{self.seed}"
 
     def run(self, arguments: argparse.Namespace, steps: int | None = None) -> dict[str, Any]:
-        """What metrics.json holds after so many steps (None: `--steps`); less than before is read, more is trained."""
+        """What metrics.json holds after so many steps (None: `--steps`); less than before is read, more is trained.
+
+        Raises:
+            UserError: what is to be read was trained with other settings.
+        """
         steps = arguments.steps if steps is None else steps
         kept = self.folder(arguments) / f"after_{steps}_steps.json"
+        cfg = self.configure(arguments, steps)
         if kept.exists():
-            return json.loads(kept.read_text(encoding="utf-8"))
+            document = json.loads(kept.read_text(encoding="utf-8"))
+            check_same(document["config"], plain(cfg), kept)
+            return document
         quiet()
-        document = train(self.configure(arguments, steps))
+        document = train(cfg)
         with (self.folder(arguments) / "per_clip.csv").open(encoding="utf-8", newline="") as file:
             document["per_clip"] = list(csv.DictReader(file))
         write_text(kept, json.dumps(document))
@@ -123,6 +138,27 @@ class Training:
                     if row.get(f"val/{metric}"):
                         found[int(row["step"])] = float(row[f"val/{metric}"])
         return sorted(found.items())
+
+
+def check_same(was: Mapping[str, Any], now: Mapping[str, Any], kept: Path) -> None:
+    """Refuse a result that these settings would not give.
+
+    Raises:
+        UserError: a group of settings differs.
+    """
+    before, after = ({name: without_folders(config.get(name)) for name in DECIDING} for config in (was, now))
+    if others := [name for name in DECIDING if before[name] != after[name]]:
+        raise UserError(
+            f"{kept} was made with other settings of {', '.join(others)}: repeat the command as it was, or give another "
+            "--state."
+        )
+
+
+def without_folders(group: Any) -> Any:
+    """Settings without where the run lies."""
+    return (
+        {name: value for name, value in group.items() if name != "output_dir"} if isinstance(group, Mapping) else group
+    )
 
 
 def quoted(patterns: Sequence[str]) -> str:
@@ -154,7 +190,7 @@ def difference(documents: Sequence[Mapping[str, Any]], others: Sequence[Mapping[
     return f"{table.mean():+.3g} ({low:+.3g} to {high:+.3g})"
 
 
-def publish_trainings(theme: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+def publish_trainings(theme: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
     """The table with the settings that all rows share."""
     settings = {name: value for name, value in vars(arguments).items() if name not in NOT_SETTINGS}
-    publish(theme, arguments.device, settings | more, rows, arguments.output)
+    publish(theme, arguments.device, settings, rows, arguments.output)
