@@ -31,9 +31,8 @@ CODECS = {"JPEG": "mjpeg", "PNG": "png"}
 
 def find_frame_folders(entries: Iterable[Entry]) -> Iterator[tuple[Row, str]]:
     """Files that are no numbered pictures, and folders of such pictures, each with the reason to reject it or ""."""
-    pictures: ScratchList[tuple[str, str]] = (
-        ScratchList()
-    )  # folder and series; one picture of many that follow each other
+    # Folder and series of each picture; of many that follow each other, of one.
+    pictures: ScratchList[tuple[str, str]] = ScratchList()
     last: tuple[str, str] | None = None
     for entry in entries:
         folder, _, name = entry.path.rpartition("/")

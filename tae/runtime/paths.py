@@ -36,10 +36,8 @@ def list_files(folder: Path, output: Path | None = None) -> Iterator[Entry]:
     Args:
         output: a folder that is no part of this one, though it may lie in it.
     """
-    found = _walk(folder, output)
-    return sort_on_disk(
-        found, key=lambda entry: entry.path.replace("/", "\0")
-    )  # by folders: no name has this character
+    # By folders: no name has this character.
+    return sort_on_disk(_walk(folder, output), key=lambda entry: entry.path.replace("/", "\0"))
 
 
 def glob_files(pattern: str) -> list[str]:

@@ -2,12 +2,12 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -15,8 +15,6 @@ from benchmarks import ablations, outlier_penalty, trainings
 from benchmarks.ablation_costs import ARMS
 from benchmarks.ablations import BUNDLED, FROM_RANDOM, RANDOM, start_of
 from benchmarks.outlier_penalty import NONE, penalty, velocity_error
-from data.synthetic.datamodule import write_synthetic
-from tae.runtime.cli import CONFIG_FOLDER
 
 OPTIONS = ["--train", "train-*.tar", "--test", "test-*.tar", "--device", "cpu", "--steps", "100", "--state"]
 
@@ -88,17 +86,11 @@ def test_a_generator_that_knows_nothing_has_an_error_of_two() -> None:
 @pytest.mark.network
 @pytest.mark.usefixtures("real_weights")
 @pytest.mark.timeout(1800)
-def test_tables_are_made_once_and_read_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = [
-        f"output={tmp_path / 'clips'}",
-        "num_clips={train: 4, val: 0, test: 2}",
-        "clip_frames=20",
-        "clip_size=64",
-    ]
-    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
-        write_synthetic(compose("synthetic", overrides=settings))
+def test_tables_are_made_once_and_read_afterwards(
+    clips: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     common = [
-        *("--train", str(tmp_path / "clips/train/*.tar"), "--test", str(tmp_path / "clips/test/*.tar"), "--device", "cpu"),
+        *clips, "--device", "cpu",
         *("--steps", "2", "--seeds", "0", "--output", str(tmp_path), "--num-frames", "8", "--resolution", "48"),
     ]  # fmt: skip
     arms = ["--arms", "base", "padding_zeros", "kl_1e-4", "--state", str(tmp_path / "ablations")]

@@ -2,20 +2,20 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks import equal_budget, trainings
 from benchmarks.equal_budget import NETWORKS, budgets, cost_rows, training
 from benchmarks.trainings import Training, difference, spread_over_seeds
-from data.synthetic.datamodule import write_synthetic
-from tae.runtime.cli import CONFIG_FOLDER
+from tae.runtime.config import plain
+from tae.runtime.errors import UserError
 
 OPTIONS = ["--train", "train-*.tar", "--test", "test-*.tar", "--device", "cpu", "--state"]
 
@@ -89,7 +89,7 @@ def test_a_training_that_has_ended_is_read(tmp_path: Path, monkeypatch: pytest.M
         trained.append(cfg.trainer.max_steps)
         (run.folder(arguments)).mkdir(parents=True, exist_ok=True)
         (run.folder(arguments) / "per_clip.csv").write_text("key,psnr\nclip,30.0\n")
-        return {"metrics": {"psnr": {"mean": float(cfg.trainer.max_steps)}}}
+        return {"metrics": {"psnr": {"mean": float(cfg.trainer.max_steps)}}, "config": plain(cfg)}
 
     monkeypatch.setattr(trainings, "train", train)
     for _ in range(2):
@@ -97,6 +97,10 @@ def test_a_training_that_has_ended_is_read(tmp_path: Path, monkeypatch: pytest.M
             found = run.run(arguments, steps)
             assert found["metrics"]["psnr"]["mean"] == steps
             assert trainings.values_of(found, "psnr") == np.array([30.0])
+    assert trained == [5, 9]
+    arguments.lr *= 2
+    with pytest.raises(UserError, match=r"after_5_steps.json was made with other settings of optimizer"):
+        run.run(arguments, 5)
     assert trained == [5, 9]
     for version, text in ((0, "step,val/psnr\n1,20\n2,\n2,21\n"), (1, "step,val/psnr\n2,21.5\n3,22\n")):
         path = run.folder(arguments) / f"csv/version_{version}/metrics.csv"
@@ -109,19 +113,12 @@ def test_a_training_that_has_ended_is_read(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.network
 @pytest.mark.usefixtures("real_weights")
 @pytest.mark.timeout(1800)
-def test_a_comparison_that_is_repeated_ends_in_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_that_is_repeated_ends_in_the_same_table(
+    clips: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two networks and the linear codec; then again without any training."""
-    settings = [
-        f"output={tmp_path / 'clips'}",
-        "num_clips={train: 6, val: 0, test: 4}",
-        "clip_frames=20",
-        "clip_size=64",
-    ]
-    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
-        write_synthetic(compose("synthetic", overrides=settings))
-    shards = {name: str(tmp_path / "clips" / name / "*.tar") for name in ("train", "test")}
     command = [
-        "equal_budget", *(text for name, pattern in shards.items() for text in (f"--{name}", pattern)),
+        "equal_budget", *clips,
         *("--device", "cpu", "--steps", "2", "--batch", "1", "--looks", "1", "--fit-clips", "4", "--repeats", "1"),
         *("--networks", "haar, 2 levels", "LTX", "--state", str(tmp_path / "state"), "--output", str(tmp_path)),
         *("--plot", str(tmp_path / "plot.png")),
