@@ -42,7 +42,7 @@ def prepare_on(cores: int, workers: int, source: Path, dataset: str = "folder") 
     with tempfile.TemporaryDirectory() as folder:
         wall = seconds(
             lambda: prepare(
-                dataset, source, Path(folder) / "shards", split="none", splits_dir=None, test=0.0, val=0.0, seed=0,
+                dataset, source, Path(folder) / "shards", split=None, splits_dir=None, test=0.2, val=0.0, seed=0,
                 timeout=300, shard_mb=256, encoding=None, engine=engine,
             ),
             "cpu",

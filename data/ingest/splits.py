@@ -153,11 +153,11 @@ def take_groups(groups: np.ndarray, labels: np.ndarray, share: float, seed: int)
     Args:
         groups, labels: of each video, as in `Scenes`; the class of a group is that of its first video.
     """
-    sizes = np.bincount(groups)
-    label_of = np.zeros(len(sizes), np.int64)
+    sizes = np.bincount(groups).astype(np.int32)  # half of the memory, with as many groups as files
+    label_of = np.zeros(len(sizes), np.int32)
     label_of[groups[::-1]] = labels[::-1]  # of several values the last one stays
-    order = np.flatnonzero(sizes)
-    members = np.bincount(label_of[order])
+    order = np.flatnonzero(sizes).astype(np.int32)
+    members = np.bincount(label_of[order]).astype(np.int32)
     shuffle_array(order, random.Random(seed))
     left, taken, wanted, size = members.copy(), np.zeros(len(sizes), bool), share * len(groups), 0
     arrays: Iterable[Any] = (
