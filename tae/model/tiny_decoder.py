@@ -46,31 +46,38 @@ class JoinedBlock(nn.Module):
 
 
 class Expand(nn.Module):
-    """A convolution of each frame to the values of each of its cells, unfolded: more frames, rows and columns.
+    """A convolution of each frame to the values of each of its cells, unfolded, around a shortcut that repeats what there is.
 
     Shapes: (b, in, t, h, w) -> (b, out, time * t, space * h, space * w)
+
+    The shortcut is that of DC-AE (arXiv 2410.10733, section 3.2), for as many channels or half; to pixels there is none. No
+    activation comes first, so that a decoder starts as a linear one, whose every part learns (docs/tiny-decoder.md).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time: int, space: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, time: int, space: int, shortcut: bool) -> None:
         super().__init__()
         self.time = time
         self.space = space
+        self.kept = in_channels // out_channels if shortcut else 0
         self.conv = nn.Conv2d(in_channels, time * space**2 * out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        cells = per_frame(self.conv, F.relu(x)).movedim(1, -1)
-        cells = cells.unflatten(-1, (self.time, self.space, self.space, -1))  # (b, t, h, w, time, space, space, out)
-        unfolded = cells.permute(0, 1, 4, 2, 5, 3, 6, 7)
+        cells = per_frame(self.conv, x)
+        if self.kept:
+            repeats = self.time * self.space**2 // self.kept
+            cells = cells + x.unflatten(1, (self.kept, -1)).repeat_interleave(repeats, 1).flatten(1, 2)
+        cells = cells.movedim(1, -1).unflatten(-1, (self.time, self.space, self.space, -1))
+        unfolded = cells.permute(0, 1, 4, 2, 5, 3, 6, 7)  # from (b, t, h, w, time, space, space, out)
         return unfolded.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
 class TinyLevel(nn.Module):
     """Blocks at one resolution, then the way to the next one."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, time: int, space: int) -> None:
+    def __init__(self, channels: int, out_channels: int, blocks: int, time: int, space: int, last: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(JoinedBlock(channels) for _ in range(blocks)))
-        self.expand = Expand(channels, out_channels, time, space)
+        self.expand = Expand(channels, out_channels, time, space, shortcut=not last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the blocks give, and the same at the next resolution."""
@@ -127,9 +134,10 @@ class TinyDecoder(nn.Module, StrictHubMixin, library_name="temporal-autoencoder"
         self.starting_weights: dict[str, str | None] | None = None
         self.widths = widths_of(width, int(math.log2(space_factor)))
         self.conv_in = nn.Conv2d(latent_channels, self.widths[0], 3, padding=1)
+        steps = list(zip(self.widths, [*self.widths[1:], 3], strict=True))
         self.levels = nn.ModuleList(
-            TinyLevel(channels, following, blocks, time=2 if 2**i < time_factor else 1, space=2)
-            for i, (channels, following) in enumerate(zip(self.widths, [*self.widths[1:], 3], strict=True))
+            TinyLevel(*channels, blocks, time=2 if 2**i < time_factor else 1, space=2, last=i == len(steps) - 1)
+            for i, channels in enumerate(steps)
         )
         self.to(memory_format=torch.channels_last)
 
