@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae import DecoderStream, Tiling, TinyDecoder, UserError
@@ -14,7 +15,7 @@ from tae.model.distillation import Distillation
 from tae.model.pretrained import load_model
 from tae.model.pretrained_decoder import load_decoder
 from tae.model.tiling import decode_in_space
-from tae.model.tiny_decoder import JoinedBlock
+from tae.model.tiny_decoder import Expand, JoinedBlock
 from tae.training.build import has_lone_first_frame
 from tests.fakes.diffusers_models import SMALL, make
 
@@ -34,6 +35,36 @@ def decoded(decoder: TinyDecoder, latents: Tensor, **kept: object) -> Tensor:
 
 def test_the_default_is_of_the_size_that_is_said() -> None:
     assert sum(parameter.numel() for parameter in TinyDecoder().parameters()) == 9_196_568
+
+
+def test_it_starts_as_a_linear_decoder() -> None:
+    """So that no unit is dead and every part of it learns from the first step."""
+    decoder = TinyDecoder(latent_channels=4, width=4).double()
+    one, other = torch.randn(2, 1, 4, 3, 2, 2, dtype=torch.float64)
+    mixed = decoded(decoder, 0.25 * one + 0.75 * other)
+    torch.testing.assert_close(mixed, 0.25 * decoded(decoder, one) + 0.75 * decoded(decoder, other))
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_a_shortcut_repeats_what_there_is(time: int) -> None:
+    """As many channels: each position in its whole cell. Half: the first of them in the first half of the cell."""
+
+    def expanded(x: Tensor, out_channels: int) -> Tensor:
+        expand = Expand(x.shape[1], out_channels, time, 2, shortcut=True)
+        nn.init.zeros_(expand.conv.weight)
+        nn.init.zeros_(expand.conv.get_parameter("bias"))
+        with torch.no_grad():
+            return expand(x)
+
+    x = torch.randn(1, 6, 2, 3, 4)
+    scale = (time, 2, 2)
+    whole = F.interpolate(x, scale_factor=scale)
+    assert torch.equal(expanded(x, 6), whole)
+    axis = 2 if time == 2 else 3  # the slowest of a cell: time, or else height
+    first, second = expanded(x, 3).unflatten(axis, (-1, 2)).unbind(axis + 1)
+    at_first, at_second = whole.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    assert torch.equal(first, at_first[:, :3])
+    assert torch.equal(second, at_second[:, 3:])
 
 
 @pytest.mark.parametrize(
