@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tae.model.folding import CELL, AveragingDownsample, DuplicatingUpsample, Folding, Unfolding
 from tae.model.layers import Attention, Conv2_5d, Downsample, ResidualBlock, Upsample, make_norm
+from tae.model.memory_format import per_frame
 
 
 class Middle(nn.Module):
@@ -74,6 +75,20 @@ def make_levels(
     return levels
 
 
+def make_shortcut(channels: int, out_channels: int, folds: int) -> nn.Conv2d | None:
+    """A way around the last norm, of networks that fold. An image autoencoder has no such weights.
+
+    The norm takes away a frame's brightness and contrast, which latents and pixels are proportional to: a network from random
+    weights learns by several dB faster where they need not be found again (docs/benchmarks.md, "Equal budgets").
+    """
+    return nn.Conv2d(channels, out_channels, 1) if folds else None
+
+
+def around(shortcut: nn.Conv2d | None, x: Tensor) -> Tensor | None:
+    """What the shortcut gives of (b, c, t, h, w); None where there is none."""
+    return None if shortcut is None else per_frame(shortcut, x)
+
+
 class Encoder(nn.Module):
     """A clip (b, 3, t, h, w) to the parameters of its posterior (b, 2 latent, ceil(t / f), h / f, w / f)."""
 
@@ -89,12 +104,14 @@ class Encoder(nn.Module):
         self.middle = Middle(widths[-1], groups, group_norm)
         self.norm_out = make_norm(widths[-1], groups, per=group_norm, silu=True)
         self.conv_out = Conv2_5d(widths[-1], 2 * latent_channels)
+        self.shortcut_out = make_shortcut(widths[-1], 2 * latent_channels, folds)
 
     def forward(self, clip: Tensor) -> Tensor:
         x = self.conv_in(self.folding(clip))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(self.norm_out(self.middle(x)))
+        x = self.middle(x)
+        return self.conv_out(self.norm_out(x), residual=around(self.shortcut_out, x))
 
 
 class Decoder(nn.Module):
@@ -112,10 +129,11 @@ class Decoder(nn.Module):
         self.levels = make_levels(widths, blocks, groups, group_norm, resample, changes_width=folds > 0)
         self.norm_out = make_norm(widths[-1], groups, per=group_norm, silu=True)
         self.conv_out = Conv2_5d(widths[-1], 3 * CELL**folds)
+        self.shortcut_out = make_shortcut(widths[-1], 3 * CELL**folds, folds)
         self.unfolding = Unfolding(frontend, folds)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.middle(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
-        return self.unfolding(self.conv_out(self.norm_out(x)))
+        return self.unfolding(self.conv_out(self.norm_out(x), residual=around(self.shortcut_out, x)))

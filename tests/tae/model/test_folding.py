@@ -50,6 +50,23 @@ def without_convolution(layer: nn.Module) -> nn.Module:
     return layer
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_shortcut_leads_around_the_last_norm(part: str) -> None:
+    """What is there before the norm, through a 1x1 convolution, is in what the network gives, and image networks have none."""
+    network = getattr(small(), part)
+    without_convolution(network.conv_out)
+    seen: list[torch.Tensor] = []
+    network.norm_out.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    network.conv_out.register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad():
+        network(torch.randn(2, 3 if part == "encoder" else 4, 8, 16, 24))
+    weight, bias = network.shortcut_out.weight[:, :, 0, 0], network.shortcut_out.bias
+    expected = torch.einsum("oc,bcthw->bothw", weight, seen[0]) + bias[:, None, None, None]
+    torch.testing.assert_close(seen[1], expected)
+    full = small(frontend="conv", folds=0, channel_multipliers=(1, 1, 1, 1))
+    assert not any("shortcut_out" in name for name in full.state_dict())
+
+
 def test_bands_are_those_of_the_matrix() -> None:
     x = torch.randn(2, 3, 4, 6, 8, dtype=torch.double)
     bands = torch.stack(haar_bands(x)).numpy()
