@@ -46,7 +46,7 @@ class JoinedBlock(nn.Module):
 
 
 class Expand(nn.Module):
-    """A convolution of each frame to the values of each of its cells, unfolded, around a shortcut that repeats what there is.
+    """A convolution of each frame to the values of each of its cells, unfolded, around a shortcut that repeats.
 
     Shapes: (b, in, t, h, w) -> (b, out, time * t, space * h, space * w)
 

@@ -52,7 +52,7 @@ def without_convolution(layer: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_shortcut_leads_around_the_last_norm(part: str) -> None:
-    """What is there before the norm, through a 1x1 convolution, is in what the network gives, and image networks have none."""
+    """What the norm is given, through a 1x1 convolution, is in what the network gives; image networks have none."""
     network = getattr(small(), part)
     without_convolution(network.conv_out)
     seen: list[torch.Tensor] = []
