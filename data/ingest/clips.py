@@ -108,11 +108,10 @@ def _make_cuts(
 ) -> Iterator[NewClip | LeftOut]:
     """A clip for each part of a file that holds frames."""
     parts = []
-    for number, cut in enumerate(video.cuts):
+    for ending, cut in zip(endings_of_cuts(len(video.cuts)), video.cuts, strict=True):
         part = find_frames(original.times, cut.start, cut.end)
-        key = f"{video.key}_{number:03d}" if len(video.cuts) > 1 else video.key
         if part[0] < part[1]:
-            parts.append((part, key, cut))
+            parts.append((part, video.key + ending, cut))
         else:
             length = original.times[-1] + 1 / original.facts.rate
             yield LeftOut(f"{video.path} ({cut})", f"no frame of the file, which has {float(length):.2f} s, is in it")
@@ -120,6 +119,11 @@ def _make_cuts(
     for (_, key, cut), (shot, copy, facts) in zip(parts, encoded, strict=True):
         own = dict(cut.more) | said | ({"label": cut.label} if cut.label else {})
         yield NewClip(key, "mp4", copy, own | asdict(facts) | {"shot": shot, "range": [cut.start, cut.end]})
+
+
+def endings_of_cuts(count: int) -> list[str]:
+    """What the keys of so many parts of a file have behind that of the file; one part has the file's own."""
+    return [f"_{number:03d}" for number in range(count)] if count > 1 else [""] * count
 
 
 def find_frames(times: Sequence[float], start: float | None, end: float | None) -> tuple[int, int]:

@@ -68,7 +68,7 @@ def index_files(
         UserError: no file can be used.
     """
     choice = choice or Choice()
-    found = find_media(source, folder, choice, cutting=True)
+    found = find_media(source, folder, choice, endings_of_parts)
     videos = list(found.videos)
     if split is not None and any(video.split for video in videos):
         videos = [video for video in videos if video.split == split]
@@ -107,11 +107,16 @@ def samples_of(video: Video, path: str, facts: Mapping[str, Any]) -> Iterator[Li
     common = {"label": video.label, "group": video.group} | dict(video.more or {})
     if not video.cuts:
         yield ListedSample(video.key, path, common, facts)
-    for number, cut in enumerate(video.cuts):
+    for ending, cut in zip(endings_of_parts(len(video.cuts)), video.cuts, strict=True):
         first = round((cut.start or 0.0) * facts["fps"])
         end = facts["frames"] if cut.end is None else min(round(cut.end * facts["fps"]), facts["frames"])
         own = {"label": cut.label or video.label, "range": str(cut), FIRST_FRAME: first} | dict(cut.more)
-        yield ListedSample(f"{video.key}_part{number:03d}", path, common | own, {**facts, "frames": end - first})
+        yield ListedSample(video.key + ending, path, common | own, {**facts, "frames": end - first})
+
+
+def endings_of_parts(count: int) -> list[str]:
+    """What the keys of so many parts of a file have behind that of the file."""
+    return [f"_part{number:03d}" for number in range(count)]
 
 
 def task_of(path: Path) -> ProbeTask | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.decode import VIDEO_READERS
 from data.ingest.bucket import WHEN_FULL, BucketTask, Removal, fill_bucket, remove_files
-from data.ingest.clips import Ways
+from data.ingest.clips import Ways, endings_of_cuts
 from data.ingest.journal import Journal
 from data.ingest.merging import (
     DUPLICATE,
@@ -105,7 +105,7 @@ def prepare(
     """
     check_request(dataset, source, output, encoding, interlaced, decoder)
     choice = choice or Choice()
-    found = find_videos(source, dataset, output, choice, cutting=encoding is not None)
+    found = find_videos(source, dataset, output, choice, endings_of_cuts if encoding else None)
     candidates, rejected = found.videos, found.rejected
     check_found(dataset, source, encoding, candidates, rejected)
     split = split or default_split(candidates)

@@ -1,7 +1,7 @@
 """The videos of a source, a folder or a list, and a unique key for each."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -55,21 +55,26 @@ class Found:
 
 
 def find_videos(
-    source: Path, dataset: str, output: Path | None = None, choice: Choice | None = None, cutting: bool = False
+    source: Path,
+    dataset: str,
+    output: Path | None = None,
+    choice: Choice | None = None,
+    endings: Callable[[int], Sequence[str]] | None = None,
 ) -> Found:
     """Find every file of a source.
 
     Args:
         source: a folder, whose files come sorted; a list (`data.ingest.lists`), whose files come in its order; or a video.
         output: what lies in it is no part of the source.
-        cutting: parts of files can be made into clips; otherwise a list that asks for them is refused.
+        endings: what so many parts of a file have behind its key in their own. None: parts cannot be made into clips, and
+            a list that asks for them is refused.
 
     Raises:
         UserError: a list that cannot be read, an archive, or a pattern that cannot be used or is found in no path.
     """
     choice = choice or Choice()
-    files, kinds = _files_of(source, dataset, output, choice, cutting)
-    naming = _Naming(source, dataset, choice.group_pattern)
+    files, kinds = _files_of(source, dataset, output, choice, cutting=endings is not None)
+    naming = _Naming(source, dataset, choice.group_pattern, endings)
     rejected: Rejected = ScratchList()
     videos = ScratchList(_accept(files, dataset, naming, rejected))
     if choice.group_pattern and videos and not naming.matches:
@@ -79,10 +84,15 @@ def find_videos(
     return Found(videos, rejected, kinds)
 
 
-def find_media(source: Path, output: Path | None = None, choice: Choice | None = None, cutting: bool = False) -> Found:
+def find_media(
+    source: Path,
+    output: Path | None = None,
+    choice: Choice | None = None,
+    endings: Callable[[int], Sequence[str]] | None = None,
+) -> Found:
     """The videos of a source, or where it holds none its images; arguments and errors as in `find_videos`."""
-    found = find_videos(source, "folder", output, choice, cutting)
-    return found if found.videos else find_videos(source, "images", output, choice, cutting)
+    found = find_videos(source, "folder", output, choice, endings)
+    return found if found.videos else find_videos(source, "images", output, choice, endings)
 
 
 def _read_caption(path: Path) -> str:
@@ -110,17 +120,21 @@ def _accept(files: SourceFiles, dataset: str, naming: "_Naming", rejected: Rejec
 class _Naming:
     """Gives each file of a source its key, label and group; counts the paths in which the group's pattern is found."""
 
-    def __init__(self, source: Path, dataset: str, group_pattern: str | None) -> None:
+    def __init__(
+        self, source: Path, dataset: str, group_pattern: str | None, endings: Callable[[int], Sequence[str]] | None
+    ) -> None:
         self.source = source
         self.dataset = dataset
         self.pattern = _compile(group_pattern)
+        self.endings = endings
         self.keys = UniqueKeys()
         self.matches = 0
 
     def video(self, row: Row, cuts: tuple[Cut, ...]) -> Video:
         path = name_of(row.path, self.source) if self.dataset == FRAMES else row.path
         folder, stem, suffix = split_path(path)
-        key = self.keys.claim(stem + suffix if self.dataset == FRAMES else stem)
+        endings = self.endings(len(cuts)) if self.endings else ()
+        key = self.keys.claim(stem + suffix if self.dataset == FRAMES else stem, endings)
         name = UCF101_NAME.match(stem) if self.dataset == "ucf101" else None
         match = self.pattern.search(row.path) if self.pattern else None
         self.matches += match is not None

@@ -18,16 +18,23 @@ class UniqueKeys:
     def __init__(self) -> None:
         self._taken: ScratchDict[int] = ScratchDict()  # with the highest number given to each; all below it are taken
 
-    def claim(self, name: str) -> str:
-        """The key for a file name: itself where that is possible, else with a number behind it."""
+    def claim(self, name: str, endings: Sequence[str] = ()) -> str:
+        """The key for a file name: itself where that is possible, else with a number behind it.
+
+        Args:
+            endings: of a file that becomes several samples, what each one's key has behind that of the file. No other file
+                gets one of these keys.
+        """
         base = safe_name(name)[:KEY_LENGTH] or "video"
-        if self._taken.add(base, 1):
-            return base
-        number = (self._taken.get(base) or 1) + 1
-        while not self._taken.add(f"{base}-{number}", 1):
-            number += 1
-        self._taken[base] = number
-        return f"{base}-{number}"
+        key, number = base, self._taken.get(base) or 0
+        while (number and self._taken.get(key)) or any(self._taken.get(key + ending) for ending in endings):
+            number = max(number, 1) + 1
+            key = f"{base}-{number}"
+        for taken in (key, *(key + ending for ending in endings)):
+            self._taken[taken] = 1
+        if number:
+            self._taken[base] = number
+        return key
 
 
 def safe_name(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.drawing import draw_clip, encode_mp4
-from data.ingest.clips import LeftOut, NewClip, Ways, make_clips
+from data.ingest.clips import LeftOut, NewClip, Ways, endings_of_cuts, make_clips
+from data.ingest.files import endings_of_parts
 from data.ingest.lists import Row, read_list
 from data.ingest.shots import Encoding
 from data.ingest.sources import Choice, find_videos
@@ -238,7 +240,7 @@ def test_archives_and_parts_of_files_are_refused_with_advice(tmp_path: Path) -> 
     (tmp_path / "list.csv").write_text("path,start,end\na.mp4,0,1\na.mp4,1,2\n")
     with pytest.raises(UserError, match=r"reencode=true.*columns.start=null"):
         find_videos(tmp_path / "list.csv", "folder")
-    (video,) = find_videos(tmp_path / "list.csv", "folder", cutting=True).videos
+    (video,) = find_videos(tmp_path / "list.csv", "folder", endings=endings_of_cuts).videos
     assert [str(cut) for cut in video.cuts] == ["0 to 1 s", "1 to 2 s"]
     choice = Choice(columns={"start": None, "end": None})
     again = find_videos(tmp_path / "list.csv", "folder", choice=choice)
@@ -270,8 +272,27 @@ def test_parts_of_a_file_are_cut_by_their_times(tmp_path: Path) -> None:
 
 
 def test_a_part_beyond_its_file_is_listed_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(encode_mp4(draw_clip(np.random.default_rng(0), 24, 64, 96)))
-    (tmp_path / "list.csv").write_text("path,start,end\na.mp4,0,0.5\na.mp4,9,10\n")
+    """The part that there is has a key of its own, though another file's name is the one that it would have."""
+    for number, name in enumerate(("a", "a_000")):
+        (tmp_path / f"{name}.mp4").write_bytes(encode_mp4(draw_clip(np.random.default_rng(number), 24, 64, 96)))
+    (tmp_path / "list.csv").write_text("path,start,end\na.mp4,0,0.5\na.mp4,9,10\na_000.mp4,0,1\n")
     found = run(tmp_path / "list.csv", tmp_path / "out", split="none", encoding=Encoding(False, 27.0, 8, None, 8, 23))
-    assert found.accepted["train"] == 1
+    assert found.accepted["train"] == 2
     assert list(found.rejected) == [("a.mp4 (9 to 10 s)", "no frame of the file, which has 1.00 s, is in it")]
+    (shard,) = find_shards(str(tmp_path / "out/train/*.tar"), "data.shards.train")
+    assert sorted(shard.frames) == ["a_000", "a_000-2"]
+
+
+@pytest.mark.parametrize(("endings", "ending"), [(endings_of_cuts, "_000"), (endings_of_parts, "_part000")])
+def test_keys_of_parts_are_no_other_files(endings: Callable[[int], list[str]], ending: str, tmp_path: Path) -> None:
+    """Whichever is listed first; a file whose parts have no other's name keeps its own."""
+    parts, other = "film.mp4,0,1\nfilm.mp4,1,2\n", f"film{ending}.mp4,,\n"
+    for name in ("film", f"film{ending}", "more"):
+        (tmp_path / f"{name}.mp4").touch()
+    for rows, expected in (
+        (parts + other, ["film", f"film{ending}-2", "more"]),
+        (other + parts, [f"film{ending}", "film-2", "more"]),
+    ):
+        (tmp_path / "list.csv").write_text(f"path,start,end\n{rows}more.mp4,0,1\nmore.mp4,2,3\n")
+        videos = find_videos(tmp_path / "list.csv", "folder", endings=endings).videos
+        assert [video.key for video in videos] == expected
