@@ -29,6 +29,11 @@ class FeatureMatching:
             raise UserError(
                 "loss.features compares a tiny decoder with its teacher: set its weight to 0 for other models."
             )
+        pairs = model.feature_pairs(output)  # under autocast, as the features were computed
         with torch.autocast(context.clip.device.type, enabled=False):
-            pairs = [(own.float(), their.float()) for own, their in model.feature_pairs(output)]
-            return torch.stack([(own - their).abs().mean() / their.abs().mean() for own, their in pairs]).mean()
+            return torch.stack([relative_distance(own.float(), their.float()) for own, their in pairs]).mean()
+
+
+def relative_distance(own: Tensor, their: Tensor) -> Tensor:
+    """mean |own - their| / mean |their|: ()"""
+    return (own - their).abs().mean() / their.abs().mean()

@@ -31,6 +31,20 @@ def test_the_value_is_its_definition() -> None:
     assert value == pytest.approx(expected, rel=1e-5)  # sums of float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_is_float32_of_features_of_half_precision(dtype: torch.dtype) -> None:
+    model, clip = distillation(), torch.rand(1, 3, 8, 16, 16) * 2 - 1
+    whole = FeatureMatching(1.0)(Context(clip, model(clip, sample_posterior=False), model, 0))
+    with torch.autocast("cpu", dtype):
+        output = model(clip, sample_posterior=False)
+        assert output.features[0].dtype == dtype
+        value = FeatureMatching(1.0)(Context(clip, output, model, 0))
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(whole.item(), rel=2e-2)  # bfloat16 rounds by 4e-3 in each of a few layers
+    value.backward()
+    assert all(parameter.grad.any() for parameter in model.projections.parameters())
+
+
 def test_other_models_have_no_features_to_match() -> None:
     model = distillation().teacher
     clip = torch.zeros(1, 3, 1, 8, 8)
