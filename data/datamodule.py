@@ -34,7 +34,7 @@ from data.sampling.types import Clip, Sampling, Window
 from data.sampling.usable import find_clips
 from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.index import find_shards, read_recipe
-from data.shards.manifest import index_folder, manifests_of
+from data.shards.manifest import MANIFESTS, index_folder
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
@@ -154,8 +154,7 @@ class ClipDataModule(LightningDataModule):
                 raise UserError(f"{name}: {min(unknown)} is unknown. Choose from: {', '.join(SPLITS)}.")
         sources_of_files = cast(dict[str, str | None], dict(files or {}))
         self.files = {split: to_path(source) for split, source in sources_of_files.items() if source is not None}
-        manifests = {split: manifests_of(source, split) for split, source in self.files.items()}
-        self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards)) | manifests
+        self.shards = cast(dict[str, str | Sequence[str] | None], dict(shards)) | dict.fromkeys(self.files)
         window = Window(
             num_frames,
             1,
@@ -190,6 +189,7 @@ class ClipDataModule(LightningDataModule):
         self.access = Access(read_tries, read_timeout, cache, allow_pipe)
         self.metadata = tuple(metadata)
         self.clips: dict[str, ClipTable] = {}  # of each split, or of "train/NAME" for each of several sources
+        self._manifests: dict[tuple[str, Path], str] = {}  # their pattern, by split and source
         self._named: dict[str, ClipTable] = {}  # those of evaluations, each under a name of its own
         self._training: list[ClipLoader | MixedLoader] = []
 
@@ -197,7 +197,7 @@ class ClipDataModule(LightningDataModule):
         """Find and check the clips of the stage's splits; opens no shard."""
         batches = 0  # bytes of one of each worker
         for split in SPLITS_OF_STAGE[stage]:
-            streams = [stream for stream in self._streams_of(split) if stream.shards is not None]
+            streams = [stream for stream in self._streams_of(split) if stream.is_set]
             weights = weigh(streams, [len(self._clips_of(split, stream)) for stream in streams])
             workers = divide_workers(self.num_workers, streams, weights)
             batches += sum(count * math.prod(stream.shape) for count, stream in zip(workers, streams, strict=True))
@@ -234,18 +234,23 @@ class ClipDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ClipLoader | list[ClipLoader]:
         """Each validation clip once; nothing where `shards.val` is null."""
-        return self.eval_dataloader("val") if self.shards.get("val") is not None else []
+        return self.eval_dataloader("val") if self.has("val") else []
 
     def test_dataloader(self) -> ClipLoader:
         """Each test clip once."""
         return self.eval_dataloader("test")
 
+    def has(self, split: str) -> bool:
+        """Whether shards or files are given for a split."""
+        return self.shards.get(split) is not None or split in self.files
+
     def describe(self, split: str) -> dict[str, Any]:
         """What a number on this split has to be told with: its shards, how they were split, the window and its size."""
-        option, patterns, window = f"data.shards.{split}", self.shards[split], self.stream.window.first_pace()
+        stream, window = self._with_manifests(split, self._streams_of(split)[0]), self.stream.window.first_pace()
+        patterns = stream.shards or ()
         return {
-            "shards": [str(self.files.get(split, patterns))] if isinstance(patterns, str) else list(patterns or ()),
-            "split": read_recipe(find_shards(patterns or (), option, self.access, self.stream.index), self.access),
+            "shards": [str(stream.files or patterns)] if isinstance(patterns, str) else list(patterns),
+            "split": read_recipe(find_shards(patterns, stream.option, self.access, stream.index), self.access),
             "num_frames": window.num_frames,
             "frame_stride": window.frame_stride,
             **({"fps": window.fps[0]} if window.fps else {}),
@@ -300,15 +305,20 @@ class ClipDataModule(LightningDataModule):
     def _clips_of(self, split: str, stream: Stream) -> ClipTable:
         name = _name(split, stream)
         if name not in self.clips:
-            if stream.files is not None:
-                self._index_files(stream.files, split, stream.option)
-            self.clips[name] = find_clips(stream, name, self.access)
+            self.clips[name] = find_clips(self._with_manifests(split, stream), name, self.access)
         return self.clips[name]
 
-    def _index_files(self, source: Path, split: str, option: str) -> None:
-        if not source.exists():
-            raise UserError(f"{option}={source} does not exist. Give a folder of videos, or a list of them.")
-        index_files(source, index_folder(source, split), split, self.decode_timeout, Engine())
+    def _with_manifests(self, split: str, stream: Stream) -> Stream:
+        """A stream of files with the manifests and index of these as its shards; one of shards as it is."""
+        if (source := stream.files) is None:
+            return stream
+        if (split, source) not in self._manifests:
+            if not source.exists():
+                raise UserError(f"{stream.option}={source} does not exist. Give a folder of videos, or a list of them.")
+            found = index_files(source, index_folder(source, split), split, self.decode_timeout, Engine())
+            rank_zero_info(f"{split}: {source}: {found}")
+            self._manifests[split, source] = f"{found.folder}/{MANIFESTS}"
+        return replace(stream, shards=self._manifests[split, source], index=None)
 
 
 def _name(split: str, stream: Stream) -> str:

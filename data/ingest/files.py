@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -13,14 +13,15 @@ from filelock import FileLock
 
 from data.decode import DecodeError
 from data.ingest.bucket import read_log
-from data.ingest.indexing import ROW_KINDS, Indexed, probe_video
+from data.ingest.indexing import ROW_KINDS, probe_video
 from data.ingest.rejected import REJECTED, write_rejected
 from data.ingest.sources import Choice, find_media, root_of
 from data.ingest.splits import Video
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.columns import column_value
+from data.shards.format import INDEX, TABLE_VERSION
 from data.shards.index_writer import write_table
-from data.shards.manifest import FIRST_FRAME, MANIFEST, MANIFESTS, manifest_line, read_media
+from data.shards.manifest import FIRST_FRAME, MANIFEST, manifest_line, read_media
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 from tae.runtime.files import write_text
@@ -29,6 +30,7 @@ from tae.video.facts import VideoError
 
 FILES_IN_A_MANIFEST = 1_000
 PROBED = "probed.jsonl"  # what was found so far, a file on each line
+REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,40 @@ class ListedSample:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class IndexedFiles:
+    """What is known of a source's files.
+
+    folder:   of the manifests and their index
+    samples:  clips that can be used
+    rejected: the other files, by reason
+    report:   the list of those
+    """
+
+    folder: Path
+    samples: int
+    rejected: Counter[str]
+    report: Path
+
+    def __str__(self) -> str:
+        """How many can be used, and why the others cannot."""
+        used = f"{self.samples} clip{'' if self.samples == 1 else 's'} can be used"
+        if not self.rejected:
+            return f"{used}."
+        reasons = [f"{count} x {reason}" for reason, count in self.rejected.most_common(REASONS_SHOWN)]
+        more = ["..."] if len(self.rejected) > REASONS_SHOWN else []
+        return (
+            f"{used}, {self.rejected.total()} entries cannot: {'; '.join(reasons + more)}. Each of them: {self.report}"
+        )
+
+
 def index_files(
     source: Path, folder: Path, split: str | None, timeout: float, engine: Engine, choice: Choice | None = None
-) -> Indexed:
-    """Look at each file once, and write manifests and their index to `folder`, with `rejected.csv` for what cannot be used.
+) -> IndexedFiles:
+    """Look at each file once, and write manifests and their index, with `rejected.csv` for what cannot be used.
+
+    The manifests lie in a folder in `folder` that is named after what they and the index say, and are never changed: a
+    training that reads them goes on with them when the source has changed and another one has been started.
 
     May be stopped at any moment and called again: a file that was looked at, for this folder or another one beside it, and
     has not changed, is not read again.
@@ -94,12 +126,24 @@ def index_files(
                     rejected.append((video.path, f"nothing of it is in {sample.metadata['range']}"))
                 else:
                     samples.append(sample)
-        write_rejected(folder / REJECTED, sorted(rejected))
+        report = folder / REJECTED
+        write_rejected(report, sorted(rejected))
         if not samples:
-            raise UserError(f"None of the {len(videos)} files of {source} is usable: see {folder / REJECTED}.")
+            raise UserError(f"None of the {len(videos)} files of {source} is usable: see {report}.")
         header = {"split": split or "all", "recipe": {"dataset": "files", "source": str(source.resolve())}}
-        write_manifests(folder, samples, header, found.kinds)
-    return Indexed(-(-len(samples) // FILES_IN_A_MANIFEST), len(samples), Counter(reason for _, reason in rejected))
+        manifests = folder / content_name(samples, header, found.kinds)
+        if not (manifests / INDEX).exists():  # which is written last
+            manifests.mkdir(exist_ok=True)
+            write_manifests(manifests, samples, header, found.kinds)
+    return IndexedFiles(manifests, len(samples), Counter(reason for _, reason in rejected), report)
+
+
+def content_name(samples: Iterable[ListedSample], header: Mapping[str, Any], further: Mapping[str, str]) -> str:
+    """A word for all that manifests and their index say; arguments as in `write_manifests`."""
+    digest = hashlib.sha256(json.dumps([TABLE_VERSION, FILES_IN_A_MANIFEST, header, ROW_KINDS, further]).encode())
+    for sample in samples:
+        digest.update(json.dumps(vars(sample)).encode())
+    return digest.hexdigest()[:16]
 
 
 def samples_of(video: Video, path: str, facts: Mapping[str, Any]) -> Iterator[ListedSample]:
@@ -133,12 +177,14 @@ def probe_files(
 ) -> dict[ProbeTask, dict[str, Any]]:
     """What each file is, or under "reason" why it cannot be used; those in the journal are done."""
     done = list(read_log(journal))
-    write_text(journal, "".join(json.dumps(line) + "\n" for line in done))  # without a last line that was cut off
     found = {ProbeTask(line["path"], line["size"], line["mtime_ns"]): line["found"] for line in done}
     waiting = [task for task in tasks if task not in found]
+    if not waiting:
+        return found
+    write_text(journal, "".join(json.dumps(line) + "\n" for line in done))  # without a last line that was cut off
     with journal.open("a", encoding="utf-8") as file, progress_bar("files") as progress:
         bar = progress.add_task("looking at files", total=len(tasks), completed=len(tasks) - len(waiting))
-        for task, result in run_isolated(probe_file, waiting, timeout, engine) if waiting else ():
+        for task, result in run_isolated(probe_file, waiting, timeout, engine):
             found[task] = {"reason": result.reason} if isinstance(result, Failure) else result
             file.write(json.dumps(vars(task) | {"found": found[task]}) + "\n")
             file.flush()
@@ -186,6 +232,4 @@ def write_manifests(
             elif column not in columns:
                 columns[column] = [sample.facts[column] for sample in block]
         rows.append(columns)
-    for old in set(folder.glob(MANIFESTS)) - {folder / shard["name"] for shard in shards}:
-        old.unlink()
     write_table(folder, header, shards, kinds, rows)

@@ -13,7 +13,6 @@ import numpy as np
 from data.sampling.transforms import Augmentation, Interpolation
 from data.sampling.types import Window
 from data.sampling.windows import ShortClip
-from data.shards.manifest import manifests_of
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, Pixels
 from tae.runtime.errors import UserError
 from tae.runtime.paths import to_path
@@ -93,7 +92,7 @@ class Stream:
         name: of the source, of the bucket, or of both (`SOURCE/BUCKET`); "" where there is one stream alone.
         key: of its settings in the config, for messages.
         option: the key of its shards or files.
-        shards: patterns; of files those of their manifests.
+        shards: patterns; None where there are files, until these have manifests.
         weight: its source's share of the batches, by that of all sources.
         share: its share of its source's batches, by that of all buckets; None where it follows from the clips.
         buckets: the windows of all buckets of its source, none where there are none.
@@ -118,6 +117,11 @@ class Stream:
     buckets: tuple[Window, ...] = ()
     bucket: int = 0
     files: Path | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether shards or files are given."""
+        return self.shards is not None or self.files is not None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -202,8 +206,9 @@ def _source_of(base: Stream, name: str, given: Mapping[str, Any]) -> tuple[Strea
     if "files" in own:
         if "shards" in own:
             raise UserError(f"sources.{name}.shards and sources.{name}.files both say what it reads: give one of them.")
-        option, own["files"] = f"{key}.files", to_path(own["files"])
-        own["shards"] = manifests_of(own["files"], "train")
+        if "index" in own:
+            raise UserError(f"sources.{name}.index is one of shards; files have their own: leave it out beside files.")
+        option, own["files"], own["shards"] = f"{key}.files", to_path(own["files"]), None
     elif "shards" in own:
         option, own["files"] = f"{key}.shards", None
     return replace(

@@ -27,14 +27,9 @@ def is_manifest(url: str) -> bool:
 
 
 def index_folder(source: Path, split: str) -> Path:
-    """Where the index of a split's files is kept: in the user's cache, beside those of other splits of the source."""
+    """Where the indexes of a split's files are kept: in the user's cache, beside those of other splits of the source."""
     name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
     return tables_folder() / f"files-{name}" / split
-
-
-def manifests_of(source: Path, split: str) -> str:
-    """The pattern of the manifests there."""
-    return f"{index_folder(source, split)}/{MANIFESTS}"
 
 
 def manifest_line(key: str, path: str, metadata: Mapping[str, Any]) -> bytes:

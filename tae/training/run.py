@@ -112,7 +112,7 @@ def build_adversary(cfg: DictConfig) -> PatchAdversary | None:
 
 def validation_psnr(trainer: L.Trainer, module: AutoencoderModule, data: ClipDataModule) -> float | None:
     """What the weights give as they are: the first point of the curve. None without validation clips."""
-    if data.shards.get("val") is None:
+    if not data.has("val"):
         return None
     trainer.validate(module, data, verbose=False)
     return as_float(trainer.callback_metrics.get("val/psnr"))

@@ -1,8 +1,10 @@
 """Training on files where they lie: found, looked at once, and read through manifests as shards are."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import torch
 from data.datamodule import ClipDataModule
 from data.drawing import draw_clip, encode_mp4
 from data.ingest.files import PROBED, index_files
+from data.ingest.indexing import index_shards
 from data.loading.stream import times_of_part
 from data.processes.pool import Engine
 from data.shards.format import Shard
 from data.shards.manifest import index_folder, manifest_line
 from data.shards.reader import open_samples
+from data.storage.remote import Access
 from tae.runtime.errors import UserError
 
 ONE = Engine(workers=1)
@@ -45,8 +49,7 @@ def keys_of(manifest: Path) -> list[str]:
 
 
 def index(source: Path, folder: Path, split: str | None = None) -> list[str]:
-    index_files(source, folder, split, 60.0, ONE)
-    return keys_of(folder / "files-000000.jsonl")
+    return keys_of(index_files(source, folder, split, 60.0, ONE).folder / "files-000000.jsonl")
 
 
 def test_what_is_found_and_what_is_left_out(videos: Path, tmp_path: Path) -> None:
@@ -93,6 +96,70 @@ def test_a_file_is_looked_at_once(videos: Path, tmp_path: Path) -> None:
     again = journal.read_text().splitlines()
     assert again[:3] == lines[:3]
     assert len(again) == 5  # and the last one, and the changed one
+
+
+def test_a_training_goes_on_when_its_source_has_changed_and_another_has_begun(
+    videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule]
+) -> None:
+    table = tmp_path / "list.csv"
+    for paths in ("abc", "ca"):
+        table.write_text("path\n" + "".join(f"videos/waving/{name}.mp4\n" for name in paths))
+        module = make_module(shards={}, files={"train": str(table)}, batch_size=1)
+        module.setup("fit")
+        if paths == "abc":
+            loader = module.train_dataloader()
+            first = [batch["keys"] for batch in loader]
+        assert len(module.clips["train"]) == len(paths)
+    assert sorted(key for _ in range(3) for batch in loader for key in batch["keys"]) == sorted("abc" * 3)
+    assert not loader.skipped
+    table.write_text("path\n" + "".join(f"videos/waving/{name}.mp4\n" for name in "abc"))
+    again = make_module(shards={}, files={"train": str(table)}, batch_size=1)
+    again.setup("fit")
+    assert [batch["keys"] for batch in again.train_dataloader()] == first
+
+
+def test_manifests_are_written_once(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other processes of a training, and later trainings, find them."""
+    first = index_files(videos, tmp_path / "files" / "train", None, 60.0, ONE)
+    monkeypatch.setattr("data.ingest.files.write_manifests", None)
+    monkeypatch.setattr("data.ingest.files.run_isolated", None)
+    assert index_files(videos, tmp_path / "files" / "train", None, 60.0, ONE) == first
+
+
+def test_what_is_left_out_is_said_once(
+    videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("path\n" + "".join(f"videos/waving/{name}.mp4\n" for name in ("a", "x", "b", "y", "z")))
+    buckets = {"short": {"num_frames": 8, "weight": 1}, "long": {"num_frames": 16, "weight": 1}}
+    module = make_module(shards={}, files={"train": str(table)}, buckets=buckets, batch_size=1)
+    with caplog.at_level(logging.INFO), suppress(UserError):  # one of the buckets may have no clip
+        module.setup("fit")
+    (said,) = [record.message for record in caplog.records if str(table) in record.message]
+    assert "2 clips can be used, 3 entries cannot: 3 x no such file" in said
+    assert Path(said.rpartition(": ")[2]).read_text().count("no such file") == 3
+
+
+def test_an_index_of_shards_is_not_that_of_files(
+    videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule], shards: Path
+) -> None:
+    """Neither of a source nor of a split of files beside shards that have one."""
+    elsewhere = tmp_path / "elsewhere"
+    urls = [str(path) for path in sorted(shards.glob("*.tar"))]
+    index_shards(urls, elsewhere, True, (), Access(), 60, ONE)
+    files, given = {"files": str(videos), "num_frames": 8}, {"index": str(elsewhere)}
+    module = make_module(sources={"shards": {}, "files": files}, **given)
+    module.setup("fit")
+    assert {name: len(clips) for name, clips in module.clips.items() if "/" in name} == {
+        "train/shards": 12,
+        "train/files": 3,
+    }
+    module = make_module(shards={"test": str(shards / "*.tar")}, files={"train": str(videos)}, num_frames=8, **given)
+    module.setup(None)
+    assert {name: len(clips) for name, clips in module.clips.items()} == {"train": 3, "test": 13}
+    assert "files" in module.describe("train")["split"]
+    with pytest.raises(UserError, match=r"sources\.x\.index is one of shards"):
+        make_module(sources={"x": files | given})
 
 
 def test_a_list_gives_each_split_its_files(videos: Path, tmp_path: Path) -> None:
