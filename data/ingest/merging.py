@@ -83,15 +83,22 @@ class Entries:
 
     def with_buckets(self) -> Iterator[tuple[Bucket, dict[str, Any]]]:
         """Each bucket that holds samples, with its entry."""
-        filled = ((bucket, facts) for bucket in self._buckets if (facts := bucket.read())["rows"])
-        for number, (bucket, facts) in enumerate(filled):
-            rows = facts["rows"]
-            entry = {"name": shard_name(number), "samples": len(rows)}
-            entry |= {"bytes": facts["bytes"], "sha256": facts["sha256"]}
-            entry |= {"frames": {row["key"]: row["frames"] for row in rows}, "offsets": [row["begin"] for row in rows]}
-            entry |= {name: [row[name] for row in rows] for name in INDEX_COLUMNS if name != "frames"}
-            own = {name: [column_value(row[name], kind) for row in rows] for name, kind in self._own_kinds.items()}
-            yield bucket, entry | {"columns": own}
+        number = 0
+        for bucket in self._buckets:
+            if entry := self._entry(bucket, shard_name(number)):  # what it is made of is gone before the next is read
+                yield bucket, entry
+                number += 1
+
+    def _entry(self, bucket: Bucket, name: str) -> dict[str, Any]:
+        """What the index says of a bucket; nothing where it holds no samples."""
+        facts = bucket.read()
+        if not (rows := facts["rows"]):
+            return {}
+        entry = {"name": name, "samples": len(rows), "bytes": facts["bytes"], "sha256": facts["sha256"]}
+        entry |= {"frames": {row["key"]: row["frames"] for row in rows}, "offsets": [row["begin"] for row in rows]}
+        entry |= {column: [row[column] for row in rows] for column in INDEX_COLUMNS if column != "frames"}
+        own = {column: [column_value(row[column], kind) for row in rows] for column, kind in self._own_kinds.items()}
+        return entry | {"columns": own}
 
 
 def write_split(

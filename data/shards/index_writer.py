@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,13 @@ def write_index(
     own = dict(own_kinds or {})
     optional = {column: name for column, name in OPTIONAL_COLUMNS.items() if column in present}
     kinds = {name: COLUMN_KINDS[name] for name in ("frames", "key", *optional.values())} | own
-    shards, again = tee(entries)  # in step: one entry is in memory
     rows = (
         {"frames": list(entry["frames"].values()), "key": list(entry["frames"])}
         | {name: entry[column] for column, name in optional.items()}
         | {name: entry["columns"][name] for name in own}
-        for entry in again
+        for entry in entries
     )
-    write_table(folder, header, shards, kinds, rows)
+    write_table(folder, header, entries, kinds, rows)  # in step, each from its own reading: two entries are in memory
 
 
 def write_table(

@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,25 @@ def test_strings_of_any_kind_are_what_was_written(tmp_path: Path, texts: list[st
     assert isinstance(column, Strings)
     assert list(column) == texts == column[:]
     assert pickle.loads(pickle.dumps(column))[:] == texts
+
+
+class Entries:
+    """A hundred shards, which know how many of them are in memory at most."""
+
+    most = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        given: list[weakref.ref[Any]] = []
+        for number in range(100):
+            scores = np.ones(1)
+            given.append(weakref.ref(scores))
+            self.most = max(self.most, sum(one() is not None for one in given))
+            entry = {"name": f"{number}.tar", "samples": 1, "bytes": 1, "sha256": "", "frames": {str(number): 8}}
+            yield entry | {"columns": {"score": scores}}
+
+
+def test_a_table_of_many_shards_holds_few_of_them_in_memory(tmp_path: Path) -> None:
+    """Each may have ten thousand samples: the one that is written, its next one, and nothing that grows."""
+    entries = Entries()
+    write_index(tmp_path, {"split": "train", "recipe": {}}, entries, {"score": "float64"})
+    assert entries.most <= 3
