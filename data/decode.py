@@ -6,6 +6,7 @@ file has times of display; decord counts from a keyframe, which is right in most
 """
 
 import os
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from tae.runtime.errors import first_line
 from tae.video.facts import HD_HEIGHT, MAX_ASPECT, MAX_PIXELS, VideoError
 from tae.video.image import image_size, is_image, open_image, to_pixels
 from tae.video.seeking import PacketReader
+
+DECORD_ORIGIN = r"^\[[\d:]+\] \S+:\d+: (\[\S+\] )?"  # "[time] source.cc:line: [path] " before a message
 
 
 class DecodeError(Exception):
@@ -284,4 +287,4 @@ def _without_padding(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _plain(error: Exception) -> str:
     """What decord's own message says, without its stack trace and source positions."""
-    return first_line(error).split("Check failed: ")[-1].strip()[:200]
+    return re.sub(DECORD_ORIGIN, "", first_line(error).split("Check failed: ")[-1].strip())[:200]

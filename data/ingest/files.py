@@ -29,7 +29,7 @@ from tae.runtime.progress import progress_bar
 from tae.video.facts import VideoError
 
 FILES_IN_A_MANIFEST = 1_000
-PROBED = "probed.jsonl"  # what was found so far, a file on each line
+PROBED = "probed-2.jsonl"  # what `probe_video` found so far, a file on each line; the number is that of its rules
 REASONS_SHOWN = 3
 
 

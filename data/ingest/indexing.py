@@ -18,7 +18,7 @@ from data.decode import IMAGE_READER, DecodeError, as_path, open_video
 from data.ingest.rejected import REJECTED, write_rejected
 from data.processes.pool import Engine, Failure, run_isolated
 from data.shards.columns import STRING, column_value
-from data.shards.format import COLUMN_KINDS, COLUMN_NAME, Shard, media_of
+from data.shards.format import COLUMN_KINDS, COLUMN_NAME, INDEX, Shard, media_of, read_json
 from data.shards.index_writer import write_table
 from data.shards.metadata import CAPTION, read_metadata, with_caption
 from data.shards.reader import open_samples
@@ -33,6 +33,8 @@ from tae.video.seeking import PacketReader
 
 WORK = ".indexing"  # folder of what is done, until the index is written
 ROW_KINDS = COLUMN_KINDS | {"reader": STRING}
+RECIPE = {"dataset": "shards of others"}  # in the header of the indexes that are written here
+SHARDS_NAMED = 5  # of those that cannot be read
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def index_shards(
         timeout: seconds for one shard.
 
     Raises:
-        UserError: a shard cannot be read, no sample is usable, or the folder cannot be written.
+        UserError: shards cannot be read (said when all others are done), no sample is usable, the folder cannot be written,
+            or has an index that would be lost.
     """
+    refuse_replacing(urls, folder, elsewhere)
     if wrong := [name for name in columns if not COLUMN_NAME.fullmatch(name) or name in ROW_KINDS]:
         raise UserError(
             f"columns={wrong[0]} is not allowed: small letters, digits and _, and none of {', '.join(ROW_KINDS)}."
@@ -100,15 +104,53 @@ def index_shards(
     return found
 
 
+def refuse_replacing(urls: Sequence[str], folder: Path, elsewhere: bool) -> None:
+    """Keep the index of a folder that says more than one of these shards would.
+
+    Raises:
+        UserError: preparation wrote it, or it lists further shards.
+    """
+    if not (folder / INDEX).exists():
+        return
+    try:
+        index = read_json((folder / INDEX).read_bytes())
+        own, listed = index["recipe"] == RECIPE, [entry.get("url", entry["name"]) for entry in index["shards"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        own, listed = False, []
+    if not own:
+        raise UserError(
+            f"{folder / INDEX} was not written by data.index (shards that data.prepare wrote need no other index). To keep "
+            "it, give another folder: output=DIR."
+        )
+    given = set(urls) if elsewhere else set(map(file_name, urls))
+    there = [name for name in listed if is_remote(name) or (folder / name).exists()]
+    if missing := [name for name in there if name not in given]:
+        raise UserError(
+            f"{folder / INDEX} lists {missing[0]} too ({len(missing)} shards are not among those given), and would be "
+            "replaced. Name all shards, or give another folder: output=DIR."
+        )
+
+
 def look_through(tasks: Sequence[IndexTask], timeout: float, engine: Engine) -> None:
-    """Have every shard looked through that was not yet, or is of another size by now."""
+    """Have every shard looked through that was not yet, or is of another size by now.
+
+    Raises:
+        UserError: some cannot be read; all others are done.
+    """
     waiting = [task for task in tasks if not _is_done(task)]
+    unreadable: list[str] = []
     with progress_bar("shards") as progress:
         bar = progress.add_task("indexing", total=len(tasks), completed=len(tasks) - len(waiting))
         for task, result in run_isolated(index_shard, waiting, timeout, engine) if waiting else ():
-            if isinstance(result, Failure):
-                raise UserError(f"{task.url} cannot be indexed: looking through it {result.reason}.")
+            if reason := f"looking through it {result.reason}" if isinstance(result, Failure) else result:
+                unreadable.append(f"{task.url} ({reason})")
             progress.advance(bar)
+    if unreadable:
+        named = sorted(unreadable)[:SHARDS_NAMED] + ["..."] * (len(unreadable) > SHARDS_NAMED)
+        raise UserError(
+            f"{len(unreadable)} of {len(tasks)} shards cannot be read: {', '.join(named)}. Fetch them again, or leave them "
+            "out of shards=... The others are done and will not be read again."
+        )
 
 
 def _is_done(task: IndexTask) -> bool:
@@ -118,11 +160,11 @@ def _is_done(task: IndexTask) -> bool:
     return is_remote(task.url) or Path(task.url).stat().st_size == size
 
 
-def index_shard(task: IndexTask) -> None:
+def index_shard(task: IndexTask) -> str:
     """Look through one shard: a row for each usable sample, and for the others the reason why they are not.
 
-    Raises:
-        UserError: it is no tar file, or cannot be read.
+    Returns:
+        Why it cannot be read; empty where it can.
     """
     rows: list[dict[str, Any]] = []
     rejected: list[tuple[str, str]] = []
@@ -139,8 +181,9 @@ def index_shard(task: IndexTask) -> None:
                 else:
                     rows.append({"key": key, "offset": sample["__offset__"]} | row)
     except Exception as error:  # whatever a damaged file provokes in tarfile
-        raise UserError(f"{task.url} cannot be read as a shard: {error or type(error).__name__}.") from error
+        return str(error) or type(error).__name__
     write_text(task.result, json.dumps({"bytes": size, "sha256": sha256, "rows": rows, "rejected": rejected}))
+    return ""
 
 
 def _measure(task: IndexTask) -> tuple[int, str]:
@@ -157,6 +200,8 @@ def _row_of(sample: dict[str, Any], columns: Sequence[str]) -> dict[str, Any] | 
     """What the table says of a sample, or why it cannot be used."""
     if fault := sample.get("__fault__"):
         return fault
+    if not _is_unicode(sample["__key__"]):
+        return "its name is not UTF-8"
     videos = media_of(sample)
     if len(videos) != 1:
         return f"{len(videos)} video or image files under one key, one is expected"
@@ -168,8 +213,20 @@ def _row_of(sample: dict[str, Any], columns: Sequence[str]) -> dict[str, Any] | 
     return facts | {name: metadata.get(name) for name in columns}
 
 
+def _is_unicode(name: str) -> bool:
+    """Whether a name can be written to the index; tarfile has a stand-in for each byte that it cannot read."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def probe_video(video: bytes) -> dict[str, Any]:
     """Frames, rate and size of a video or image file, and the reader that finds its frames; decodes one frame of a video.
+
+    The reader of videos is PyAV, which is right for all: where frames have no times it counts them from the start. decord is
+    faster there and right in most files; in which ones, only decoding the whole file tells (`data.ingest.check`).
 
     Raises:
         VideoError, DecodeError: it cannot be used.
@@ -181,20 +238,14 @@ def probe_video(video: bytes) -> dict[str, Any]:
     with as_path(video) as path:
         packets = PacketReader(path)
         try:
-            facts, reader, frames = packets.facts, "pyav", len(packets)
-            rate, (height, width) = float(facts.rate), facts.size
-            if not packets.has_times and facts.plain:
-                reader = "decord"
+            frames, rate, (height, width) = len(packets), float(packets.facts.rate), packets.facts.size
         finally:
             packets.close()
-    if reader == "decord":
-        with open_video(video, reader) as file:
-            frames, rate = len(file), file.fps
     if not 0 < rate < 1000:
         raise DecodeError(f"states an impossible frame rate ({rate:g})")
     if frames < 1:
         raise DecodeError("no frame decodes")
-    return {"frames": frames, "fps": rate, "width": width, "height": height, "reader": reader}
+    return {"frames": frames, "fps": rate, "width": width, "height": height, "reader": "pyav"}
 
 
 def merge(tasks: Sequence[IndexTask], folder: Path, elsewhere: bool, columns: Sequence[str]) -> Indexed:
@@ -219,7 +270,7 @@ def merge(tasks: Sequence[IndexTask], folder: Path, elsewhere: bool, columns: Se
         {name: [column_value(row[name], kind) for row in found["rows"]] for name, kind in kinds.items()}
         for _, found in _results(tasks)
     )
-    write_table(folder, {"split": "not stated", "recipe": {"dataset": "shards of others"}}, shards, kinds, rows)
+    write_table(folder, {"split": "not stated", "recipe": RECIPE}, shards, kinds, rows)
     return Indexed(len(tasks), samples, reasons)
 
 

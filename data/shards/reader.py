@@ -9,7 +9,8 @@ from data.shards.format import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_VIDEO_BYTES
 from data.shards.manifest import is_manifest, read_listed
 from data.storage.remote import Access, open_file
 
-TEXTS = {"json", "txt"}
+CAPTION_FILE = "txt"
+TEXTS = {"json", CAPTION_FILE}
 READ = MEDIA_EXTENSIONS | TEXTS
 
 
@@ -22,8 +23,8 @@ def open_samples(
     A sample is a dict with `__key__`, the video or image under its extension, `json` and `txt` where it has them, and
     `__offset__`, where it begins. The key is all of a member's name before its last extension.
 
-    The other members are passed over without being read. A sample that breaks a bound has `__fault__` in the place of
-    what breaks it.
+    The other members are passed over without being read, and so is a `txt` of more than MAX_JSON_BYTES. A sample that breaks
+    another bound has `__fault__` in the place of what breaks it.
 
     Raises:
         OSError, tarfile.TarError, ValueError: while iterating; the shard is damaged or cannot be reached.
@@ -68,6 +69,8 @@ def _read_samples(file: BinaryIO, shard: Shard, wanted: set[str] | None) -> Iter
             extension = extension.lower()
             if (wanted is not None and key not in wanted) or extension not in READ:
                 continue
+            if extension == CAPTION_FILE and member.size > MAX_JSON_BYTES:
+                continue  # no caption is so long
             if sample and sample["__key__"] != key:
                 yield sample
                 sample = {}
