@@ -112,13 +112,23 @@ def differing_parameters(differences: Sequence[str]) -> str:
     return f"{len(differences)} parameters differ.\n  {shown}\n"
 
 
+def check_kept_size(held: tuple[int, int], size: tuple[int, int] | None) -> None:
+    """Refuse a height and width to keep of a decoded clip that has those that are `held`; None keeps all.
+
+    Raises:
+        ValueError: more than there are, or none.
+    """
+    if size is not None and any(not 1 <= want <= have for want, have in zip(size, held, strict=True)):
+        raise ValueError(f"size={size} was asked for; these latents hold {held}.")
+
+
 def kept_extents(
     held: tuple[int, int, int], num_frames: int | None, size: tuple[int, int] | None
 ) -> tuple[int, int, int]:
     """(frames, height, width) to keep of a decoded clip that has as many as are `held`; None keeps all.
 
     Raises:
-        ValueError: more than there are.
+        ValueError: more than there are, or none.
     """
     wanted = (held[0] if num_frames is None else num_frames, *(size or held[1:]))
     if any(not 1 <= want <= have for want, have in zip(wanted, held, strict=True)):

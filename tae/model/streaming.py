@@ -5,11 +5,12 @@ give the same bits. It holds less than a tile and what the next tile is blended 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from tae.model.checks import check_clip, check_latents, check_range
+from tae.model.checks import check_clip, check_kept_size, check_latents, check_range
 from tae.model.codec import LatentDecoder, TileableCodec, TileableDecoder
 from tae.model.interface import VideoAutoencoder
 from tae.model.pairing import tiny_decoder_of
@@ -96,6 +97,7 @@ class DecoderStream:
 
     Raises:
         UserError: the tiling does not fit the model, or the model cannot be cut.
+        ValueError: fewer than one frame, row or column to give.
     """
 
     def __init__(
@@ -105,17 +107,19 @@ class DecoderStream:
         size: tuple[int, int] | None = None,
         tiling: Tiling | None = None,
     ) -> None:
+        if any(wanted is not None and wanted < 1 for wanted in (num_frames, *(size or ()))):
+            raise ValueError(f"num_frames={num_frames}, size={size}: give 1 or more, or None for all.")
         self.tiling = tiling or Tiling()
+        tiny = tiny_decoder_of(model)
+        if tiny is not None:  # in time it needs no tiles, so any fit
+            self.tiling = replace(self.tiling, tile_pixel_frames=model.time_factor, overlap_pixel_frames=0)
         check_tiles(model, self.tiling, decoding=True)
         length, overlap = self.tiling.tile_pixel_frames, self.tiling.overlap_pixel_frames
         self._model = model
         self._size = size
         self._num_frames = num_frames
         self._given = 0
-        tiny = tiny_decoder_of(model)
         self._frame_by_frame = None if tiny is None else TinyDecoderStream(tiny)
-        if self._frame_by_frame is not None:
-            length, overlap = model.time_factor, 0
         self._windows = Windows(length // model.time_factor, overlap // model.time_factor, TIME)
         self._seams = OverlapAdd(overlap, TIME)
         self._end: Tensor | None = None  # no latents, of the shape of those that were pushed
@@ -132,19 +136,21 @@ class DecoderStream:
 
         Shapes:
             latents: (b, latent_channels, t', h', w'), of any t'; all else is the same in each push
-            returns: clips (b, 3, at most tile_pixel_frames, *size); a tiny decoder's are of one latent frame each
+            returns: clips (b, 3, at most tile_pixel_frames, *size); a tiny decoder's are of at most time_factor frames
 
         Raises:
             ValueError: no latents of this model, unlike the first push, less than `size`, or after `flush`.
             TypeError: not floating-point values.
         """
         check_latents(latents, self._model.latent_channels)
+        factor = self._model.space_factor
+        check_kept_size((latents.shape[3] * factor, latents.shape[4] * factor), self._size)
         tiles = self._windows.push(latents)
         self._end = latents[:, :, :0].clone()  # a view would keep what was pushed
         return self._wanted(self._decode(tiles))
 
     def flush(self) -> list[Tensor]:
-        """End the stream, and give the frames that are left.
+        """End the stream, and give the frames that are left: of a tiny decoder, one clip of at most `latency` frames.
 
         Raises:
             ValueError: it was flushed before, or the latents held fewer than `num_frames` frames.

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tae.model.checks import check_clip
+from tae.model.checks import check_clip, check_kept_size
 from tae.model.codec import Codec, LatentDecoder
 from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
@@ -93,9 +93,8 @@ def decode_in_space(model: LatentDecoder, latents: Tensor, size: tuple[int, int]
     factor = model.space_factor
     tile, overlap = tiling.tile_pixels // factor, tiling.overlap_pixels // factor
     clip = in_tiles(model.decode, latents, tile, overlap, unit=1, scale=factor)
+    check_kept_size((clip.shape[3], clip.shape[4]), size)
     height, width = size or clip.shape[3:]
-    if height > clip.shape[3] or width > clip.shape[4]:
-        raise ValueError(f"size={size} was asked for; these latents hold {tuple(clip.shape[3:])}.")
     return clip[..., :height, :width]
 
 

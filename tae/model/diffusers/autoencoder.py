@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tae.model.checks import MAX_BLOCKS
+from tae.model.checks import MAX_BLOCKS, kept_extents
 from tae.model.corruption import LatentCorruption
 from tae.model.diffusers.families import FAMILIES
 from tae.model.interface import VideoAutoencoder
@@ -77,14 +77,19 @@ class DiffusersAutoencoder(VideoAutoencoder):
         return DiagonalGaussian(mean, torch.full_like(mean, -torch.inf) if logvar is None else logvar.float())
 
     def decode(self, latents: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """The clip of (b, c, t', h', w'), from its start and upper left as much as is asked for; not clamped."""
+        """The clip of (b, c, t', h', w'), from its start and upper left as much as is asked for; not clamped.
+
+        Raises:
+            ValueError: more is asked for than there is, or nothing.
+        """
         latents = latents.to(self.vae.dtype)
         if self.family.images_only:
             clip = as_clip(self.family.decode(self.vae, as_frames(latents)), len(latents))
         else:
             clip = self.family.decode(self.vae, latents)
-        height, width = size or clip.shape[3:]
-        return clip[:, :, :num_frames, :height, :width]
+        t, h, w = clip.shape[2:]
+        frames, height, width = kept_extents((t, h, w), num_frames, size)
+        return clip[:, :, :frames, :height, :width]
 
     def padded(self, clip: Tensor) -> Tensor:
         """The clip with its last frame, row and column repeated up to the next size that the architecture takes."""

@@ -1,6 +1,7 @@
 """Streams: any pieces give the bits of one push, as early as is said, in memory that does not grow."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tae import DecoderStream, EncoderStream, TemporalAutoencoder, Tiling, UserError
-from tae.model.codec import TileableCodec
+from tae import DecoderStream, EncoderStream, TemporalAutoencoder, Tiling, TinyDecoder, UserError
+from tae.model.codec import TileableCodec, TileableDecoder
 from tae.model.posterior import DiagonalGaussian
 from tae.planning.meter import Meter
 from tests.tae.model.test_tiling import disturb
@@ -199,6 +200,25 @@ def test_no_more_frames_than_are_wanted() -> None:
     short.push(torch.zeros(1, 3, 2, 1, 1))
     with pytest.raises(ValueError, match="num_frames=20 was asked for; these latents hold 16"):
         short.flush()
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"num_frames": 0}, {"num_frames": -1}, {"size": (0, 16)}, {"size": (16, -1)}], ids=str
+)
+def test_nothing_to_give_is_refused_when_the_stream_is_made(wanted: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give 1 or more, or None for all"):
+        DecoderStream(Resampler(), **wanted)
+
+
+@pytest.mark.parametrize("tile_pixels", [None, 16])
+@pytest.mark.parametrize("model", [Resampler(), TinyDecoder(latent_channels=3, width=4, blocks=1)])
+@pytest.mark.parametrize("size", [(40, 40), (16, 17)])
+def test_latents_that_hold_less_than_is_wanted_are_refused_at_once(
+    model: TileableDecoder, size: tuple[int, int], tile_pixels: int | None
+) -> None:
+    tiling = Tiling(tile_pixels=tile_pixels, overlap_pixels=8)
+    with pytest.raises(ValueError, match=r"size=.* was asked for; these latents hold \(16, 16\)"):
+        DecoderStream(model, size=size, tiling=tiling).push(torch.zeros(1, 3, 1, 2, 2))
 
 
 def test_a_tiling_that_does_not_fit_is_refused_when_the_stream_is_made() -> None:

@@ -147,9 +147,20 @@ def test_the_latency_is_what_is_said(blocks: int, latency: int) -> None:
     waits, given = [], 0
     for latent in range(12):
         for clip in stream.push(torch.zeros(1, 4, 1, 1, 1)):
+            assert clip.shape[2] <= 8
             waits += [8 * (latent - (given + i) // 8) for i in range(clip.shape[2])]
             given += clip.shape[2]
     assert max(waits) == stream.latency == latency
+    (rest,) = stream.flush()
+    assert rest.shape[2] == 12 * 8 - given <= latency
+
+
+def test_a_stream_has_no_tiles_in_time_that_would_have_to_fit() -> None:
+    decoder = tiny(blocks=1, time_factor=64, space_factor=64)
+    latents = torch.randn(1, 4, 2, 1, 1)
+    stream = DecoderStream(decoder)
+    clip = torch.cat([*stream.push(latents), *stream.flush()], 2)
+    assert (clip - decoded(decoder, latents)).abs().max() < ROUNDING
 
 
 def test_a_folder_of_it_is_a_decoder_and_no_model(tmp_path: Path) -> None:
