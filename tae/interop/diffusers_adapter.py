@@ -68,12 +68,19 @@ class DiffusersVAE(nn.Module):
         self.tiling: Tiling | None = None
         self.sliced = False
         self.temporal_compression_ratio, self.spatial_compression_ratio = model.time_factor, model.space_factor
+        # As Wan's class has it; pipelines take its sum and its length for the factors of time and space.
+        self.temperal_downsample = [True] * (model.space_factor.bit_length() - 1)
         architecture = model.architecture
         self.config = Config(
             architecture,
             in_channels=3,
             out_channels=3,
-            block_out_channels=[architecture["base_channels"] * m for m in architecture["channel_multipliers"]],
+            z_dim=model.latent_channels,
+            block_out_channels=level_widths(architecture),
+            scale_factor_temporal=model.time_factor,
+            scale_factor_spatial=model.space_factor,
+            temporal_compression_ratio=model.time_factor,
+            spatial_compression_ratio=model.space_factor,
             **({"scaling_factor": 1.0, "shift_factor": 0.0} if stats is None else stats.conventions),
         )
 
@@ -169,6 +176,15 @@ class DiffusersVAE(nn.Module):
         if self.tiling is None:
             return self.model.decode(latents)
         return torch.cat(list(decode_stream(self.model, [latents], tiling=self.tiling)), dim=2)
+
+
+def level_widths(architecture: Mapping[str, Any]) -> list[int]:
+    """Channels of each level, one for each halving and one more, as pipelines count them.
+
+    A network that folds begins below full resolution: the levels that it folds in place of have its first level's channels.
+    """
+    widths = [architecture["base_channels"] * multiplier for multiplier in architecture["channel_multipliers"]]
+    return [widths[0]] * architecture.get("folds", 0) + widths
 
 
 def stats_beside(source: str | Path) -> Path | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 # Of the architecture: what decides how the encoder's weights are used.
 DECISIVE = (
     "base_channels", "channel_multipliers", "latent_channels", "encoder_blocks", "norm_groups", "group_norm", "norm",
-    "frontend", "folds", "class_name", "config",
+    "frontend", "folds", "temporal_padding", "class_name", "config",
 )  # fmt: skip
 ENCODER_PREFIXES = ("encoder.", "vae.encoder.", "vae.quant_conv.")  # ours, and diffusers'
 

@@ -1,8 +1,12 @@
 """Our model where diffusers expects one of its own."""
 
+import ast
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +160,37 @@ def test_a_pipeline_takes_it_as_its_vae(vae: DiffusersVAE) -> None:
     images = pipeline([1, 2], num_inference_steps=2, generator=generator, output_type="np").images
     assert images.shape == (2, 32, 32, 3)
     assert np.isfinite(images).all()
+
+
+# Of how many factors they keep.
+PIPELINES = {
+    "wan/pipeline_wan": 2,
+    "wan/pipeline_wan_vace": 2,
+    "stable_diffusion_3/pipeline_stable_diffusion_3": 1,
+    "hunyuan_video/pipeline_hunyuan_video": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "factor"),
+    [({}, 8), ({"frontend": "haar", "folds": 1, "channel_multipliers": (1, 1, 2)}, 8),
+     ({"frontend": "patch", "folds": 2, "channel_multipliers": (1, 1)}, 8), ({"channel_multipliers": (1, 2)}, 2)],
+    ids=str,
+)  # fmt: skip
+def test_pipelines_read_the_factors(architecture: dict[str, Any], factor: int) -> None:
+    """Of the config, of the number of levels, of attributes: by the lines of diffusers, which needs more to be run."""
+    sizes = {"channel_multipliers": (1, 1, 2, 2), "encoder_blocks": 1, "decoder_blocks": 1, "norm_groups": 2}
+    vae = DiffusersVAE(TemporalAutoencoder(4, **sizes | architecture), STATS)
+    for name, count in PIPELINES.items():
+        source = (Path(diffusers.__file__).parent / "pipelines" / f"{name}.py").read_text(encoding="utf-8")
+        read = [
+            eval(ast.unparse(node.value), {"self": SimpleNamespace(vae=vae)})
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Assign)
+            and re.fullmatch(r"self\.vae_\w*(factor|ratio)\w*", ast.unparse(node.targets[0]))
+        ]
+        assert read == [factor] * count, name
+        assert {key for key in re.findall(r"self\.vae\.config\.(\w+)", source) if key not in vae.config} == set(), name
 
 
 @torch.no_grad()
