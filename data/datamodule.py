@@ -124,7 +124,7 @@ class ClipDataModule(LightningDataModule):
         short_clip: ShortClip,
         max_skipped: Share,
         shuffle_buffer: AtLeastOne,
-        seed: int,
+        seed: NotNegative,
         output_dir: str | Path,
         decode_timeout: AboveZero = 60.0,  # these have defaults for checkpoints that are older than they are
         read_tries: AtLeastOne = 8,

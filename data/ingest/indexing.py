@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from data.decode import IMAGE_READER, DecodeError, as_path, open_video
 from data.ingest.rejected import REJECTED, write_rejected
 from data.processes.pool import Engine, Failure, run_isolated
-from data.shards.columns import STRING, column_value
+from data.shards.columns import STRING, column_value, is_number
 from data.shards.format import COLUMN_KINDS, COLUMN_NAME, INDEX, Shard, media_of, read_json
 from data.shards.index_writer import write_table
 from data.shards.metadata import CAPTION, read_metadata, with_caption
@@ -290,7 +290,7 @@ def _kind(name: str, tasks: Sequence[IndexTask]) -> str:
         for row in found["rows"]:
             value = row[name]
             present |= value is not None
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if value is not None and not is_number(value):
                 return STRING
     if not present:
         raise UserError(f"columns: no sample has {name!r} in its metadata (.json, or .txt for {CAPTION}).")

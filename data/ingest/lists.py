@@ -9,13 +9,14 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from data.ingest.check import Facts
-from data.shards.columns import STRING
+from data.shards.columns import STRING, is_number
 from data.shards.format import COLUMN_KINDS, COLUMN_NAME
 from data.shards.metadata import CAPTION
 from tae.runtime.errors import UserError, first_line
@@ -27,7 +28,8 @@ TABLES = (*DELIMITERS, ".parquet", ".jsonl", ".json")
 SPLIT_NAMES = {
     "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test",
 }  # fmt: skip
-NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")  # not 007, which is a name
+NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(?P<part>\.\d+)?(?P<power>[eE][-+]?\d+)?")  # not 007, which is a name
+MAX_DIGITS = 20  # of whole numbers that may be small enough for a column of numbers, with their sign
 MAX_LIST_BYTES = 16 << 30  # a hundred million rows; whatever is larger was not meant as a list
 PARQUET_ROWS = 1_000  # in memory at once
 MAX_CELL = 1 << 20  # characters of a cell that holds a list
@@ -106,17 +108,27 @@ def read_list(
 def _read_lines(path: Path, captions: Path | None) -> tuple[Iterable[Row], dict[str, str]]:
     lines = ScratchList(_lines_of(path))
     if captions is None:
-        return map(Row, lines), {}
-    texts = ScratchList(_lines_of(captions))
-    if len(texts) != len(lines):
-        raise UserError(f"captions={captions} has {len(texts)} lines, source={path} has {len(lines)}.")
-    return (Row(line, more={CAPTION: text}) for line, text in zip(lines, texts, strict=True)), {CAPTION: STRING}
+        return map(Row, filter(None, lines)), {}
+    texts = ScratchList(_lines_of(captions))  # one by one with the lines: an empty one is a caption, too
+    videos, filled = _count_filled(lines), _count_filled(texts)
+    if not filled <= videos <= len(texts):
+        raise UserError(
+            f"captions={captions} has {filled if filled > videos else len(texts)} lines, source={path} has {videos}. "
+            "A video without a caption has an empty line."
+        )
+    pairs = zip(lines, texts, strict=False)  # only empty lines are beyond the shorter one
+    return (Row(line, more={CAPTION: text}) for line, text in pairs if line or text), {CAPTION: STRING}
 
 
 def _lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text that are not empty; what `str.splitlines` takes for the end of one ends one."""
-    with path.open(encoding="utf-8-sig") as file:
-        yield from (text for line in file for part in line.splitlines() if (text := part.strip()))
+    """The lines of a text without the space around them; only a newline ends one, as captions may hold U+2028 and others."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        yield from map(str.strip, file)
+
+
+def _count_filled(lines: Iterable[str]) -> int:
+    """The number of lines but for empty ones at the end."""
+    return max((number for number, line in enumerate(lines, 1) if line), default=0)
 
 
 def _check_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
@@ -138,11 +150,11 @@ def _read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
         return file.schema_arrow.names, (row for batch in batches for row in batch.to_pylist())
     if kind in DELIMITERS:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            header = csv.DictReader(lines, delimiter=DELIMITERS[kind]).fieldnames
-        return list(header or []), _read_separated(path, DELIMITERS[kind])
+            header = _separated(lines, DELIMITERS[kind]).fieldnames
+        return list(header or ()), _read_separated(path, DELIMITERS[kind])
     try:
         rows: Any = (
-            ScratchList(map(json.loads, _lines_of(path)))
+            ScratchList(map(json.loads, filter(None, _lines_of(path))))
             if kind == ".jsonl"
             else json.loads(path.read_text(encoding="utf-8-sig"))
         )
@@ -155,11 +167,25 @@ def _read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
 
 def _read_separated(path: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines, delimiter=delimiter)
+        for number, row in enumerate(_separated(lines, delimiter), 1):
+            if any(row.pop(None, ())):
+                raise UserError(
+                    f"source={path}: row {number} has more cells than the header. Quote text with {delimiter!r}."
+                )
+            yield row
+
+
+def _separated(lines: Iterable[str], delimiter: str) -> "csv.DictReader[str]":
+    """The rows by the names of their columns, both without the spaces that people put behind commas."""
+    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    return reader
 
 
 def _check_header(path: Path, found: Sequence[str], names: Mapping[str, str], explode: Sequence[str]) -> None:
     shown = ", ".join(map(str, found)) or "none"
+    if twice := [column for column, count in Counter(found).items() if count > 1]:
+        raise UserError(f"source={path} has several columns {twice[0]!r}; its columns are: {shown}.")
     for name, column in names.items():
         if "{" not in column and column not in found and (name == "path" or column != name):
             raise UserError(
@@ -214,17 +240,18 @@ def _row(
     path: Path, number: int, cells: Mapping[str, Any], names: Mapping[str, str], further: Mapping[str, str]
 ) -> Row:
     values = {}
+    stripped = {column: value.strip() if isinstance(value, str) else value for column, value in cells.items()}
     for name, column in names.items():
         if "{" in column:
             try:
-                values[name] = column.format_map(cells).strip()
+                values[name] = column.format_map(stripped).strip()
             except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise UserError(
                     f"columns.{name}={column} cannot be filled from row {number} of source={path} "
                     f"({type(error).__name__}: {error}); its columns are: {', '.join(map(str, cells))}."
                 ) from error
         elif column in cells:
-            values[name] = "" if cells[column] is None else str(cells[column]).strip()
+            values[name] = "" if stripped[column] is None else str(stripped[column]).strip()
     split = values.get("split", "")
     if split and split not in SPLIT_NAMES:
         raise UserError(
@@ -264,26 +291,27 @@ def _with_types(rows: Sequence[Row]) -> tuple[Iterator[Row], dict[str, str]]:
             kinds.setdefault(name, "float64")
             if value not in (None, ""):
                 filled.add(name)
-                if not _is_number(value):
+                if not is_number(_parsed(value)):
                     kinds[name] = STRING
     kinds = {name: kind if name in filled else STRING for name, kind in kinds.items()}
     typed = (replace(row, more={name: _typed(value, kinds[name]) for name, value in row.more.items()}) for row in rows)
     return typed, kinds
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, str):
-        return NUMBER.fullmatch(value.strip()) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _parsed(value: Any) -> Any:
+    """A text that states a number as that number; everything else as it is, and what no column of numbers can hold."""
+    if not isinstance(value, str) or not (match := NUMBER.fullmatch(text := value.strip())):
+        return value
+    if match["part"] or match["power"]:
+        return float(text)
+    return int(text) if len(text) <= MAX_DIGITS else value
 
 
 def _typed(value: Any, kind: str) -> Any:
     if value is None or (kind != STRING and value == ""):
         return None
     if kind != STRING:
-        if isinstance(value, str):
-            value = int(value) if re.fullmatch(r"[-+]?\d{1,15}", value.strip()) else float(value)
-        return value if math.isfinite(value) else None
+        return number if math.isfinite(number := _parsed(value)) else None
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

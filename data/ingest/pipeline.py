@@ -65,7 +65,7 @@ def prepare(
     val: float,
     seed: int,
     timeout: float,
-    shard_mb: int,
+    shard_mb: float,
     encoding: Encoding | None,
     engine: Engine,
     interlaced: str = "refuse",
@@ -104,6 +104,8 @@ def prepare(
             or an option is unknown.
     """
     check_request(dataset, source, output, encoding, interlaced, decoder)
+    if (shard_bytes := int(shard_mb * 1_000_000)) < 1:
+        raise UserError(f"shard_mb={shard_mb} is less than a byte. It is in megabytes: 256 is usual.")
     choice = choice or Choice()
     found = find_videos(source, dataset, output, choice, endings_of_cuts if encoding else None)
     candidates, rejected = found.videos, found.rejected
@@ -124,7 +126,7 @@ def prepare(
             folder = root_of(source, choice.root)
             found_states = (_state_of(folder / video.path) for video in candidates)
             states = np.fromiter(found_states, np.dtype((np.int64, 2)), len(candidates))
-            plan = make_plan(candidates, splits, states, seed, shuffle, int(shard_mb * 1_000_000))
+            plan = make_plan(candidates, splits, states, seed, shuffle, shard_bytes)
             journal.settle(plan.digest)
             order = str(seed) if shuffle and encoding and encoding.shots else None
             work = Work(journal.buckets, folder, candidates, plan, ways, timeout, order, found.kinds)
@@ -229,6 +231,7 @@ def _write(
         UserError: no file is usable.
     """
     if (accepted := journal.read_result()) is not None:
+        journal.forget()  # what is left of it where a process was killed at that
         return Preparation(output, accepted)
     if not journal.is_published:
         fill_buckets(work, engine)

@@ -80,7 +80,7 @@ def find_videos(
     if choice.group_pattern and videos and not naming.matches:
         raise UserError(f"group_pattern={choice.group_pattern} is found in no path, such as {videos[0].path}.")
     if choice.captions == BESIDE:
-        videos, rejected, kinds = _with_captions_beside(source, videos, rejected)
+        videos, rejected, kinds = _with_captions_beside(root_of(source), videos, rejected)
     return Found(videos, rejected, kinds)
 
 
@@ -146,6 +146,7 @@ class _Naming:
 def _files_of(
     source: Path, dataset: str, output: Path | None, choice: Choice, cutting: bool
 ) -> tuple[SourceFiles, Mapping[str, str]]:
+    _check_use(source, choice)
     if not source.is_file():
         entries = list_files(source, output)
         if dataset == FRAMES:
@@ -166,19 +167,51 @@ def _files_of(
     return _listed(rows if cutting else _whole(rows, source), source, root_of(source, choice.root)), kinds
 
 
+def _check_use(source: Path, choice: Choice) -> None:
+    """Refuse what nothing reads for a source of this kind.
+
+    Raises:
+        UserError: something is given for lists and the source is none, or the other way round.
+    """
+    if source.is_file() and not _is_media(source):
+        if choice.captions is not None and (choice.captions == BESIDE or not to_path(choice.captions).is_file()):
+            raise UserError(
+                f"captions={choice.captions} is no file with captions for the list source={source}. A list of paths needs "
+                f"one with as many lines; of a table columns.caption=NAME names them. captions={BESIDE} is for folders."
+            )
+        return
+    renamed = [f"columns.{name}={column}" for name, column in (choice.columns or {}).items() if column != name]
+    given = [
+        *renamed[:1],
+        *([f"explode={','.join(choice.explode)}"] if choice.explode else []),
+        *([f"root={choice.root}"] if choice.root is not None else []),
+        *([f"captions={choice.captions}"] if choice.captions not in (None, BESIDE) else []),
+    ]
+    if given:
+        kind = "a folder" if source.is_dir() else "a single file"
+        raise UserError(
+            f"{given[0]} is for lists, and source={source} is {kind}. Leave it out; captions={BESIDE} takes the text files "
+            "of the videos' names."
+        )
+
+
+def _is_media(source: Path) -> bool:
+    return source.suffix.lower().lstrip(".") in MEDIA_EXTENSIONS
+
+
 def _with_captions_beside(
-    source: Path, videos: Iterable[Video], rejected: Rejected
+    folder: Path, videos: Iterable[Video], rejected: Rejected
 ) -> tuple[ScratchList[Video], Rejected, Mapping[str, str]]:
     """The videos with what stands in the text files of their names, which are no rejected files then."""
     used: ScratchDict[bool] = ScratchDict()
     captioned: ScratchList[Video] = ScratchList()
     for video in videos:
         beside = str(PurePosixPath(video.path).with_suffix(".txt"))
-        if text := _read_caption(source / beside):
+        if text := _read_caption(folder / beside):
             used[beside] = True
         captioned.append(video._replace(more={CAPTION: text}) if text else video)
     if not any(video.more for video in captioned):
-        raise UserError(f"captions={BESIDE}: no video in source={source} has a .txt of its name beside it.")
+        raise UserError(f"captions={BESIDE}: no video in {folder} has a .txt of its name beside it.")
     return captioned, ScratchList(entry for entry in rejected if not used.get(entry[0])), {CAPTION: STRING}
 
 
@@ -191,8 +224,7 @@ def root_of(source: Path, root: Path | None = None) -> Path:
     """What the paths of a source's videos are relative to; `root` as in `Choice`."""
     if source.is_dir():
         return source
-    is_file_itself = source.suffix.lower().lstrip(".") in MEDIA_EXTENSIONS
-    return source.parent if root is None or is_file_itself else root
+    return source.parent if root is None or _is_media(source) else root
 
 
 def _whole(rows: Iterable[Row], source: Path) -> Iterator[Row]:
@@ -218,10 +250,9 @@ def _listed(rows: Iterable[Row], source: Path, root: Path) -> SourceFiles:
         if not name:
             yield from ((Row(f"row {number} of {source.name}"), "no path", ()) for number, _ in numbered)
             continue
-        path = root / to_path(name)
         row = replace(members[0], path=str(to_path(name)))
-        if not path.is_file():
-            yield row, "not a regular file" if path.exists() else "no such file", ()
+        if reason := _why_no_file(root / row.path):
+            yield row, reason, ()
             continue
         whole = [member for member in members if member.start is None and member.end is None]
         wrong = [member for member in members if member.split != row.split]
@@ -233,6 +264,14 @@ def _listed(rows: Iterable[Row], source: Path, root: Path) -> SourceFiles:
         else:
             cuts = tuple(Cut(member.start, member.end, member.label, member.more) for member in members)
             yield replace(row, more={}), "", cuts
+
+
+def _why_no_file(path: Path) -> str:
+    """The reason why a path is no file that can be read; "" if it is one."""
+    try:
+        return "" if path.is_file() else "not a regular file" if path.exists() else "no such file"
+    except OSError as error:  # a folder that may not be looked into; a text that is no path, being too long
+        return f"cannot be read: {error.strerror}"
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:

@@ -18,6 +18,7 @@ from tae.runtime.files import file_sha256, flush
 STRING = "string"
 NUMBER_TYPES = ("uint32", "int64", "float64")
 ENDS = "int64"  # of strings
+MAX_WHOLE = 2**53  # float64 holds all whole numbers up to it, and not all beyond
 MAX_STRING_BYTES = 1 << 20  # a longer one reads as an empty one: tables may come from anybody
 
 
@@ -123,6 +124,13 @@ def map_column(name: str, kind: str, rows: int, path_of: Mapping[str, Path]) -> 
     if rows and int(last[rows - 1 : rows][0]) != len(arrays[0]):
         raise ValueError(f"{name}.npy has {len(arrays[0])} bytes, its strings end elsewhere")
     return Strings(*arrays)
+
+
+def is_number(value: Any) -> bool:
+    """Whether float64 holds a value as it is meant: not a whole number of so many digits that some would be lost, an id."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
+    )
 
 
 def column_value(value: Any, kind: str) -> Any:

@@ -62,7 +62,7 @@ class SyntheticDataModule(ClipDataModule):
         short_clip: ShortClip,
         max_skipped: Share,
         shuffle_buffer: AtLeastOne,
-        seed: int,
+        seed: NotNegative,
         output_dir: str | Path,
         decode_timeout: AboveZero = 60.0,
         augmentation: Annotated[Mapping[str, Any] | None, ArgumentsOf(Augmentation)] = None,

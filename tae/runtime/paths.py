@@ -18,8 +18,11 @@ class Entry(NamedTuple):
 
 
 def to_path(text: str | os.PathLike[str]) -> Path:
-    """A path that a user gave, with `~` and `~NAME` as the home folder they mean."""
-    return Path(text).expanduser()
+    """A path that a user gave, with `~` and `~NAME` as the home folder they mean, where there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def is_hidden(name: str) -> bool:

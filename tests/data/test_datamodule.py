@@ -42,6 +42,12 @@ def test_shared_memory_of_all_loaders_is_added_up(
                 module.setup(stage)
 
 
+def test_a_negative_seed_is_refused(make_module: Callable[..., ClipDataModule]) -> None:
+    """NumPy's generators take none, and would say so only when the first batch is drawn."""
+    with pytest.raises(UserError, match=r"seed.*-1"):
+        make_module(seed=-1)
+
+
 def frames_of(module: ClipDataModule, key: str) -> list[np.ndarray]:
     """All frames of a clip, as the stream scales and crops them for evaluation."""
     clip = next(clip for clip in module.clips["val"] if clip.key == key)

@@ -74,8 +74,8 @@ def command_config(name: str, *settings: str) -> DictConfig:
 def others(tmp_path: Path, videos: list[bytes]) -> Path:
     """Two shards whose keys have dots, slashes and other letters, with members of other kinds."""
     folder = tmp_path / "others"
-    first = [*sample("./part.1/000.5", videos[0], score=4.5, key="x"), ("./part.1/000.5.npy", b"?")]
-    pack(folder / "00000.tar", first + sample("日本", videos[1], score=6, sha256="0" * 64, caption="its own"))
+    first = [*sample("./part.1/000.5", videos[0], score=4.5, key="x", id=10**400), ("./part.1/000.5.npy", b"?")]
+    pack(folder / "00000.tar", first + sample("日本", videos[1], score=6, sha256="0" * 64, caption="its own", id=7))
     no_metadata = [("plain.mp4", videos[2]), ("list.json", b"[1]"), ("list.mp4", videos[0])]
     pack(folder / "00001.tar", no_metadata + sample("broken", b"nothing"))
     return folder
@@ -87,7 +87,7 @@ def index(folder: Path, output: Path | None = None, columns: tuple[str, ...] = (
 
 
 def test_shards_of_others_are_trained_on_as_they_are(in_place: None, others: Path, make_module: Make) -> None:
-    found = index(others, columns=("caption", "score"))
+    found = index(others, columns=("caption", "score", "id"))
     assert (found.shards, found.samples) == (2, 4)
     rows = list(csv.reader((others / "rejected.csv").read_text().splitlines()))
     assert [row[1] for row in rows[1:]] == ["broken"]
@@ -95,6 +95,7 @@ def test_shards_of_others_are_trained_on_as_they_are(in_place: None, others: Pat
     keys, frames = indexed.column("key", range(4)), indexed.column("frames", range(4))
     assert dict(zip(keys, frames, strict=True)) == {"./part.1/000.5": 16, "日本": 20, "plain": 9, "list": 16}
     assert indexed.column("caption", range(4)) == ["a caption", "its own", "", ""]
+    assert indexed.column("id", range(4)) == [str(10**400), "7", "", ""]  # float64 does not hold the first
     scores = indexed.column("score", range(4))
     assert scores[:2] == [4.5, 6.0]
     assert np.isnan(scores[2:]).all()

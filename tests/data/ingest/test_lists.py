@@ -207,6 +207,96 @@ def test_json_lines_and_captions_line_by_line(tmp_path: Path) -> None:
         read_list(tmp_path / "list.json")
 
 
+def test_spaces_behind_commas_are_no_part_of_names_and_values(tmp_path: Path) -> None:
+    """Without them a split that is given would be a field of the metadata, and a caption in quotes two cells."""
+    (tmp_path / "list.csv").write_text('path, split , caption, score\na.mp4, train, "one, two", 3\nb.mp4, , x, \n')
+    rows, kinds = read_list(tmp_path / "list.csv", {"path": "{split}/{path}"})
+    assert [replace(row) for row in rows] == [
+        Row("train/a.mp4", "train", more={"path": "a.mp4", "caption": "one, two", "score": 3}),
+        Row("/b.mp4", more={"path": "b.mp4", "caption": "x", "score": None}),
+    ]
+    assert kinds["score"] == "float64"
+    (tmp_path / "list.csv").write_text("path,caption\na.mp4,one, two\n")
+    with pytest.raises(UserError, match="row 1 has more cells than the header"):
+        read_list(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("path,score, path\na.mp4,1,b.mp4\n")
+    with pytest.raises(UserError, match="several columns 'path'"):
+        read_list(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_whole_numbers_that_float64_does_not_hold_are_text(kind: str, tmp_path: Path) -> None:
+    """For a whole column: 2**53 is the last of the numbers that are all held; measurements may have any digits."""
+    ids, sizes, scores = (3, 1234567890123456789, 10**400), (1, 2**53, -(2**53)), (0.1, 1.2345678901234567, 2)
+    numbers = list(zip(ids, sizes, scores, strict=True))
+    text = "path,id,size,score\n" + "".join(f"a,{','.join(map(str, row))}\n" for row in numbers)
+    lines = (f'{{"path": "a", "id": {a}, "size": {b}, "score": {c}}}\n' for a, b, c in numbers)
+    (tmp_path / f"list.{kind}").write_text(text if kind == "csv" else "".join(lines))
+    rows, kinds = read_list(tmp_path / f"list.{kind}")
+    assert kinds == {"id": "string", "size": "float64", "score": "float64"}
+    for row, number, size, score in zip(rows, ids, sizes, scores, strict=True):
+        assert row.more == {"id": str(number), "size": size, "score": score}
+        assert isinstance(row.more["size"], int)
+
+
+def test_only_newlines_end_lines(tmp_path: Path) -> None:
+    """Not U+2028, U+0085 or a form feed, which captions have and JSON allows; and an empty line is an empty caption."""
+    caption = "one\u2028two\x85three\x0cfour"
+    (tmp_path / "list.jsonl").write_text(
+        json.dumps({"path": "a.mp4", "caption": "x\u2028y"}, ensure_ascii=False) + "\r\n"
+    )
+    assert [row.more["caption"] for row in read_list(tmp_path / "list.jsonl")[0]] == ["x\u2028y"]
+    (tmp_path / "videos.txt").write_bytes(b"a.mp4\r\nb.mp4\r\nc.mp4\r\n\r\n")
+    for captions in (f"{caption}\n\nlast", f"{caption}\r\n\r\nlast\r\n\r\n\r\n"):
+        (tmp_path / "prompts.txt").write_bytes(captions.encode())
+        rows, _ = read_list(tmp_path / "videos.txt", captions=tmp_path / "prompts.txt")
+        found = [(row.path, row.more["caption"]) for row in rows]
+        assert found == [("a.mp4", caption), ("b.mp4", ""), ("c.mp4", "last")]
+    for captions, count in (("one\nlast\n", 2), ("one\n\nlast\nmore\n", 4)):
+        (tmp_path / "prompts.txt").write_text(captions)
+        with pytest.raises(UserError, match=rf"has {count} lines, source=.* has 3"):
+            read_list(tmp_path / "videos.txt", captions=tmp_path / "prompts.txt")
+
+
+def test_rows_that_are_no_paths_are_rejected(tmp_path: Path) -> None:
+    """A column of captions that was taken for that of paths; a name of more than 255 bytes is an error of the system."""
+    (tmp_path / "a.mp4").touch()
+    prompt = "a dog runs " * 30
+    (tmp_path / "list.txt").write_text(f"{prompt}\n~nobody likes it.mp4\na.mp4\n")
+    found = find_videos(tmp_path / "list.txt", "folder")
+    assert [video.path for video in found.videos] == ["a.mp4"]
+    assert list(found.rejected) == [
+        (prompt.strip(), "cannot be read: File name too long"), ("~nobody likes it.mp4", "no such file"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "choice", "match"),
+    [
+        ("", Choice(captions="besides"), "captions=besides is for lists, and source=.* is a folder"),
+        ("", Choice(root=Path("videos")), "root=videos is for lists, and source=.* is a folder"),
+        ("", Choice(explode=["caption"]), "explode=caption is for lists"),
+        ("", Choice(columns={"path": "path", "start": None}), "columns.start=None is for lists"),
+        ("a.mp4", Choice(root=Path("videos")), "root=videos is for lists, and source=.* is a single file"),
+        ("list.txt", Choice(captions="beside"), "captions=beside is no file .* is for folders"),
+        ("list.txt", Choice(captions="besides"), "captions=besides is no file"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(source: str, choice: Choice, match: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_text("a dog")
+    (tmp_path / "list.txt").write_text("a.mp4\n")
+    with pytest.raises(UserError, match=match):
+        find_videos(tmp_path / source, "folder", choice=choice)
+
+
+def test_a_single_video_has_its_caption_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_text("a dog")
+    (video,) = find_videos(tmp_path / "a.mp4", "folder", choice=Choice(captions="beside")).videos
+    assert video.more == {"caption": "a dog"}
+
+
 def test_captions_beside_videos_are_no_rejected_files(tmp_path: Path) -> None:
     for name in ("a 1.mp4", "b.mp4", "notes.txt"):
         (tmp_path / name).touch()

@@ -127,6 +127,7 @@ def test_what_cannot_be_prepared_is_refused_at_once(source: Path, tmp_path: Path
         "dataset=x is unknown": {"dataset": "x"},
         "split=x is unknown": {"split": "x"},
         "must be shares": {"val": 0.9},
+        "shard_mb=1e-07 is less than a byte": {"shard_mb": 1e-7},
         "trainlist02.txt|testlist02.txt|trainlist02": {"split": "official2"},
     }.items():
         output = arguments.pop("output", tmp_path / f"out{len(match)}")

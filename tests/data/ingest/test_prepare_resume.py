@@ -221,6 +221,8 @@ def test_a_hang_or_a_crash_costs_one_file_of_its_bucket(tmp_path: Path, monkeypa
 
 def test_a_finished_output_stays_as_it_is(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     assert run(source, tmp_path / "out") == run(source, tmp_path / "out")
+    (tmp_path / "out" / ".prepare" / "buckets").mkdir()  # of a process that was killed before it removed them
+    run(source, tmp_path / "out")
     assert contents(tmp_path / "out") == undisturbed
     assert not (tmp_path / "out" / ".prepare" / "buckets").exists()
     with pytest.raises(UserError, match=r"was begun with seed=0 \(now 1\), shard_mb=0.01 \(now 2\)"):
