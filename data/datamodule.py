@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from data.ingest.files import index_files
+from data.ingest.files import FILE_COLUMNS, index_files
 from data.loading.faults import FaultPolicy
 from data.loading.loader import BATCHES_AHEAD, ClipLoader
 from data.loading.mixture import MixedLoader
@@ -34,7 +34,7 @@ from data.sampling.types import Clip, Sampling, Window
 from data.sampling.usable import find_clips
 from data.sampling.windows import EvalWindow, ShortClip
 from data.shards.index import find_shards, read_recipe
-from data.shards.manifest import MANIFESTS, index_folder
+from data.shards.manifest import MANIFEST_FIELDS, MANIFESTS, index_folder
 from data.storage.cache import ShardCache
 from data.storage.remote import Access
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
@@ -196,13 +196,25 @@ class ClipDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Find and check the clips of the stage's splits; opens no shard."""
         batches = 0  # bytes of one of each worker
+        used: list[tuple[Stream, ClipTable]] = []
         for split in SPLITS_OF_STAGE[stage]:
             streams = [stream for stream in self._streams_of(split) if stream.is_set]
+            used += [(stream, self._clips_of(split, stream)) for stream in streams]
             weights = weigh(streams, [len(self._clips_of(split, stream)) for stream in streams])
             workers = divide_workers(self.num_workers, streams, weights)
             batches += sum(count * math.prod(stream.shape) for count, stream in zip(workers, streams, strict=True))
+        self._check_metadata(used)
         processes = 1 if self.trainer is None else self.trainer.num_devices
         check_shared_memory(processes * (BATCHES_AHEAD + 1) * batches)
+
+    def _check_metadata(self, used: Sequence[tuple[Stream, ClipTable]]) -> None:
+        """Refuse fields that no file of the stage can have; what samples in shards have is only seen when they are read."""
+        if not used or any(stream.files is None for stream, _ in used):
+            return
+        columns = {name for _, clips in used for index in clips.shards.indexes for name in index.columns}
+        known = MANIFEST_FIELDS | (columns - FILE_COLUMNS)
+        if unknown := [name for name in self.metadata if name not in known]:
+            raise UserError(f"metadata=[{unknown[0]}]: no file has it. There are: {', '.join(sorted(known))}.")
 
     def train_dataloader(self) -> ClipLoader | MixedLoader:
         """The endless, shuffled stream, or several of them; their positions are saved with the checkpoint."""

@@ -31,6 +31,7 @@ from tae.video.facts import VideoError
 FILES_IN_A_MANIFEST = 1_000
 PROBED = "probed-2.jsonl"  # what `probe_video` found so far, a file on each line; the number is that of its rules
 REASONS_SHOWN = 3
+FILE_COLUMNS = frozenset(ROW_KINDS)  # of the index, which samples do not say themselves
 
 
 @dataclass(frozen=True)

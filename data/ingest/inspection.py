@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
 from data.decode import DecodeError, choose_reader, read_frames
-from data.ingest.verification import find_folders, read_sample_metadata, shards_of
+from data.ingest.verification import find_folders, named_damage, read_sample_metadata, shards_of
 from data.shards.format import media_of
 from data.shards.metadata import read_metadata
 from data.shards.reader import open_samples
@@ -68,17 +68,25 @@ def _most_common(values: Iterable[str]) -> str:
 
 
 def contact_sheet(folder: Path, clips: int) -> Image.Image:
-    """The middle frames of up to `clips` samples, spread evenly over a folder of shards, with their keys."""
+    """The middle frames of up to `clips` samples, spread evenly over a folder of shards, with their keys.
+
+    Raises:
+        UserError: a shard cannot be read, or has none of them.
+    """
     shards = shards_of(folder)
     keys = [(shard, key) for shard in shards for key in shard.frames]
     chosen = [keys[i] for i in np.linspace(0, len(keys) - 1, min(clips, len(keys))).round().astype(int)]
     tiles: list[Image.Image] = []
     for shard in shards:
         if wanted := {key for owner, key in chosen if owner.url == shard.url}:
-            with open_samples(shard, wanted) as samples:
+            with named_damage(shard), open_samples(shard, wanted) as samples:
                 tiles += [
                     _tile(s, shard.frames[s["__key__"]], shard.known.get(s["__key__"], (0, ""))[1]) for s in samples
                 ]
+    if not tiles:
+        raise UserError(
+            f"{folder}: no sample that the index lists is in the shards. See python -m data.verify shards={folder}"
+        )
     width, height = TILE[0], TILE[1] + CAPTION_HEIGHT
     sheet = Image.new(
         "RGB", (width * min(SHEET_COLUMNS, len(tiles)), height * -(-len(tiles) // SHEET_COLUMNS)), "white"
@@ -91,8 +99,8 @@ def contact_sheet(folder: Path, clips: int) -> Image.Image:
 def _tile(sample: Mapping[str, Any], num_frames: int, known: str) -> Image.Image:
     """A sample's middle frame with its key; `known` is its reader by the index."""
     tile = Image.new("RGB", (TILE[0], TILE[1] + CAPTION_HEIGHT), "white")
-    (video,) = media_of(sample)
     try:
+        (video,) = media_of(sample)
         metadata = read_metadata(sample)
         seekable, reader = metadata.get("seekable", True), choose_reader("auto", known or metadata.get("reader", ""))
         image = ImageOps.contain(Image.fromarray(read_frames(video, [num_frames // 2], seekable, reader)[0]), TILE)
@@ -118,9 +126,10 @@ def inspect_shards(cfg: DictConfig) -> None:
     console.print(samples_table(samples))
     for folder in folders:
         path = to_path(cfg.sheets) / f"{folder.name}.png"
+        sheet = contact_sheet(folder, cfg.clips)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(folder, cfg.clips).save(path)
+            sheet.save(path)
         except OSError as error:
             raise UserError(f"sheets={cfg.sheets} cannot be written: {error}. Choose another folder.") from error
         console.print(f"{path}: middle frames", soft_wrap=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "height": int,
     "sha256": str,
 }
+
+LENGTH_FIELDS = ("num_frames", "fps")
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,8 @@ def verify(folder: Path, decode: bool, timeout: float, engine: Engine) -> Iterat
         yield f"{folder / INDEX}: {error}"
         return
     names = index.names[:]
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in names:
-            yield f"{path}: is not in the index"
+    listed = set(names)
+    yield from (f"{path}: is not in the index" for path in sorted(folder.glob("*.tar")) if path.name not in listed)
     for key in _repeated(key for place in range(len(names)) for key in index.column("key", index.rows(place))):
         yield f"{folder / INDEX}: the key {key} occurs more than once"
     foreign = "reader" in index.columns
@@ -208,18 +210,43 @@ def read_members(path: Path, wanted: Collection[str] = MEDIA_EXTENSIONS) -> Iter
 
 
 def read_sample_metadata(shards: Iterable[Shard]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, metadata) of each sample that the index lists; what it knows itself of shards of others is among them."""
+    """(key, metadata) of each sample that the index lists; what it knows itself of shards of others is among them.
+
+    Raises:
+        UserError: a shard cannot be read, or does not say how long a sample is.
+    """
     for shard in shards:
-        texts = {
-            name.rpartition(".")[0]: content
-            for name, content in read_members(Path(shard.url), wanted=())
-            if name.endswith(".json")
-        }
+        with named_damage(shard):
+            texts = {
+                name.rpartition(".")[0]: content
+                for name, content in read_members(Path(shard.url), wanted=())
+                if name.endswith(".json")
+            }
         for key, frames in shard.frames.items():
             metadata = read_metadata({"json": texts.get(key, b"{}")})
             if key in shard.known:
                 metadata |= {"num_frames": frames, "fps": shard.known[key][0]}
+            if lacking := [name for name in LENGTH_FIELDS if not isinstance(metadata.get(name), SAMPLE_FIELDS[name])]:
+                raise _damaged(shard, f"says no {lacking[0]} of {key}")
             yield key, metadata
+
+
+@contextmanager
+def named_damage(shard: Shard) -> Iterator[None]:
+    """Turn what a damaged shard provokes in a library into one sentence.
+
+    Raises:
+        UserError: something does.
+    """
+    try:
+        yield
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise _damaged(shard, f"cannot be read as a tar file: {error or type(error).__name__}") from error
+
+
+def _damaged(shard: Shard, fault: str) -> UserError:
+    folder = Path(shard.url).parent
+    return UserError(f"{shard.url} {fault}. All that is damaged is named by: python -m data.verify shards={folder}")
 
 
 def _repeated(keys: Iterator[str]) -> list[str]:

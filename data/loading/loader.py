@@ -25,6 +25,7 @@ from data.sampling.types import Clip, Sampling
 from data.storage.remote import Access
 from tae.runtime.errors import UserError
 
+FIELDS_SOUGHT_IN = 1_000  # clips
 BATCHES_AHEAD = 2  # that a worker has ready before they are asked for
 SAVED_POISONED = 64  # of the clips that ended a worker: what is forgotten costs another start of the workers
 
@@ -89,6 +90,8 @@ class ClipLoader:
         self._endless: Generator[WorkerItem, None, None] | None = None
         self._poisoned: dict[int, str] = {}  # clips that ended a worker, by number, and how
         self._worker_deaths = 0
+        self._unseen = set(sampling.metadata)  # fields that no clip has had so far
+        self._looked_at = 0  # clips
 
     @property
     def training(self) -> bool:
@@ -212,12 +215,25 @@ class ClipLoader:
         self._positions[item.worker] = item.position
         if self.training:
             self._next_worker = (item.worker + 1) % self.layout.num_workers
+        self._look_for_fields(item)
         if item.frames is not None:
             self._workers_without_batch.clear()
         elif item.position[1] == 0:
             self._workers_without_batch.add(item.worker)
         if not self.training:  # whose list would grow for ever, and is in the file
             self.skipped += item.faults
+
+    def _look_for_fields(self, item: WorkerItem) -> None:
+        """Say once which fields of the metadata are in none of the first clips: a typo gives None for ever."""
+        if not self._unseen or self._looked_at >= FIELDS_SOUGHT_IN:
+            return
+        self._unseen -= {name for name, values in item.metadata.items() if any(value is not None for value in values)}
+        self._looked_at += len(item.keys)
+        if self._unseen and self._looked_at >= min(FIELDS_SOUGHT_IN, len(self.clips)) and not self.layout.rank:
+            names, self._looked_at = ", ".join(sorted(self._unseen)), FIELDS_SOUGHT_IN
+            log.warning(
+                "data.metadata=[%s]: none of the first clips of %s has it; batches have None.", names, self.name
+            )
 
     def _check_failures(self) -> None:
         """Stop a training that would go on with too little of its data."""

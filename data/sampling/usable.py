@@ -31,6 +31,9 @@ def find_clips(stream: Stream, name: str, access: Access) -> ClipTable:
     if stream.shards is None:
         raise UserError(f"{stream.option} is not set: give a pattern of shards to read.")
     shards = find_shards(stream.shards, stream.option, access, stream.index)
+    if not shards.samples().sum():
+        what = f"its {len(shards)} shards hold no clip" if len(shards) else "it names no shard"
+        raise UserError(f"{stream.option}={stream.shards}: {what}. Give others, or leave it out (null).")
     if access.cache is not None:
         _check_cache(shards, access.cache)
     rules = _rules_of(stream)

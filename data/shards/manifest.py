@@ -18,6 +18,8 @@ from data.storage.remote import Access, open_file
 MANIFEST = ".jsonl"
 MANIFESTS = f"files-*{MANIFEST}"
 FIRST_FRAME = "first_frame"  # of a sample that is a part of its file
+# What a sample may say beside the fields of its list.
+MANIFEST_FIELDS = frozenset(["key", "path", "label", "group", "range", FIRST_FRAME])
 SCHEMES = ("", "http", "https", "s3")
 TOO_LARGE = f"more than {MAX_VIDEO_BYTES >> 30} GiB, which no reader takes: cut it"
 

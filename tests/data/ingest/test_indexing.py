@@ -86,7 +86,9 @@ def index(folder: Path, output: Path | None = None, columns: tuple[str, ...] = (
     return index_shards(urls, output or folder, output is not None, columns, Access(), 60, Engine("local", 1))
 
 
-def test_shards_of_others_are_trained_on_as_they_are(in_place: None, others: Path, make_module: Make) -> None:
+def test_shards_of_others_are_trained_on_as_they_are(
+    in_place: None, others: Path, make_module: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     found = index(others, columns=("caption", "score", "id"))
     assert (found.shards, found.samples) == (2, 4)
     rows = list(csv.reader((others / "rejected.csv").read_text().splitlines()))
@@ -101,9 +103,12 @@ def test_shards_of_others_are_trained_on_as_they_are(in_place: None, others: Pat
     assert np.isnan(scores[2:]).all()
 
     shards = {"shards": {"train": f"{others}/*.tar", "test": f"{others}/*.tar"}, "num_frames": 8, "batch_size": 4}
+    caplog.clear()
     loader = make_module(**shards, metadata=["caption", "score", "nowhere"]).test_dataloader()
     (batch,) = loader
     assert not loader.skipped
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "data.metadata=[nowhere]: none of the first clips of test has it" in warning
     assert batch["keys"] == ["part_1_000_5", "日本", "plain", "list"]  # names that may become those of files
     assert batch["fps"] == [24.0] * 4
     assert batch["metadata"] == {

@@ -162,6 +162,18 @@ def test_an_index_of_shards_is_not_that_of_files(
         make_module(sources={"x": files | given})
 
 
+def test_a_field_that_no_file_has_is_refused(
+    videos: Path, tmp_path: Path, make_module: Callable[..., ClipDataModule]
+) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("path,caption\nvideos/waving/a.mp4,waves\n")
+    files = {"shards": {}, "files": {"train": str(table)}}
+    make_module(**files, metadata=["caption", "label"]).setup("fit")
+    for wrong in ("captoin", "width"):  # the second is in the index alone
+        with pytest.raises(UserError, match=rf"metadata=\[{wrong}\]: no file has it. There are: caption, .*label"):
+            make_module(**files, metadata=["caption", wrong]).setup("fit")
+
+
 def test_a_list_gives_each_split_its_files(videos: Path, tmp_path: Path) -> None:
     table = tmp_path / "list.csv"
     table.write_text(

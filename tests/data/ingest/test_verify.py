@@ -140,6 +140,27 @@ def test_damaged_shards_and_indexes_are_named(copied: Path) -> None:
         assert problems().startswith(str(index))
 
 
+def test_damage_is_one_sentence_of_tables_and_pictures(prepared: Path, copied: Path) -> None:
+    shard = copied / "shard-000000.tar"
+    content = shard.read_bytes()
+
+    def read_all() -> Any:
+        return list(read_sample_metadata(shards_of(copied)))
+
+    shard.write_bytes(b"x" * 512 + content[512:])  # the header, at the same size
+    for look in (read_all, lambda: contact_sheet(copied, clips=9)):
+        with pytest.raises(UserError, match=r"shard-000000\.tar cannot be read as a tar file: .*data\.verify shards="):
+            look()
+    shard.write_bytes(content)
+    rewrite(shard, lambda members: damage_metadata(members, fps=None))
+    with pytest.raises(UserError, match=r"shard-000000\.tar says no fps of .*data\.verify shards="):
+        read_all()
+    shutil.copy(prepared / "train" / "index.json", copied)
+    shard.write_bytes(content)
+    rewrite(shard, lambda members: members.pop(first_video(members)))
+    assert contact_sheet(copied, clips=9).size[0] > 0  # says in its tile what is wrong
+
+
 def command(name: str, *settings: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", f"data.{name}", *settings]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)

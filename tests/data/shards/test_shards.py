@@ -137,6 +137,14 @@ def test_no_clip_long_enough_names_the_longest(make_module: Callable[..., ClipDa
         module.setup("fit")
 
 
+def test_no_shard_and_no_clip_are_said_to_be_none(make_module: Callable[..., ClipDataModule], tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    write_index(tmp_path, {}, [{"name": "a.tar", "samples": 0, "bytes": 0, "frames": {}}])
+    for shards, fault in (([], "it names no shard"), ([str(tmp_path / "a.tar")], "its 1 shards hold no clip")):
+        with pytest.raises(UserError, match=rf"^data\.sources\.one\.shards=.*: {fault}\. Give others"):
+            make_module(sources={"one": {"shards": shards}}).setup("fit")
+
+
 def test_short_clips_are_left_out_or_filled_up(make_module: Callable[..., ClipDataModule]) -> None:
     assert sum(len(batch["keys"]) for batch in make_module().test_dataloader()) == 12
     filled = make_module(short_clip="repeat_last", batch_size=13).test_dataloader()
