@@ -89,7 +89,7 @@ class TemporalAutoencoder(
     ) -> None:
         super().__init__()
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
-        check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm)
+        check_architecture(widths, latent_channels, encoder_blocks, decoder_blocks, norm_groups, group_norm, norm=norm)
         check_front(widths, norm, frontend, folds)
         check_temporal(temporal_init, temporal_padding)
         # Goes to config.json and into checkpoints, whole and as plain values whatever types were given.

@@ -18,7 +18,14 @@ MAX_FOLDS = 3  # of pixels into channels: 1,536 channels
 
 
 def check_architecture(
-    widths: Sequence[int], latent_channels: int, encoder_blocks: int, decoder_blocks: int, groups: int, group_norm: str
+    widths: Sequence[int],
+    latent_channels: int,
+    encoder_blocks: int,
+    decoder_blocks: int,
+    groups: int,
+    group_norm: str,
+    *,
+    norm: str,
 ) -> None:
     """Refuse what cannot be built, before building it; the sizes may come from a stranger's file."""
     sizes = (*widths, latent_channels, encoder_blocks, decoder_blocks, groups)
@@ -31,7 +38,7 @@ def check_architecture(
             f"The model's sizes must be positive integers; got levels of {list(widths)} channels, {latent_channels} "
             f"latent channels, {encoder_blocks} and {decoder_blocks} blocks, {groups} groups."
         )
-    if any(width % groups for width in widths):
+    if norm != "rms" and any(width % groups for width in widths):
         raise UserError(
             f"norm_groups={groups} does not divide the channels of every level, {list(widths)}. "
             f"Choose a divisor of {math.gcd(*widths)}."

@@ -20,6 +20,7 @@ from tae.model.posterior import DiagonalGaussian
 from tae.model.tiling import Tiling
 from tae.runtime.errors import UserError, first_line
 from tae.runtime.files import file_sha256, write_text
+from tae.runtime.paths import to_path
 
 GRAPHS_FILE = "graphs.json"
 GRAPHS_VERSION = 1
@@ -78,11 +79,33 @@ class GraphsDescription:
             if content.pop("version") != GRAPHS_VERSION:
                 raise ValueError("another version")
             content.pop("tensors")
-            return cls(**content)
+            description = cls(**content)
+            description.check()
+            return description
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{folder} has no {GRAPHS_FILE}, so no exported graphs. {WRITE_THEM}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} does not describe exported graphs ({error!r}). {WRITE_THEM}") from error
+
+    def check(self) -> None:
+        """Refuse values of another form than `tae.export` writes.
+
+        Raises:
+            KeyError, TypeError, ValueError: one is.
+        """
+        for name in ("encoder", "decoder"):
+            file = self.files[name]
+            if set(file) != {"path", "sha256"} or not all(isinstance(value, str) for value in file.values()):
+                raise ValueError(f"files.{name}={file}")
+        for name in ("time_factor", "space_factor", "latent_channels"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ValueError(f"{name}={size}")
+        tiling: dict[str, Any] = {**self.tiling}
+        if asdict(Tiling(**tiling)) != tiling:
+            raise ValueError(f"tiling={self.tiling}")
+        if not isinstance(self.checkpoint, Mapping):
+            raise TypeError(f"checkpoint={self.checkpoint}")
 
     def check_tiling(self, tiling: Tiling) -> None:
         """Refuse other tiles than those of the export.
@@ -112,7 +135,8 @@ class OnnxCodec:
 
     device = torch.device("cpu")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
+        folder = to_path(folder)
         self.description = GraphsDescription.read(folder)
         if self.description.format != "onnx":
             raise UserError(f"{folder} holds graphs of format={self.description.format}. {WRITE_THEM}")
@@ -121,8 +145,9 @@ class OnnxCodec:
         self.time_factor = self.description.time_factor
         self.space_factor = self.description.space_factor
         self.latent_channels = self.description.latent_channels
-        paths = {name: checked_file(folder, **file) for name, file in self.description.files.items()}
-        self._encoder, self._decoder = (OnnxGraph(paths[name]) for name in ("encoder", "decoder"))
+        files = self.description.files
+        paths = [checked_file(folder, **files[name]) for name in ("encoder", "decoder")]
+        self._encoder, self._decoder = map(OnnxGraph, paths)
 
     def encode(self, clip: Tensor) -> DiagonalGaussian:
         """The posterior of (b, 3, t, h, w), as `TemporalAutoencoder.encode`."""

@@ -125,14 +125,24 @@ def load_autoencoder(source: str | Path, weights: str | None = None) -> LoadedMo
         raise UserError(
             f"weights={weights} chooses among those of a training's checkpoint (.ckpt), and {source} is none."
         )
-    if str(source).startswith(PREFIX):
-        other, digest = load_weights_and_config(*split_source(str(source)))
-        return LoadedModel(other, str(source), digest, None)
-    if path.is_dir() and (class_name := str(read_config(path).get("_class_name"))) in FAMILIES:
-        other, digest = load_weights_and_config(class_name, str(path))
+    if (found := class_and_place(source)) is not None:
+        other, digest = load_weights_and_config(*found)
         return LoadedModel(other, str(source), digest, None)
     folder = path if path.is_dir() else download_pretrained(str(source))
     return LoadedModel(read_pretrained(folder, source), str(source), file_sha256(folder / WEIGHTS_FILE), None)
+
+
+def class_and_place(source: str | Path) -> tuple[str, str] | None:
+    """Of an autoencoder of diffusers, `diffusers:CLASS:SOURCE` or a folder that states its class; None of anything else.
+
+    Raises:
+        UserError: it begins as the former, and is not of this form.
+    """
+    if str(source).startswith(PREFIX):
+        return split_source(str(source))
+    path = to_path(source)
+    class_name = str(read_config(path).get("_class_name")) if path.is_dir() else ""
+    return (class_name, str(path)) if class_name in FAMILIES else None
 
 
 def download_pretrained(repo_id: str) -> Path:

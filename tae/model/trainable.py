@@ -49,8 +49,10 @@ def freeze_all_but(network: nn.Module, parts: Sequence[str]) -> None:
             "decoder.*.conv_shortcut".
 
     Raises:
-        UserError: one of them names nothing.
+        UserError: one of them names nothing, or there are none.
     """
+    if not parts:
+        raise UserError("parts=[] trains nothing: name parts, or null for all.")
     names = [name for name, _ in network.named_parameters()]
     for part in parts:
         if not any(is_part(name, part) for name in names):

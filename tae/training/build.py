@@ -20,9 +20,9 @@ from tae.runtime.annotations import ArgumentsOf, AtLeastOne, ShareBelowOne, Weig
 from tae.runtime.console import say
 from tae.runtime.errors import UserError
 
+OF_GROUP_NORM = ("norm_groups", "group_norm")
 SHAPELESS = (
-    "norm_groups",
-    "group_norm",
+    *OF_GROUP_NORM,
     "frontend",
     "temporal_padding",
 )  # of the architecture: they change what is computed, and no parameter's shape
@@ -150,7 +150,8 @@ def check_same_function(theirs: Mapping[str, Any], ours: Mapping[str, Any], sour
     """
     defaults = signature(TemporalAutoencoder).parameters  # of what an architecture does not name
     was_set, is_set = ({n: of.get(n, defaults[n].default) for n in SHAPELESS} for of in (theirs, ours))
-    different = [name for name in SHAPELESS if was_set[name] != is_set[name]]
+    unused = OF_GROUP_NORM if theirs.get("norm") == ours.get("norm") == "rms" else ()
+    different = [name for name in SHAPELESS if was_set[name] != is_set[name] and name not in unused]
     if different:
         was = ", ".join(f"{name}={was_set[name]}" for name in different)
         now = ", ".join(f"{name}={is_set[name]}" for name in different)

@@ -17,9 +17,10 @@ from tae.losses.lpips import BACKBONES, check_available
 from tae.model.bundled import BUNDLED
 from tae.model.checks import check_architecture, check_front, check_temporal
 from tae.model.corruption import check_prefixes
-from tae.model.diffusers.loading import PREFIX, read_config, split_source
+from tae.model.diffusers.autoencoder import DiffusersAutoencoder
+from tae.model.diffusers.loading import read_config
 from tae.model.inflate import check_source
-from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL
+from tae.model.pretrained import WAYS_TO_GIVE_A_MODEL, class_and_place
 from tae.model.trainable import is_frozen
 from tae.model.unweighted import unweighted
 from tae.planning.planner import shapes_of
@@ -72,7 +73,7 @@ def architecture(cfg: DictConfig) -> str | None:
     front = (model.get("norm", "group"), model.get("frontend", "conv"), model.get("folds", 0))
     temporal = (model.get("temporal_init", "centric"), model.get("temporal_padding", "replicate"))
     checks = (
-        lambda: check_architecture(widths, *(model[name] for name in names)),
+        lambda: check_architecture(widths, *(model[name] for name in names), norm=front[0]),
         lambda: check_front(widths, *front),
         lambda: check_temporal(*temporal),
         lambda: check_prefixes(model.get("channel_dropout"), model.latent_channels),
@@ -210,13 +211,8 @@ def distilled(cfg: DictConfig) -> str | None:
     findings = []
     if cfg.teacher is None:
         findings.append(f"teacher=null: there is nothing to distil. {WAYS_TO_GIVE_A_MODEL}")
-    elif cfg.teacher.startswith(PREFIX):
-        try:
-            read_config(*split_source(cfg.teacher))
-        except UserError as error:
-            findings.append(f"teacher={cfg.teacher}: {error}")
-    elif is_missing(cfg.teacher):
-        findings.append(f"teacher={cfg.teacher}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}")
+    else:
+        findings += teacher_findings(cfg)
     if cfg.trainable != "all":
         findings.append(f"trainable={cfg.trainable}: what is distilled is a decoder already. Leave it out.")
     if latent := latent_terms(cfg):
@@ -225,6 +221,19 @@ def distilled(cfg: DictConfig) -> str | None:
             f"{' '.join(f'loss.{name}.weight=0' for name in latent)}."
         )
     return "\n".join(findings) or None
+
+
+def teacher_findings(cfg: DictConfig) -> list[str]:
+    """A teacher that is not there, or one of diffusers that does not take these clips."""
+    try:
+        found = class_and_place(cfg.teacher)
+        if found is not None:
+            class_name, place = found
+            with torch.device("meta"):
+                return clip_misfits(cfg, DiffusersAutoencoder.from_config(class_name, read_config(class_name, place)))
+    except UserError as error:
+        return [f"teacher={cfg.teacher}: {error}"]
+    return [f"teacher={cfg.teacher}: no such file or folder. {WAYS_TO_GIVE_A_MODEL}"] if is_missing(cfg.teacher) else []
 
 
 def terms_with_weight(cfg: DictConfig) -> dict[str, Any]:
@@ -326,13 +335,7 @@ def check_other_network(cfg: DictConfig) -> None:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         raise
-    findings = []
-    for name, shape in shapes_of(cfg).items() if "num_frames" in cfg.data else ():
-        if misfits := model.grid.misfits(*shape[1:]):
-            where = f"data.sources.{name}" if name else "data"
-            findings.append(
-                f"{where}.num_frames, {where}.resolution: {model.name} is given clips of {'; '.join(misfits)}."
-            )
+    findings = clip_misfits(cfg, model)
     terms = {name: get_object(term["_target_"]) for name, term in terms_with_weight(cfg).items()}
     wide = [name for name, term in terms.items() if getattr(term, "needs_variance", False)]
     if wide and not model.is_gaussian:
@@ -348,6 +351,18 @@ def check_other_network(cfg: DictConfig) -> None:
         )
     if findings:
         raise UserError("\n".join(findings))
+
+
+def clip_misfits(cfg: DictConfig, model: DiffusersAutoencoder) -> list[str]:
+    """For each stream of clips that a network does not take as they are, what it takes."""
+    findings = []
+    for name, shape in shapes_of(cfg).items() if "num_frames" in cfg.data else ():
+        if misfits := model.grid.misfits(*shape[1:]):
+            where = f"data.sources.{name}" if name else "data"
+            findings.append(
+                f"{where}.num_frames, {where}.resolution: {model.name} is given clips of {'; '.join(misfits)}."
+            )
+    return findings
 
 
 def message_of(check: Callable[[], object], cfg: DictConfig, section: str) -> str | None:

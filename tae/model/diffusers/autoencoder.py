@@ -17,6 +17,9 @@ from tae.model.memory_format import as_clip, as_frames
 from tae.model.posterior import DiagonalGaussian
 from tae.runtime.errors import UserError
 
+# What classes of diffusers raise for arguments and weights that do not fit them: they check little.
+REFUSALS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+
 
 class DiffusersAutoencoder(VideoAutoencoder):
     """An autoencoder of diffusers, used as its authors publish it: its own `encode` and its own `decode`.
@@ -61,7 +64,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         check_counts(config)
         try:
             return cls(kind(**config))
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        except REFUSALS as error:
             raise UserError(f"config={dict(config)} makes no {class_name}: {error}") from error
 
     def encode(self, clip: Tensor) -> DiagonalGaussian:

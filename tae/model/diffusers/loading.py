@@ -5,7 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tae.model.diffusers.autoencoder import DiffusersAutoencoder, check_counts, diffusers_class, plain_config
+from tae.model.diffusers.autoencoder import (
+    REFUSALS,
+    DiffusersAutoencoder,
+    check_counts,
+    diffusers_class,
+    plain_config,
+)
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
 from tae.runtime.paths import to_path
@@ -51,7 +57,8 @@ def load_weights_and_config(class_name: str, place: str) -> tuple[DiffusersAutoe
         )
     vae.register_to_config(_name_or_path="")  # else a folder of this machine is named in what is exported
     weights = Path(folder) / subfolder.get("subfolder", "") / WEIGHTS_FILE
-    return DiffusersAutoencoder(vae.float().eval()), file_sha256(weights) if weights.is_file() else None
+    model = asked(place, lambda: DiffusersAutoencoder(vae.float().eval()))
+    return model, file_sha256(weights) if weights.is_file() else None
 
 
 def read_config(class_name: str, place: str) -> dict[str, Any]:
@@ -98,6 +105,11 @@ def asked(place: str, question: Callable[[], Result]) -> Result:
     except (OSError, HFValidationError) as error:
         raise UserError(
             f"{place} cannot be loaded: {' '.join(str(error).split())[:300]} A folder needs config.json and {WEIGHTS_FILE}."
+        ) from error
+    except REFUSALS as error:
+        said = " ".join(str(error).split(". ")[0].split())  # advice for those who call diffusers follows
+        raise UserError(
+            f"{place} cannot be loaded: its config.json and its weights do not fit together, or one is damaged ({said})."
         ) from error
 
 

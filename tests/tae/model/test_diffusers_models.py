@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,6 +236,17 @@ def test_weights_that_fit_in_part_are_refused(tmp_path: Path) -> None:
     del weights["decoder.conv_in.weight"]
     save_file(weights, tmp_path / WEIGHTS_FILE)
     refused(f"diffusers:AutoencoderKL:{tmp_path}", r"decoder\.conv_in\.weight")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layers_per_block": 2}, {"latent_channels": 2}, {"latent_channels": "x"}], ids=str
+)
+@pytest.mark.parametrize("prefix", ["diffusers:AutoencoderKL:", ""])
+def test_a_damaged_config_is_refused(prefix: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    make("AutoencoderKL").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | settings))
+    refused(f"{prefix}{tmp_path}", r"\A[^\n]* (cannot be loaded|do not fit together)[^\n]*\Z")
 
 
 def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def moments_and_clip(codec: TileableCodec, clip: torch.Tensor) -> tuple[torch.Te
 
 def test_tiles_and_streams_are_those_of_a_model_in_torch(tmp_path: Path) -> None:
     """Of several tiles in time, height and width, the last ones shorter; the tolerance is float32's."""
-    codec = OnnxCodec(write_export(tmp_path))
+    codec = OnnxCodec(str(write_export(tmp_path)))
     clip = torch.rand(1, 3, 37, 30, 45, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for ours, theirs in zip(moments_and_clip(codec, clip), moments_and_clip(Pooling(), clip), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -99,6 +99,24 @@ def test_what_does_not_fit_is_said_in_a_sentence(
     with pytest.raises(UserError, match=message) as error:
         main(config(**({"ckpt": export, "source": source, "output": tmp_path / "out"} | settings)))
     assert "\n" not in str(error.value)
+
+
+FILE = {"path": "a.onnx", "sha256": "ab"}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"files": files} for files in ({}, None, [], {"encoder": FILE}, {"encoder": "a", "decoder": "b"})),
+        *({"files": {"encoder": file, "decoder": FILE}} for file in (FILE | {"size": 1}, FILE | {"path": 1}, {}, None)),
+        *({"tiling": tiling} for tiling in (None, {}, {"tile": 1}, vars(TILING) | {"tile_pixels": "x"})),
+        *({"time_factor": 0}, {"latent_channels": "3"}, {"space_factor": None}, {"checkpoint": None}),
+    ],
+    ids=str,
+)
+def test_a_damaged_description_is_refused(damaged: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\A[^\n]*graphs\.json does not describe exported graphs[^\n]*\Z"):
+        OnnxCodec(write_export(tmp_path, **damaged))
 
 
 def test_a_missing_onnxruntime_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

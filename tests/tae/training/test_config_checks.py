@@ -14,11 +14,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig
 
-from tae import UserError
+from tae import TemporalAutoencoder, UserError
 from tae.runtime.cli import CONFIG_FOLDER, empty_group
 from tae.training import checkpointing
+from tae.training.build import build_autoencoder
 from tae.training.checkpointing import LastCheckpoint
-from tae.training.config_checks import check_training
+from tae.training.config_checks import architecture, check_training
 from tae.training.run import build_trainer, model_to_measure
 
 
@@ -91,6 +92,19 @@ def test_weights_trained_with_another_padding_are_refused() -> None:
         instantiate(cfg.model, init_from=cfg.init_from)
     assert "trained with temporal_padding=replicate, and this model has temporal_padding=zeros" in str(caught.value)
     assert "Give model.temporal_padding=replicate" in str(caught.value)
+
+
+def test_groups_mean_nothing_to_a_network_without_them(tmp_path: Path) -> None:
+    """Neither have they to divide its channels, nor to be those of the weights that it starts with."""
+    sizes = {"channel_multipliers": [1, 1], "encoder_blocks": 1, "decoder_blocks": 1, "norm": "rms"}
+    TemporalAutoencoder(4, **sizes, norm_groups=3, group_norm="frame").save_pretrained(tmp_path)
+    options = {"image_vae": None, "gradient_checkpointing": False, "compile_blocks": False}
+    groups = {"norm_groups": 5, "group_norm": "clip"}
+    build_autoencoder(init_from=str(tmp_path), base_channels=4, **options, **sizes, **groups)
+    cfg = demo("model.norm=rms", "model.norm_groups=7")
+    assert architecture(cfg) is None
+    with pytest.raises(UserError, match="norm_groups=7 does not divide"):
+        TemporalAutoencoder(4, norm_groups=7)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Training of networks of diffusers: the step, its plan, and what is refused before it."""
 
+import json
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tae.model.streaming import encode_stream
 from tae.planning.planner import make_planner
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.training.build import build_diffusers
-from tae.training.config_checks import other_network
+from tae.training.config_checks import distilled, other_network
 from tests.fakes.diffusers_models import SMALL, make
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -72,6 +73,7 @@ def test_a_few_steps_of_the_decoder_alone_lower_the_loss() -> None:
         (["data.sources={images: {num_frames: 2}}"], r"data\.sources\.images\.num_frames.* are 1 and 5"),
         (["model.class_name=AutoencoderKLWam"], "AutoencoderKLWam is unknown. Choose one of: AutoencoderDC"),
         (["model.config.based_im=8"], "makes no AutoencoderKLWan: .*based_im"),
+        (["model.parts=[]"], r"^model\.parts=\[\] trains nothing: name parts, or null for all\.$"),
         (["model.parts=[decoder.up]"], "decoder.up names nothing"),
         (["model.parts=[decoder]", "trainable=decoder"], "both say what is trained"),
         (["model.parts=[decoder]"], "add loss.kl.weight=0 loss.opl.weight=0"),
@@ -102,6 +104,33 @@ def test_a_folder_to_fine_tune_is_checked_by_its_config(struct: bool, tmp_path: 
     assert other_network(cfg) is None
     cfg.data.num_frames = 16
     assert "13 and 17" in str(other_network(cfg))
+
+
+@pytest.mark.parametrize("prefix", ["diffusers:{name}:", ""])
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("AutoencoderKLWan", (16, 64), r"16 frames, where it takes 4k\+1 frames: the nearest are 13 and 17"),
+        ("AutoencoderKLLTXVideo", (16, 64), r"16 frames, where it takes 8k\+1 frames: the nearest are 9 and 17"),
+        ("AutoencoderKLWan", (17, 36), "36 rows, .* the nearest are 32 and 40"),
+        ("AutoencoderKLWan", (17, 64), None),
+    ],
+)
+def test_a_teacher_is_given_clips_that_fit(
+    name: str, given: tuple[int, int], wanted: str | None, prefix: str, tmp_path: Path
+) -> None:
+    """Its config alone says so."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL[name][0] | {"_class_name": name}))
+    cfg = teacher_config(f"{prefix.format(name=name)}{tmp_path}", *given)
+    found = distilled(cfg)
+    assert (found is None) if wanted is None else re.search(wanted, str(found)), found
+
+
+def teacher_config(teacher: str, num_frames: int, resolution: int) -> DictConfig:
+    settings = {"teacher": teacher, "data.num_frames": num_frames, "data.resolution": resolution}
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        overrides = ["experiment=distill", "data=synthetic", *(f"{key}={value}" for key, value in settings.items())]
+        return compose("train", overrides=overrides)
 
 
 def test_a_variance_that_is_not_there_is_not_trained() -> None:
