@@ -130,6 +130,16 @@ def check_format(format: str) -> None:
         raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'temporal-autoencoder[export]'.")
 
 
+def check_network(model: TemporalAutoencoder, format: str) -> None:
+    """Refuse a network that folds: its graph would be right for one parity of each length alone."""
+    frontend = model.architecture.get("frontend", "conv")
+    if frontend != "conv":
+        raise UserError(
+            f"format={format} is for networks that convolve at full resolution, and this one has frontend={frontend}: a "
+            "graph of it would serve some lengths of clips only. Export it with format=safetensors."
+        )
+
+
 def export_program(module: nn.Module, example: Tensor) -> ExportedProgram:
     """A graph with batch, t, h and w left open. The setting keeps sizes of 1 open too, which are otherwise ruled out."""
     dynamic = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from tae import Tiling, UserError, decode_stream, encode_stream, frames_to_clip
+from tae import TemporalAutoencoder, Tiling, UserError, decode_stream, encode_stream, frames_to_clip
 from tae.export import main
 from tae.interop.graphs import check_graph, export_graphs, load_graph
 from tae.latents.stats import LatentStats
@@ -23,6 +23,15 @@ from tests.references.video import make_video
 from tests.tae.interop.trained import config, make_model, write_stats
 
 SIZES = [(1, 8, 8), (2, 16, 9), (8, 24, 40), (9, 37, 50), (16, 8, 64), (19, 33, 17)]
+
+
+def test_a_network_that_folds_is_refused_before_it_is_traced(tmp_path: Path) -> None:
+    """A graph of it would take the path of its example's length, even or odd, for every clip."""
+    small = {"base_channels": 8, "channel_multipliers": (1, 2), "norm_groups": 2}
+    TemporalAutoencoder(frontend="patch", folds=2, **small).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"format=onnx is for .* frontend=patch.* format=safetensors"):
+        main(config(ckpt=tmp_path / "model", output=tmp_path / "graphs", format="onnx"))
+    assert not (tmp_path / "graphs").exists()
 
 
 @pytest.mark.slow
