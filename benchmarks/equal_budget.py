@@ -91,8 +91,8 @@ def training(name: str, seed: int, every: int = 1) -> Training:
 
 def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Parameters, multiply-adds and seconds of a step of each network; kept in `--state`, since budgets follow from it."""
-    size = f"{arguments.batch}x{arguments.num_frames}x{arguments.resolution}_{arguments.lpips}_{arguments.precision}"
-    kept = Path(arguments.state) / f"costs_{size}.json"
+    size = f"{arguments.batch}x{arguments.num_frames}x{arguments.resolution}"
+    kept = Path(arguments.state) / f"costs_{arguments.device}_{size}_{arguments.lpips}_{arguments.precision}.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     if set(found) >= set(arguments.networks):
         return found

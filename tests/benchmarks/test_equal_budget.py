@@ -55,6 +55,26 @@ def test_equal_time_is_in_proportion_to_the_time_of_a_step() -> None:
     assert budgets(arguments, costs, "Wan") == {"steps": 100, "time": 50}
 
 
+def test_costs_of_another_device_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equal_budget, "interleaved", lambda steps, device, *_: {name: [len(device)] for name in steps})
+    monkeypatch.setattr(equal_budget, "Step", lambda cfg, shape: SimpleStep())
+    found = []
+    for device in ("cpu", "cuda"):
+        arguments = options(tmp_path, "--device", device)
+        arguments.networks, arguments.warmup, arguments.repeats = ["full"], 0, 1
+        found.append(equal_budget.measure_costs(arguments)["full"]["seconds"])
+    assert found == [3, 4]
+
+
+class SimpleStep:
+    """Stands for a step of training."""
+
+    model = torch.nn.Linear(1, 1)
+
+    def __call__(self) -> None:
+        """Costs nothing."""
+
+
 def test_the_table_of_costs_compares_with_the_first() -> None:
     cost = {"parameters": 4e6, "GMAC": 1.0}
     rows = cost_rows({"full": cost | {"seconds": 2.0}, "Wan": cost | {"seconds": 8.0}}, ["full", "Wan"])
