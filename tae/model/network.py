@@ -78,8 +78,8 @@ def make_levels(
 def make_shortcut(channels: int, out_channels: int, folds: int) -> nn.Conv2d | None:
     """A way around the last norm, of networks that fold. An image autoencoder has no such weights.
 
-    The norm takes away a frame's brightness and contrast, which latents and pixels are proportional to. A network from
-    random weights learns several dB faster where they need not be found again (docs/benchmarks.md, "Equal budgets").
+    The norm takes away a frame's brightness and contrast, which latents and pixels are proportional to. From random
+    weights a network can learn faster where they need not be found again (docs/architecture.md, "Networks").
     """
     return nn.Conv2d(channels, out_channels, 1) if folds else None
 
