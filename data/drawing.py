@@ -23,9 +23,13 @@ def file_width(height: int) -> int:
 
 def encode_mp4(images: np.ndarray) -> bytes:
     """H.264 MP4 (yuv420p, nearly lossless) of uint8 (t, h, w, 3) with even sides."""
+    return encode_h264(images, "mp4", x264_options(crf="10", preset="veryfast", threads="1"))
+
+
+def encode_h264(images: np.ndarray, container_format: str, options: dict[str, str]) -> bytes:
+    """H.264 (yuv420p) by these options of x264, in any container, of uint8 (t, h, w, 3) with even sides."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        options = x264_options(crf="10", preset="veryfast", threads="1")
+    with av.open(buffer, "w", format=container_format) as container:
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
@@ -17,7 +16,7 @@ from omegaconf import DictConfig
 import data.ingest.indexing
 from data.datamodule import ClipDataModule
 from data.decode import DecodeError, open_video, read_frames
-from data.drawing import draw_clip, encode_mp4
+from data.drawing import draw_clip, encode_h264, encode_mp4
 from data.ingest.check import decode_sound
 from data.ingest.index_command import index_command
 from data.ingest.indexing import IndexTask, folders_of, index_shard, index_shards, probe_video
@@ -278,17 +277,7 @@ def test_a_name_that_is_not_utf8_and_a_text_that_is_no_caption(
 
 def encode_avi(images: np.ndarray) -> bytes:
     """H.264 with B-frames in an AVI, which has no times of display."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="avi") as container:
-        stream = container.add_stream(
-            "libx264", rate=24, options={"bf": "3", "g": "12", "b_strategy": "0", "threads": "1"}
-        )
-        stream.height, stream.width = images.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+    return encode_h264(images, "avi", {"bf": "3", "g": "12", "b_strategy": "0", "threads": "1"})
 
 
 def assert_frames_are_those_of_the_whole_file(video: bytes) -> None:
