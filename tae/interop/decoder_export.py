@@ -9,12 +9,12 @@ from huggingface_hub import ModelCardData
 from omegaconf import DictConfig
 
 from tae.interop.model_card import CARD, find_metrics, origin, quality
-from tae.interop.repository import prepare_repository, share, upload
+from tae.interop.repository import prepare_repository, upload
 from tae.latents.file import DTYPES
 from tae.model.pretrained_decoder import LoadedDecoder
 from tae.model.tiny_decoder import TinyDecoder
 from tae.runtime.errors import UserError
-from tae.runtime.files import write_text
+from tae.runtime.files import apply_umask, write_text
 from tae.runtime.paths import to_path
 from tae.runtime.progress import stage
 
@@ -42,7 +42,7 @@ def export_decoder(loaded: LoadedDecoder[TinyDecoder], cfg: DictConfig) -> Path:
         prepare_repository(cfg.repo, cfg.private)  # a refusal should come before the work
     output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.decoder).to(DTYPES[cfg.dtype]).save_pretrained(output)
-    share(output / "model.safetensors")
+    apply_umask(output / "model.safetensors")
     write_text(output / CARD, decoder_card(loaded, metrics, cfg))
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
     if cfg.push:

@@ -13,13 +13,13 @@ from tae.interop.decoder_export import export_decoder
 from tae.interop.diffusers_adapter import stats_beside
 from tae.interop.graphs import check_format, check_network, describe_graphs, export_graphs
 from tae.interop.model_card import CARD, find_metrics, model_card
-from tae.interop.repository import check_stats, prepare_repository, share, upload
+from tae.interop.repository import check_stats, prepare_repository, upload
 from tae.latents.file import DTYPES
 from tae.latents.stats import LatentStats
 from tae.model.pretrained import CONFIG_FILE, load_autoencoder, of_ours
 from tae.model.pretrained_decoder import read_tiny_decoder
 from tae.runtime.errors import UserError
-from tae.runtime.files import check_writable, write_text
+from tae.runtime.files import apply_umask, check_writable, write_text
 from tae.runtime.paths import to_path
 from tae.runtime.progress import stage
 from tae.runtime.schema import check_config
@@ -64,7 +64,7 @@ def export(cfg: DictConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(loaded.model).to(DTYPES[cfg.dtype]).save_pretrained(output)
     for path in output.glob("*.safetensors"):
-        share(path)
+        apply_umask(path)
     graphs = []
     if cfg.format != "safetensors" and ours is not None:
         with stage(f"tracing encoder and decoder as {cfg.format}"):

@@ -5,7 +5,6 @@ python -m tae.export ckpt=PATH output=DIR format=onnx
 python -m tae.export ckpt=PATH output=DIR push=true repo=OWNER/NAME
 """
 
-import os
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -15,13 +14,6 @@ from huggingface_hub.utils import validate_repo_id
 from tae.latents.stats import LatentStats
 from tae.model.pretrained import LoadedModel
 from tae.runtime.errors import UserError, first_line
-
-
-def share(path: Path) -> None:
-    """Give a file the rights of a new one; safetensors makes its file for its owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def check_stats(loaded: LoadedModel, stats: LatentStats | None, folder: str | None) -> None:

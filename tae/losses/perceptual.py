@@ -33,6 +33,8 @@ class Perceptual:
         weights_path: backbone weights in torchvision's layout (`features.0.weight`, ...), .pth or .safetensors;
             None takes them from the cache of `python -m tae.weights`, else from torchvision's, else downloads
             torchvision's.
+        frames: of each clip so many are drawn in each step, and measured alone; None: all. The network is most of a small
+            autoencoder's step, and neighbouring frames tell it the same.
         frames_per_chunk: frames that are in the network at once; memory grows with it, results do not depend on it.
 
     Raises:
@@ -42,19 +44,27 @@ class Perceptual:
     is_distance = True
 
     def __init__(
-        self, weight: Weight, net: Backbone, weights_path: str | None, frames_per_chunk: AtLeastOne = 16
-    ) -> None:
+        self, weight: Weight, net: Backbone, weights_path: str | None, frames: AtLeastOne | None = None,
+        frames_per_chunk: AtLeastOne = 16,
+    ) -> None:  # fmt: skip
         self.weight = check_weight("perceptual", weight)
         if net not in BACKBONES:
             raise UserError(f'net="{net}" is unknown. Choose one of: {", ".join(BACKBONES)}.')
+        if frames is not None and frames < 1:
+            raise UserError(f"frames={frames} must be 1 or more; null takes all.")
         if frames_per_chunk < 1:
             raise UserError(f"frames_per_chunk={frames_per_chunk} must be 1 or more.")
         self.net = net
+        self.frames = frames
         self.frames_per_chunk = frames_per_chunk
         self._network = load_network(net, weights_path) if self.weight > 0 else None
 
     def __call__(self, context: Context) -> Tensor:
-        return self.mean(context.clip, context.output.reconstruction)
+        clip, reconstruction = context.clip, context.output.reconstruction
+        if self.frames is not None and self.frames < clip.shape[2]:
+            drawn = torch.randperm(clip.shape[2])[: self.frames].to(clip.device)
+            clip, reconstruction = clip.index_select(2, drawn), reconstruction.index_select(2, drawn)
+        return self.mean(clip, reconstruction)
 
     def mean(self, clip: Tensor, reconstruction: Tensor) -> Tensor:
         """Mean distance over frames.

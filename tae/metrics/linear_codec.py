@@ -29,6 +29,16 @@ class BlockSums:
         self.total += blocks.sum(0).cpu()
         self.products += (blocks.T @ blocks).cpu()
 
+    @property
+    def mean(self) -> Tensor:
+        """(1536,)"""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(1536, 1536)"""
+        return self.products / self.count - torch.outer(self.mean, self.mean)
+
     def __iadd__(self, other: "BlockSums") -> Self:
         self.count += other.count
         self.total += other.total
@@ -45,9 +55,8 @@ class LinearCodec:
     """
 
     def __init__(self, sums: BlockSums, numbers: int) -> None:
-        mean = sums.total / sums.count
-        _, vectors = torch.linalg.eigh(sums.products / sums.count - torch.outer(mean, mean))
-        self.mean = mean.float()
+        _, vectors = torch.linalg.eigh(sums.covariance)
+        self.mean = sums.mean.float()
         self.components = vectors.flip(1)[:, :numbers].float()  # eigh sorts upwards
 
     def __call__(self, clip: Tensor, numbers: int | None = None) -> Tensor:

@@ -86,6 +86,13 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def apply_umask(path: Path) -> None:
+    """Give a file the rights of a new one; safetensors makes its file for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed writers. Only for a folder that nobody else is writing to."""
     for file in folder.glob(PARTIAL.format(name="*", pid="[0-9]*")):

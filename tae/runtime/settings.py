@@ -244,6 +244,14 @@ class Export(Section):
     private: bool
 
 
+class LinearStart(Section):
+    data: Built
+    model: Built
+    clips: AtLeastOne
+    output: str
+    seed: NotNegative
+
+
 class Plan(Section):
     class Clip(Section):
         num_frames: AtLeastOne
@@ -281,4 +289,5 @@ class Weights(Section):
 COMMAND_SETTINGS: dict[str, type[Section]] = {
     "train": Train, "evaluate": Evaluate, "prepare": Prepare, "verify": Verify, "index": Index, "inspect": Inspect,
     "synthetic": Synthetic, "encode": Encode, "reconstruct": Reconstruct, "export": Export, "plan": Plan, "weights": Weights,
+    "linear_start": LinearStart,
 }  # fmt: skip

@@ -47,7 +47,8 @@ ADDED: dict[str, Any] = {
     **{"loss.equivariance._target_": "Equivariance", "loss.equivariance.weight": 0.0},
     **{"loss.equivariance.mode": "replace", "loss.equivariance.scales": None, "loss.equivariance.turns": None},
     **{"loss.spectrum._target_": "Spectrum", "loss.spectrum.weight": 0.0, "loss.spectrum.delta": 1.0},
-    **{"loss.reconstruction.learned_scale": False, "teacher": None},
+    **{"loss.reconstruction.learned_scale": False, "loss.reconstruction.distance": "l1", "teacher": None},
+    **{"loss.perceptual.frames": None},
     **{"loss.features._target_": "FeatureMatching", "loss.features.weight": 0.0},
     **{"model.latent_noise": 0.0, "model.latent_mask": 0.0, "model.channel_dropout": None},
 }

@@ -39,6 +39,16 @@ def test_reconstruction_is_the_mean_absolute_error():
     assert Reconstruction(weight=1)(of(clip, out)).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_reconstruction_by_squares_is_the_mean_squared_error():
+    clip, out = make_output()
+    expected = (clip.double() - out.reconstruction.double()).square().mean()
+    assert Reconstruction(weight=1, distance="l2")(of(clip, out)).item() == pytest.approx(expected.item(), abs=1e-6)
+    with pytest.raises(UserError, match='distance="l3" is unknown'):
+        Reconstruction(weight=1, distance="l3")
+    with pytest.raises(UserError, match=r"learned_scale=true .* distance=l2 has to be l1"):
+        Reconstruction(weight=1, learned_scale=True, distance="l2")
+
+
 def test_kl_equals_its_definition():
     clip, out = make_output()
     posterior = out.posterior
