@@ -7,7 +7,8 @@
 All have about 4 M parameters, random weights, latents of 1/96 of the values of a clip, the same losses (L1 and LPIPS; no KL,
 since Cosmos has no variance), the same clips in the same order and the same optimizer. The moving average of their weights
 is measured. Those that downsample time by 4 have 8 channels in place of 16, LTX at its 32x32x8 has 256. Clips have 8k + 1
-frames, which all take: this project's networks then compute 7 frames more, which counts against their time.
+frames, which all take: this project's networks then compute 7 frames more, which counts against their time. One network
+occurs twice, the second time from a linear start in place of random weights (`tae.linear_start`).
 
 The time of a step is that of the processor (of a GPU: of the wall), of all networks in turns before the first training.
 Each is then trained for as many steps as the first one, and for as many as take the first one's time. The linear codec is
@@ -21,15 +22,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
+from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 
 from benchmarks.common import interleaved
 from benchmarks.linear_codec import fit, measure, open_clips
 from benchmarks.terms import Step
 from benchmarks.trainings import Training, make_parser, publish_trainings, spread_over_seeds
+from tae.linear_start import main as linear_start
 from tae.metrics.linear_codec import BLOCK_VALUES
 from tae.metrics.registry import METRICS, MORE_METRICS
+from tae.model.pretrained import WEIGHTS_FILE
 from tae.planning.meter import Meter
+from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.files import write_text
 
 OURS = ("model=sd35", "model.image_vae=null", "model.gradient_checkpointing=false", "model.norm_groups=2")
@@ -73,8 +78,10 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "haar, 1 level": (*HAAR, "model.folds=1", "model.channel_multipliers=[1,2,4]"),
     "haar, 2 levels": HAAR,
     "haar, 2 levels, rms": (*HAAR, "model.norm=rms"),
+    "haar, linear start": HAAR,
     **{name: of_diffusers(settings) for name, settings in PEERS.items()},
 }
+STARTED = "haar, linear start"  # two levels, from the linear codec of the training clips (tae.linear_start)
 COMMON = (
     "loss.kl.weight=0", "loss.opl.weight=0", "ema.decay=0.99", "metrics=[psnr,ssim,lpips,rfvd]", "scheduler=constant",
 )  # fmt: skip
@@ -83,10 +90,28 @@ SHOWN = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "rfvd": "rFVD"}  # metr
 Rows: TypeAlias = list[dict[str, Any]]
 
 
-def training(name: str, seed: int, every: int = 1) -> Training:
-    """The training of a network that is validated every so many steps."""
+def training(name: str, seed: int, every: int = 1, start: Path | None = None) -> Training:
+    """The training of a network that is validated every so many steps, from random weights or those in `start`."""
     looks = (f"trainer.val_check_interval={every}", f"callbacks.last.every_n_steps={every}")
-    return Training(name, seed, (*COMMON, *NETWORKS[name], *looks))
+    weights = () if start is None else (f"init_from={start}",)
+    return Training(name, seed, (*COMMON, *NETWORKS[name], *weights, *looks))
+
+
+def write_start(arguments: argparse.Namespace) -> Path:
+    """The linear codec as a network, fitted once on the training clips."""
+    folder = Path(arguments.state) / "linear_start"
+    if not folder.joinpath(WEIGHTS_FILE).exists():
+        settings = {
+            "data.shards": json.dumps({"train": arguments.train, "val": None, "test": None}).replace('"', ""),
+            "data.num_frames": arguments.num_frames,
+            "data.resolution": arguments.resolution,
+            "clips": arguments.fit_clips,
+            "output": folder,
+        }
+        with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+            overrides = [*NETWORKS[STARTED], *(f"{key}={value}" for key, value in settings.items())]
+            linear_start(compose("linear_start", overrides=overrides))
+    return folder
 
 
 def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -149,8 +174,9 @@ def measure_network(arguments: argparse.Namespace, name: str, costs: Mapping[str
     """A row for each budget; the smaller one is on the way to the larger one."""
     cost, rows, within = costs[name], [], budgets(arguments, costs, name)
     every = max(1, max(within.values()) // arguments.looks)
+    start = write_start(arguments) if name == STARTED else None
     for budget, steps in sorted(within.items(), key=lambda item: item[1]):
-        documents = [training(name, seed, every).run(arguments, steps) for seed in arguments.seeds]
+        documents = [training(name, seed, every, start).run(arguments, steps) for seed in arguments.seeds]
         spent = {"s/step": cost["seconds"], "minutes": steps * cost["seconds"] / 60, "TMAC": steps * cost["GMAC"] / 1e3}
         head = {"network": name, "equal": budget, "parameters": int(cost["parameters"]), "steps": steps}
         rows.append(head | spent | quality(documents))
