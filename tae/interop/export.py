@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tae.interop.decoder_export import export_decoder
 from tae.interop.diffusers_adapter import stats_beside
-from tae.interop.graphs import check_format, check_network, describe_graphs, export_graphs
+from tae.interop.graphs import check_format, describe_graphs, export_graphs
 from tae.interop.model_card import CARD, find_metrics, model_card
 from tae.interop.repository import check_stats, prepare_repository, upload
 from tae.latents.file import DTYPES
@@ -53,7 +53,6 @@ def export(cfg: DictConfig) -> Path:
                 f"format={cfg.format}: graphs are made of our own networks; {loaded.model.name} of diffusers is exported "
                 "as format=safetensors, the folder for its from_pretrained."
             )
-        check_network(ours.model, cfg.format)
         tiling.check(ours.model.time_factor, ours.model.space_factor, decoding=True)
     metrics = find_metrics(loaded, cfg.metrics_json)
     check_stats(loaded, stats, cfg.latents)

@@ -11,21 +11,25 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.fx.experimental._config as fx_config
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tae.latents.stats import LatentStats
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.model.folding import repeat_to_multiple
 from tae.model.onnx_codec import GraphsDescription, OnnxGraph
 from tae.model.posterior import DiagonalGaussian
 from tae.model.pretrained import LoadedModel
 from tae.model.tiling import Tiling
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 FORMATS = ("torch_export", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -42,8 +46,8 @@ class EncoderGraph(nn.Module):
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor]:
         # Always padded, by nothing where nothing is missing: `encode` asks first, which a graph cannot.
-        factor, (height, width) = self.model.space_factor, clip.shape[3:]
-        clip = F.pad(clip, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
+        for dim in (3, 4):
+            clip = repeat_to_multiple(clip, dim, self.model.space_factor)
         mean, logvar = self.model.encoder(clip).float().chunk(2, dim=1)
         posterior = DiagonalGaussian(mean, logvar)
         return posterior.mean, torch.exp(0.5 * posterior.logvar)
@@ -75,6 +79,8 @@ def export_graphs(model: TemporalAutoencoder, folder: Path, format: str) -> list
     clips = [
         torch.rand(2, 3, 2 * frames + 3, 5 * pixels + 3, 6 * pixels + 5) * 2 - 1,
         torch.zeros(1, 3, 1, 2 * pixels, pixels),
+        # Even where the first one's frames are odd, and the other way about: networks that fold ask for it.
+        torch.rand(1, 3, 2 * frames - 2, pixels + 1, pixels + 4) * 2 - 1,
     ]
     latents = [torch.randn(2, channels, 3, 5, 7), torch.randn(1, channels, 1, 2, 1)]
     paths = []
@@ -130,16 +136,6 @@ def check_format(format: str) -> None:
         raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'temporal-autoencoder[export]'.")
 
 
-def check_network(model: TemporalAutoencoder, format: str) -> None:
-    """Refuse a network that folds: its graph would be right for one parity of each length alone."""
-    frontend = model.architecture.get("frontend", "conv")
-    if frontend != "conv":
-        raise UserError(
-            f"format={format} is for networks that convolve at full resolution, and this one has frontend={frontend}: a "
-            "graph of it would serve some lengths of clips only. Export it with format=safetensors."
-        )
-
-
 def export_program(module: nn.Module, example: Tensor) -> ExportedProgram:
     """A graph with batch, t, h and w left open. The setting keeps sizes of 1 open too, which are otherwise ruled out."""
     dynamic = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)
@@ -152,7 +148,16 @@ def write_onnx(program: ExportedProgram, path: Path, inputs: list[str], outputs:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     onnx_program = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     assert onnx_program is not None
+    free_names(onnx_program.model.graph, outputs)
     onnx_program.save(path)
+
+
+def free_names(graph: "onnx_ir.Graph", outputs: list[str]) -> None:
+    """Rename what has the name of an output inside: PyTorch calls values after operations, as `mean`."""
+    for node in graph:
+        for value in node.outputs:
+            if value.name in outputs and not value.is_graph_output():
+                value.name = f"{value.name}_inside"
 
 
 def load_graph(path: Path) -> Callable[[Tensor], list[Tensor]]:

@@ -50,7 +50,26 @@ def haar_merge(bands: list[Tensor]) -> Tensor:
 
 def repeat_to_even(x: Tensor, dim: int) -> Tensor:
     """Repeat the last value along an axis of odd length."""
+    if torch.compiler.is_exporting():
+        return repeat_to_multiple(x, dim, 2)
     return torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim) if x.shape[dim] % 2 else x
+
+
+def repeat_to_multiple(x: Tensor, dim: int, factor: int) -> Tensor:
+    """Repeat the last value along an axis up to a multiple of `factor`: for graphs, with one path for any length.
+
+    The places are counted by `nonzero`, whose length is a new symbol to what traces. Divided and rounded up it would be a
+    term that grows with each fold, and tracing would spend minutes on reasoning about it.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and for graphs alone
+
+    length = x.shape[dim]
+    if statically_known_true(length % factor == 0):
+        return x
+    starts = (torch.arange(length, device=x.device) % factor == 0).nonzero()
+    torch._check(starts.shape[0] >= 1)
+    places = (starts + torch.arange(factor, device=x.device)).flatten()
+    return x.index_select(dim, places.clamp(max=length - 1))
 
 
 def space_to_channels(x: Tensor) -> Tensor:

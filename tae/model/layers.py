@@ -95,9 +95,17 @@ class RMSNorm(nn.Module):
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self.normalize_for_export(x)
         with torch.autocast(x.device.type, enabled=False):  # as in GroupNorm
             out = F.rms_norm(x.movedim(1, -1), (x.shape[1],), self.weight.to(x.dtype), RMS_NORM_EPS).movedim(-1, 1)
         return F.silu(out, inplace=not torch.is_grad_enabled()) if self.silu else out
+
+    def normalize_for_export(self, x: Tensor) -> Tensor:
+        """The same by its definition: the function of PyTorch asks for the order in memory, which a graph leaves open."""
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + RMS_NORM_EPS)
+        out = x * scale * self.weight.view(-1, 1, 1, 1)
+        return F.silu(out) if self.silu else out
 
 
 def make_norm(channels: int, groups: int, per: str, silu: bool) -> nn.Module:

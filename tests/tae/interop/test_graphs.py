@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from hydra import compose, initialize_config_dir
 
 from tae import TemporalAutoencoder, Tiling, UserError, decode_stream, encode_stream, frames_to_clip
 from tae.export import main
-from tae.interop.graphs import check_graph, export_graphs, load_graph
+from tae.interop.graphs import check_graph, export_graphs, export_program, load_graph
 from tae.latents.stats import LatentStats
+from tae.model.folding import AveragingDownsample, Folding, repeat_to_even, repeat_to_multiple
+from tae.model.layers import RMSNorm
 from tae.model.onnx_codec import OnnxCodec
 from tae.model.pretrained import load_model
 from tae.reconstruct import main as reconstruct_video
@@ -22,16 +26,92 @@ from tae.video.reader import VideoReader
 from tests.references.video import make_video
 from tests.tae.interop.trained import config, make_model, write_stats
 
+Graph = Callable[[torch.Tensor], list[torch.Tensor]]
 SIZES = [(1, 8, 8), (2, 16, 9), (8, 24, 40), (9, 37, 50), (16, 8, 64), (19, 33, 17)]
 
 
-def test_a_network_that_folds_is_refused_before_it_is_traced(tmp_path: Path) -> None:
-    """A graph of it would take the path of its example's length, even or odd, for every clip."""
-    small = {"base_channels": 8, "channel_multipliers": (1, 2), "norm_groups": 2}
-    TemporalAutoencoder(frontend="patch", folds=2, **small).save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=r"format=onnx is for .* frontend=patch.* format=safetensors"):
-        main(config(ckpt=tmp_path / "model", output=tmp_path / "graphs", format="onnx"))
-    assert not (tmp_path / "graphs").exists()
+FOLDING: dict[str, Any] = {
+    "base_channels": 4, "channel_multipliers": (1, 2), "latent_channels": 2, "encoder_blocks": 1, "decoder_blocks": 1,
+    "norm_groups": 1, "frontend": "haar", "folds": 2,
+}  # fmt: skip
+
+
+def folding_model(**changes: Any) -> TemporalAutoencoder:
+    model = TemporalAutoencoder(**FOLDING | changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model.eval().to(memory_format=torch.contiguous_format)
+
+
+def check_for_every_length(model: TemporalAutoencoder, encoder: Graph, decoder: Graph) -> None:
+    """Lengths of both parities at each of the three levels, and sizes that are no multiple of 8."""
+    for frames in range(1, 10):
+        for batch, height, width in ((1, 8, 8), (2, 17, 29)):
+            clip = torch.rand(batch, 3, frames, height, width) * 2 - 1
+            with torch.no_grad():
+                posterior = model.encode(clip)
+            mean, std = encoder(clip)
+            torch.testing.assert_close(mean, posterior.mean, atol=5e-5, rtol=0)
+            torch.testing.assert_close(std, (0.5 * posterior.logvar).exp(), atol=5e-5, rtol=1e-4)
+    for size in ((1, 1, 1), (2, 3, 2), (3, 2, 5)):
+        latents = torch.randn(2, model.latent_channels, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(decoder(latents)[0], model.decode(latents), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frontend", ["haar", "patch"])
+def test_one_graph_folds_clips_of_any_length(frontend: str) -> None:
+    """Of front end and resampling alone, which is all that asks whether a length is even: two levels."""
+    parts = torch.nn.Sequential(Folding(frontend, 1), AveragingDownsample(3 * 8, 3 * 8))
+    with torch.no_grad():
+        torch.nn.init.normal_(parts[1].conv.temporal.weight)  # frames have neighbours then
+        program = export_program(parts, torch.rand(2, 3, 7, 11, 13)).module(check_guards=False)
+        for frames in range(1, 10):
+            clip = torch.rand(1, 3, frames, frames + 8, 17 - frames)
+            torch.testing.assert_close(program(clip), parts(clip), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_a_repeated_end_is_that_of_the_model(factor: int) -> None:
+    for length in range(1, 18):
+        x = torch.rand(1, 2, length)
+        expected = torch.cat([x, *[x[:, :, -1:]] * (-length % factor)], 2)
+        assert torch.equal(repeat_to_multiple(x, 2, factor), expected)
+        assert factor != 2 or torch.equal(repeat_to_even(x, 2), expected)
+
+
+def test_rms_norm_of_graphs_is_that_of_the_model() -> None:
+    x = torch.randn(2, 6, 3, 4, 5)
+    for silu in (False, True):
+        layer = RMSNorm(6, silu)
+        torch.nn.init.normal_(layer.weight)
+        with torch.no_grad():
+            torch.testing.assert_close(layer.normalize_for_export(x), layer(x), atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("format", ["torch_export", "onnx"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"frontend": "patch", "norm": "rms"},
+        {"folds": 1, "channel_multipliers": (1, 1, 4), "norm": "rms"},
+        {"folds": 1, "channel_multipliers": (1, 1, 2), "frontend": "patch", "group_norm": "clip"},
+        {"temporal_padding": "zeros"},
+    ],
+    ids=str,
+)
+def test_graphs_of_a_network_that_folds_are_right_for_every_length(
+    changes: dict[str, Any], format: str, tmp_path: Path
+) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    model = folding_model(**changes)
+    encoder, decoder = (load_graph(path) for path in export_graphs(model, tmp_path, format))
+    check_for_every_length(model, encoder, decoder)
 
 
 @pytest.mark.slow
