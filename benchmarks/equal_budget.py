@@ -8,7 +8,7 @@ All have about 4 M parameters, random weights, latents of 1/96 of the values of 
 since Cosmos has no variance), the same clips in the same order and the same optimizer. The moving average of their weights
 is measured. Those that downsample time by 4 have 8 channels in place of 16, LTX at its 32x32x8 has 256. Clips have 8k + 1
 frames, which all take: this project's networks then compute 7 frames more, which counts against their time. One network
-occurs twice, the second time from a linear start in place of random weights (`tae.linear_start`).
+occurs twice, the second time from a linear start in place of random weights (`tae.pca`).
 
 The time of a step is that of the processor (of a GPU: of the wall), of all networks in turns before the first training.
 Each is then trained for as many steps as the first one, and for as many as take the first one's time. The linear codec is
@@ -29,10 +29,10 @@ from benchmarks.common import interleaved
 from benchmarks.linear_codec import fit, measure, open_clips
 from benchmarks.terms import Step
 from benchmarks.trainings import Training, make_parser, publish_trainings, spread_over_seeds
-from tae.linear_start import main as linear_start
 from tae.metrics.linear_codec import BLOCK_VALUES
 from tae.metrics.registry import METRICS, MORE_METRICS
 from tae.model.pretrained import WEIGHTS_FILE
+from tae.pca import main as linear_start
 from tae.planning.meter import Meter
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.files import write_text
@@ -81,11 +81,12 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "haar, linear start": HAAR,
     **{name: of_diffusers(settings) for name, settings in PEERS.items()},
 }
-STARTED = "haar, linear start"  # two levels, from the linear codec of the training clips (tae.linear_start)
+STARTED = "haar, linear start"  # two levels, from the linear codec of the training clips (tae.pca)
 COMMON = (
     "loss.kl.weight=0", "loss.opl.weight=0", "ema.decay=0.99", "metrics=[psnr,ssim,lpips,rfvd]", "scheduler=constant",
 )  # fmt: skip
 LINEAR = "linear codec"
+BUDGETS = ("steps", "time")
 SHOWN = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "rfvd": "rFVD"}  # metrics and their titles
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -110,7 +111,7 @@ def write_start(arguments: argparse.Namespace) -> Path:
         }
         with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
             overrides = [*NETWORKS[STARTED], *(f"{key}={value}" for key, value in settings.items())]
-            linear_start(compose("linear_start", overrides=overrides))
+            linear_start(compose("pca", overrides=overrides))
     return folder
 
 
@@ -157,7 +158,8 @@ def cost_rows(costs: Mapping[str, Mapping[str, float]], networks: Sequence[str])
 def budgets(arguments: argparse.Namespace, costs: Mapping[str, Mapping[str, float]], name: str) -> dict[str, int]:
     """Steps of a network within each budget."""
     reference = costs[arguments.networks[0]]["seconds"]
-    return {"steps": arguments.steps, "time": max(1, round(arguments.steps * reference / costs[name]["seconds"]))}
+    found = {"steps": arguments.steps, "time": max(1, round(arguments.steps * reference / costs[name]["seconds"]))}
+    return {budget: found[budget] for budget in arguments.equal}
 
 
 def quality(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -217,6 +219,7 @@ def main() -> None:
         __doc__, num_frames=17, batch=2, lr=5e-4, lpips="alex", looks=5, state=Path("outputs/equal_budget")
     )
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--equal", nargs="+", choices=BUDGETS, default=list(BUDGETS), help="which budgets")
     parser.add_argument("--fit-clips", type=int, default=512, help="random windows that the linear codec is fitted on")
     parser.add_argument("--warmup", type=int, default=1, help="steps of each network before its time is taken")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each network whose time is taken")

@@ -3,4 +3,5 @@
 from pathlib import Path
 
 # By the name that is accepted wherever a checkpoint is expected.
-BUNDLED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
+FOLDERS = Path(__file__).parent / "weights"
+BUNDLED = {name: FOLDERS / name for name in ("tiny", "tiny-haar")}

@@ -13,7 +13,7 @@ COMMANDS = {
     "export": ("tae.export", "eval"),
     "index": ("data.index", "data"),
     "inspect": ("data.inspect", "data"),
-    "linear-start": ("tae.linear_start", "eval"),
+    "pca": ("tae.pca", "eval"),
     "plan": ("tae.plan", "eval"),
     "prepare": ("data.prepare", "data"),
     "reconstruct": ("tae.reconstruct", "eval"),

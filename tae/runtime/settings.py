@@ -244,7 +244,7 @@ class Export(Section):
     private: bool
 
 
-class LinearStart(Section):
+class PCA(Section):
     data: Built
     model: Built
     clips: AtLeastOne
@@ -289,5 +289,5 @@ class Weights(Section):
 COMMAND_SETTINGS: dict[str, type[Section]] = {
     "train": Train, "evaluate": Evaluate, "prepare": Prepare, "verify": Verify, "index": Index, "inspect": Inspect,
     "synthetic": Synthetic, "encode": Encode, "reconstruct": Reconstruct, "export": Export, "plan": Plan, "weights": Weights,
-    "linear_start": LinearStart,
+    "pca": PCA,
 }  # fmt: skip

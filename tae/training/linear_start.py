@@ -31,7 +31,7 @@ from tae.runtime.files import apply_umask, check_writable
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar, stage
 from tae.runtime.schema import check_config
-from tae.runtime.settings import LinearStart
+from tae.runtime.settings import PCA
 
 LOG_VARIANCE = -6.0  # of latents whose own variance is 1: noise of 0.05 standard deviations
 NOTHING = 1e-7  # of the largest variance: components that hold less are rounding
@@ -211,7 +211,7 @@ def write_linear_start(cfg: DictConfig) -> Path:
     Raises:
         UserError: a setting is wrong, the network has no linear start, or there are no clips.
     """
-    check_config(cfg, LinearStart)
+    check_config(cfg, PCA)
     output = to_path(cfg.output)
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")

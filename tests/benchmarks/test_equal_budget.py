@@ -50,11 +50,13 @@ def test_networks_are_trained_alike(tmp_path: Path) -> None:
 
 
 def test_equal_time_is_in_proportion_to_the_time_of_a_step() -> None:
-    arguments = argparse.Namespace(networks=["full", "haar, 2 levels"], steps=100)
+    arguments = argparse.Namespace(networks=["full", "haar, 2 levels"], steps=100, equal=["steps", "time"])
     costs = {"full": {"seconds": 2.0}, "haar, 2 levels": {"seconds": 0.5}, "Wan": {"seconds": 4.0}}
     assert budgets(arguments, costs, "full") == {"steps": 100, "time": 100}
     assert budgets(arguments, costs, "haar, 2 levels") == {"steps": 100, "time": 400}
     assert budgets(arguments, costs, "Wan") == {"steps": 100, "time": 50}
+    arguments.equal = ["time"]
+    assert budgets(arguments, costs, "Wan") == {"time": 50}
 
 
 def test_costs_of_another_device_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.files import file_sha256
 from tae.training.config_checks import is_missing
 
-FOLDER = BUNDLED["tiny"]
+of_each = pytest.mark.parametrize("name", BUNDLED)
 # Groups that training has not seen (the test shards of `experiment=tiny_pretrain`), one easy and one hard.
 UNSEEN = ("BodyWeightSquats/v_BodyWeightSquats_g01_c03.avi", "Punch/v_Punch_g22_c07.avi")
 
@@ -38,12 +38,18 @@ def config(entry: str, *overrides: str) -> DictConfig:
 def test_every_entry_point_starts_from_them() -> None:
     for entry in ("evaluate", "reconstruct", "encode", "export"):
         assert config(entry)["ckpt"] == "tiny"
-    demo = config("train", "experiment=demo")
-    assert demo.init_from == "tiny"
-    assert not is_missing("tiny")
-    model = TemporalAutoencoder.from_pretrained("tiny")
-    assert {name: demo.model[name] for name in model.architecture} == model.architecture
-    assert load_model("tiny").sha256 == file_sha256(FOLDER / "model.safetensors")
+
+
+RUNS = {"tiny": "demo", "tiny-haar": "haar_pretrain"}
+
+
+@of_each
+def test_a_run_has_their_network(name: str) -> None:
+    assert not is_missing(name)
+    model, run = TemporalAutoencoder.from_pretrained(name), config("train", f"experiment={RUNS[name]}")
+    assert {key: run.model[key] for key in model.architecture} == model.architecture
+    assert load_model(name).sha256 == file_sha256(BUNDLED[name] / "model.safetensors")
+    assert config("train", "experiment=demo").init_from == "tiny"
 
 
 def test_a_folder_of_that_name_is_reached_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,43 +59,58 @@ def test_a_folder_of_that_name_is_reached_by_its_path(tmp_path: Path, monkeypatc
     assert TemporalAutoencoder.from_pretrained("./tiny").space_factor == 2
 
 
-def test_they_are_small_and_their_card_is_about_them() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
-    assert file_sha256(FOLDER / "model.safetensors") in (FOLDER / "README.md").read_text()
+def test_they_are_small_and_their_cards_are_about_them() -> None:
+    assert sum(path.stat().st_size for folder in BUNDLED.values() for path in folder.iterdir()) < 12e6
+    for folder in BUNDLED.values():
+        assert file_sha256(folder / "model.safetensors") in (folder / "README.md").read_text()
 
 
-def test_they_come_along_whole() -> None:
+@of_each
+def test_they_come_along_whole(name: str) -> None:
     """What no pattern of the package's data matches is missing where the package is installed."""
     root = Path(CONFIG_FOLDER).parent
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tae"]
-    assert {path.name for path in FOLDER.iterdir()} == {
+    folder = BUNDLED[name]
+    assert {path.name for path in folder.iterdir()} == {
         "README.md",
         "config.json",
         "latent_stats.json",
         "model.safetensors",
     }
-    assert all(any(path.relative_to(root / "tae").match(pattern) for pattern in patterns) for path in FOLDER.iterdir())
+    assert all(any(path.relative_to(root / "tae").match(pattern) for pattern in patterns) for path in folder.iterdir())
 
 
-def test_the_statistics_of_their_latents_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stats = LatentStats.read(FOLDER)
-    assert stats.checkpoint == {"path": "tiny", "sha256": file_sha256(FOLDER / "model.safetensors")}
-    card = (FOLDER / "README.md").read_text()
+@of_each
+def test_the_statistics_of_their_latents_are_found_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = LatentStats.read(BUNDLED[name])
+    assert stats.checkpoint["path"] == name
+    assert load_model(name).encoded(stats.checkpoint)
+    card = (BUNDLED[name] / "README.md").read_text()
     assert f"Over {stats.num_clips} clips" in card
     assert f"(latents + {-stats.shift:.5f}) * {stats.scale:.5f}" in card
-    (tmp_path / "tiny").mkdir()  # which `tiny` does not mean, as nowhere else
+    (tmp_path / name).mkdir()  # which the name does not mean, as nowhere else
     monkeypatch.chdir(tmp_path)
-    config = DiffusersVAE.from_pretrained("tiny").config
+    config = DiffusersVAE.from_pretrained(name).config
     assert (config.shift_factor, config.scaling_factor) == (stats.shift, stats.scale)
     assert config["latents_std"] == list(stats.std)
 
 
-def test_the_readme_says_of_them_what_their_card_says() -> None:
-    model, baseline = re.search(r"PSNR \(dB\) \| ([\d.]+) .*?\| ([\d.]+) ", (FOLDER / "README.md").read_text()).groups()
-    root = Path(CONFIG_FOLDER).parent
-    row = re.search(r"bundled `tiny`[^|]*\| ([\d.]+) dB \|[^|]*trilinear ([\d.]+)", (root / "README.md").read_text())
+@of_each
+def test_the_readme_says_of_them_what_their_card_says(name: str) -> None:
+    card = (BUNDLED[name] / "README.md").read_text()
+    model, baseline = re.search(r"PSNR \(dB\) \| ([\d.]+) .*?\| ([\d.]+) ", card).groups()
+    readme = (Path(CONFIG_FOLDER).parent / "README.md").read_text()
+    row = re.search(rf"bundled `{name}`[^|]*\| ([\d.]+) dB \|[^|]*trilinear ([\d.]+)", readme)
     assert row.groups() == (model, baseline)
-    page = " ".join((root / "docs" / "benchmarks.md").read_text().split())
+
+
+def test_the_page_says_of_tiny_what_its_card_says() -> None:
+    model, baseline = re.search(
+        r"PSNR \(dB\) \| ([\d.]+) .*?\| ([\d.]+) ", (BUNDLED["tiny"] / "README.md").read_text()
+    ).groups()
+    page = " ".join((Path(CONFIG_FOLDER).parent / "docs" / "benchmarks.md").read_text().split())
     claimed = re.search(r"has not seen it is ([\d.]+) dB above the trilinear codec", page)[1]
     assert float(claimed) == pytest.approx(float(model) - float(baseline), abs=0.06)  # rounded there
 
@@ -110,22 +131,24 @@ def unseen_frames(folder: Path, name: str) -> torch.Tensor:
     return torch.from_numpy(np.stack([Crop(*images.shape[1:3], 128)(image) for image in images]))[None]
 
 
+@of_each
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_the_statistics_of_their_latents_scale_unseen_video(shared_clips: Path, per_channel: bool) -> None:
-    frames = torch.cat([unseen_frames(shared_clips, name) for name in UNSEEN])
+def test_the_statistics_of_their_latents_scale_unseen_video(name: str, shared_clips: Path, per_channel: bool) -> None:
+    frames = torch.cat([unseen_frames(shared_clips, video) for video in UNSEEN])
     with torch.no_grad():
-        latents = TemporalAutoencoder.from_pretrained("tiny").encode(frames_to_clip(frames)).sample()
-    scaled = Scaling.from_stats(LatentStats.read(FOLDER), per_channel).apply(latents)
+        latents = TemporalAutoencoder.from_pretrained(name).encode(frames_to_clip(frames)).sample()
+    scaled = Scaling.from_stats(LatentStats.read(BUNDLED[name]), per_channel).apply(latents)
     assert abs(scaled.mean().item()) < 0.2
     assert 0.7 < scaled.std().item() < 1.4
 
 
-@pytest.mark.parametrize("name", UNSEEN)
-def test_unseen_video_is_three_decibels_above_the_trivial_codec(shared_clips: Path, name: str) -> None:
-    frames = unseen_frames(shared_clips, name)
+@of_each
+@pytest.mark.parametrize("video", UNSEEN)
+def test_unseen_video_is_three_decibels_above_the_trivial_codec(shared_clips: Path, video: str, name: str) -> None:
+    frames = unseen_frames(shared_clips, video)
     clip = frames_to_clip(frames)
     with torch.no_grad():
-        ours = TemporalAutoencoder.from_pretrained("tiny")(clip, sample_posterior=False).reconstruction
+        ours = TemporalAutoencoder.from_pretrained(name)(clip, sample_posterior=False).reconstruction
     ours, trivial = (
         psnr(frames[0], clip_to_frames(result)[0]).mean().item() for result in (ours, trilinear_baseline(clip, 8, 8))
     )

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from reliability.tiny_run import train_here
 from torch import Tensor
 
-from tae.linear_start import main
 from tae.metrics.linear_codec import BlockSums, LinearCodec
 from tae.model.autoencoder import TemporalAutoencoder
+from tae.pca import main
 from tae.runtime.cli import CONFIG_FOLDER
 from tae.runtime.errors import UserError
 from tae.training.linear_start import start_as_linear_codec
@@ -125,7 +125,7 @@ def write_start(output: Path, cache: Path, *overrides: str) -> Path:
         ),
     ]
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
-        return main(compose("linear_start", overrides=[*settings, *overrides]))
+        return main(compose("pca", overrides=[*settings, *overrides]))
 
 
 def test_the_command_writes_a_model_that_training_starts_from(tmp_path: Path) -> None:
