@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.fx.experimental._config as fx_config
@@ -27,9 +27,6 @@ from tae.model.pretrained import LoadedModel
 from tae.model.tiling import Tiling
 from tae.runtime.errors import UserError
 from tae.runtime.files import file_sha256
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 FORMATS = ("torch_export", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -152,7 +149,7 @@ def write_onnx(program: ExportedProgram, path: Path, inputs: list[str], outputs:
     onnx_program.save(path)
 
 
-def free_names(graph: "onnx_ir.Graph", outputs: list[str]) -> None:
+def free_names(graph: Any, outputs: list[str]) -> None:
     """Rename what has the name of an output inside: PyTorch calls values after operations, as `mean`."""
     for node in graph:
         for value in node.outputs:

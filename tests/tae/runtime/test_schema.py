@@ -176,6 +176,7 @@ def test_every_command_accepts_its_own_defaults(command: str) -> None:
         "encode": ["source=x"],
         "reconstruct": ["source=x"],
         "export": ["output=x"],
+        "pca": ["output=x"],
         "train": ["output_dir=x", "logger=[csv,tensorboard,wandb]", "strategy=ddp", "scheduler=one_cycle"],
         "evaluate": ["output_dir=x"],
     }
