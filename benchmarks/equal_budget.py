@@ -40,7 +40,7 @@ from tae.runtime.files import write_text
 OURS = ("model=sd35", "model.image_vae=null", "model.gradient_checkpointing=false", "model.norm_groups=2")
 HAAR = ("model=haar", "model.norm_groups=2", "model.base_channels=26")
 PEERS: dict[str, dict[str, Any]] = {
-    "Wan": {"class": "AutoencoderKLWan", "base_dim": 16, "z_dim": 8},
+    "Wan": {"class": "AutoencoderKLWan", "base_dim": 17, "z_dim": 8},
     "HunyuanVideo": {
         "class": "AutoencoderKLHunyuanVideo",
         "latent_channels": 8,
