@@ -85,7 +85,8 @@ def test_the_statistics_of_their_latents_are_found_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stats = LatentStats.read(BUNDLED[name])
-    assert stats.checkpoint["path"] == name
+    made_by = {key: stats.checkpoint[key] for key in ("path", "sha256")}
+    assert made_by == {"path": name, "sha256": file_sha256(BUNDLED[name] / "model.safetensors")}
     assert load_model(name).encoded(stats.checkpoint)
     card = (BUNDLED[name] / "README.md").read_text()
     assert f"Over {stats.num_clips} clips" in card
