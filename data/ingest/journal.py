@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tae.runtime.errors import UserError
-from tae.runtime.files import remove_leftovers, write_text
+from tae.runtime.files import check_empty, remove_leftovers, write_text
 
 FOLDER = ".prepare"
 FORMAT = 2  # of this folder; in the first one all files were checked before any was written
@@ -40,8 +40,8 @@ class Journal:
         self._lock = FileLock(self.folder / "lock")
 
     def __enter__(self) -> "Journal":
-        if self._output.is_dir() and any(self._output.iterdir()) and not self.folder.is_dir():
-            raise UserError(f"output={self._output} is not empty. Remove what is in it or choose another folder.")
+        if not self.folder.is_dir():
+            check_empty(self._output)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(blocking=False)

@@ -23,7 +23,7 @@ from data.shards.writer import ShardWriter
 from tae.runtime.annotations import AboveZero, ArgumentsOf, AtLeastOne, NotNegative, Pixels, Share
 from tae.runtime.config import plain
 from tae.runtime.errors import UserError
-from tae.runtime.files import check_writable
+from tae.runtime.files import check_empty, check_writable
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar
 from tae.runtime.schema import check_config
@@ -169,8 +169,7 @@ def write_synthetic(cfg: DictConfig) -> None:
         raise UserError(
             f"num_clips={recipe['num_clips']}: give a number for each of {', '.join(SPLITS)}; 0 leaves one out."
         )
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+    check_empty(output)
     check_writable(output, "output")
     write_splits(output, recipe)
     print(f"{output}: {', '.join(f'{count} {split}' for split, count in recipe['num_clips'].items() if count)}")

@@ -19,7 +19,7 @@ from tae.latents.stats import LatentStats
 from tae.model.pretrained import CONFIG_FILE, load_autoencoder, of_ours
 from tae.model.pretrained_decoder import read_tiny_decoder
 from tae.runtime.errors import UserError
-from tae.runtime.files import apply_umask, check_writable, write_text
+from tae.runtime.files import apply_umask, check_empty, check_writable, write_text
 from tae.runtime.paths import to_path
 from tae.runtime.progress import stage
 from tae.runtime.schema import check_config
@@ -36,8 +36,7 @@ def export(cfg: DictConfig) -> Path:
     output = to_path(cfg.output)
     if cfg.format != "safetensors":
         check_format(cfg.format)
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+    check_empty(output)
     stats = None if cfg.latents is None else LatentStats.read(cfg.latents)
     tiling = instantiate(cfg.tiling)
     check_writable(output, "output")

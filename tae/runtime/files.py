@@ -65,6 +65,12 @@ def check_writable(folder: Path, option: str) -> None:
         ) from error
 
 
+def check_empty(output: Path) -> None:
+    """Refuse a folder that holds something, which a command would write over or mix with its own."""
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+
+
 def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

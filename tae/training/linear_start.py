@@ -27,7 +27,7 @@ from tae.model.pretrained import WEIGHTS_FILE
 from tae.model.temporal_conv import TemporalConv
 from tae.model.unweighted import unweighted
 from tae.runtime.errors import UserError
-from tae.runtime.files import apply_umask, check_writable
+from tae.runtime.files import apply_umask, check_empty, check_writable
 from tae.runtime.paths import to_path
 from tae.runtime.progress import progress_bar, stage
 from tae.runtime.schema import check_config
@@ -213,8 +213,7 @@ def write_linear_start(cfg: DictConfig) -> Path:
     """
     check_config(cfg, PCA)
     output = to_path(cfg.output)
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"output={output} is not empty. Remove what is in it or choose another folder.")
+    check_empty(output)
     check_writable(output, "output")
     torch.manual_seed(cfg.seed)
     model = instantiate(unweighted(cfg.model))
